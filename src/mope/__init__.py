@@ -1,0 +1,53 @@
+"""Fuse separately pre-trained encoders into one multimodal model by training under 1 % of its parameters."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mope.config import Config, DataConfig, EncoderConfig, FusionConfig, InputConfig, TrainingConfig
+    from mope.encoders import TransformerEncoder, load_encoder
+    from mope.errors import UserError
+    from mope.model import FusionModel
+    from mope.predictor import Prediction, Predictor, evaluate
+    from mope.training import train
+
+# Where each public name lives. They are imported when first asked for, so that `import mope` costs nothing.
+_HOMES = {
+    "Config": "config",
+    "DataConfig": "config",
+    "EncoderConfig": "config",
+    "FusionConfig": "config",
+    "FusionModel": "model",
+    "InputConfig": "config",
+    "Prediction": "predictor",
+    "Predictor": "predictor",
+    "TrainingConfig": "config",
+    "TransformerEncoder": "encoders",
+    "UserError": "errors",
+    "evaluate": "predictor",
+    "load_encoder": "encoders",
+    "train": "training",
+}
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "EncoderConfig",
+    "FusionConfig",
+    "FusionModel",
+    "InputConfig",
+    "Prediction",
+    "Predictor",
+    "TrainingConfig",
+    "TransformerEncoder",
+    "UserError",
+    "evaluate",
+    "load_encoder",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mope' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"mope.{_HOMES[name]}"), name)

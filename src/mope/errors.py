@@ -1,0 +1,9 @@
+"""The one error a user is meant to see."""
+
+
+class UserError(Exception):
+    """A mistake the user can mend.
+
+    The message is one sentence: what is wrong, where, and what to do. The command line prints it and exits
+    with code 2; nothing else is ever shown as a traceback on purpose.
+    """
