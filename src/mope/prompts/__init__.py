@@ -1,0 +1,19 @@
+"""The paper's core: router (Eq. 3), experts (Eq. 4), importance (Eq. 5-6), mapper, Eq. 2. Torch only."""
+
+from mope.prompts.experts import Experts
+from mope.prompts.importance import importance_loss
+from mope.prompts.mapper import Mapper
+from mope.prompts.router import Router
+from mope.prompts.source import BoundPrompts, DeepPrompts, FusionPrompts, PromptSource, prompt_bound
+
+__all__ = [
+    "BoundPrompts",
+    "DeepPrompts",
+    "Experts",
+    "FusionPrompts",
+    "Mapper",
+    "PromptSource",
+    "Router",
+    "importance_loss",
+    "prompt_bound",
+]

@@ -1,0 +1,43 @@
+"""The mapper from a complementary feature to one prompt token per layer (appendix A, Fig. 8)."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class _BatchNorm(nn.BatchNorm1d):
+    """Batch norm that takes its running statistics for a batch of one, which has no statistics of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and len(input) == 1:
+            return functional.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, eps=self.eps
+            )
+        return super().forward(input)
+
+
+class Mapper(nn.Module):
+    """f_m: `Linear -> BatchNorm -> GELU`, then one up-projection per distinct layer width.
+
+    A Swin has four widths, a plain transformer one; the bottleneck is shared (appendix A).
+
+    Args:
+        feature_dim: width d_y of the complementary feature.
+        layer_dims: width d_i of each layer of the main encoder.
+        bottleneck: d_bot; by default ceil(d_y / 2).
+    """
+
+    def __init__(self, feature_dim: int, layer_dims: Sequence[int], bottleneck: int | None = None):
+        super().__init__()
+        bottleneck = math.ceil(feature_dim / 2) if bottleneck is None else bottleneck
+        self.layer_dims = list(layer_dims)
+        self.down = nn.Sequential(nn.Linear(feature_dim, bottleneck), _BatchNorm(bottleneck), nn.GELU())
+        self.up = nn.ModuleDict({str(dim): nn.Linear(bottleneck, dim) for dim in sorted(set(layer_dims))})
+
+    def forward(self, psi: Tensor) -> list[Tensor]:
+        """Map psi_y (B, d_y) to the mapped prompt P_m of every layer, a list of (B, 1, d_i)."""
+        hidden = self.down(psi)
+        by_width = {int(dim): up(hidden).unsqueeze(1) for dim, up in self.up.items()}
+        return [by_width[dim] for dim in self.layer_dims]

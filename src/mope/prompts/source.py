@@ -1,0 +1,146 @@
+"""Prompt sources: what an encoder asks for its prompts, layer by layer (Eq. 1 and 2)."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mope.prompts.experts import Experts
+from mope.prompts.mapper import Mapper
+from mope.prompts.router import KeyInit, Router
+
+PromptSource = Callable[[int, Tensor], Tensor | None]
+"""(layer index, global feature x0 (B, d_i)) -> prompts (B, P, d_i), or None for a layer without."""
+
+PromptPart = Literal["static", "dynamic", "mapped"]
+
+
+def prompt_bound(embed_dim: int, patch_area: int = 1) -> float:
+    """Bound eta of a prompt's uniform start (VPT, appendix A): `sqrt(6 / (3 * patch_area + embed_dim))`."""
+    return math.sqrt(6 / (3 * patch_area + embed_dim))
+
+
+class DeepPrompts(nn.Module):
+    """Vanilla deep prompts (Eq. 1): l learned tokens per layer, the same for every sample.
+
+    Args:
+        layer_dims: width d_i of each layer.
+        length: prompt length l.
+        patch_area: pixels of a patch, for the start; 1 for an encoder without patches.
+        dropout: dropout probability on the prompts.
+    """
+
+    def __init__(self, layer_dims: Sequence[int], *, length: int, patch_area: int = 1, dropout: float = 0.1):
+        super().__init__()
+        bound = prompt_bound(layer_dims[0], patch_area)
+        self.prompts = nn.ParameterList(
+            torch.empty(length, dim).uniform_(-bound, bound) for dim in layer_dims
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, layer: int, x0: Tensor) -> Tensor:
+        """Prompts (B, l, d_i) of one layer for x0 (B, d_i)."""
+        return self.dropout(self.prompts[layer].to(x0.dtype).expand(len(x0), -1, -1))
+
+
+class FusionPrompts(nn.Module):
+    """The decomposed prompts `[P_s, P_d, P_m]` of every layer of the main encoder (Eq. 2).
+
+    Any subset of the three parts, for any number of complementary modalities: one static prompt (l tokens),
+    one dynamic prompt (l tokens, mixed from k experts), one mapped prompt (1 token) per modality.
+
+    Args:
+        layer_dims: width d_i of each layer of the main encoder.
+        features: width d_y of each complementary modality's feature, by name.
+        parts: which prompts to use.
+        length: prompt length l, of the static prompt and of each expert.
+        experts: k. With 1 the dynamic prompt is one vanilla prompt without a router; with 0 there is none.
+        patch_area: pixels of a patch of the main encoder, for the start of the prompts.
+        dropout: dropout probability on all prompts.
+        cross_dim, intra_dim, temperature, keys, top: see `Router`.
+    """
+
+    def __init__(
+        self,
+        layer_dims: Sequence[int],
+        features: Mapping[str, int],
+        *,
+        parts: Sequence[PromptPart] = ("static", "dynamic", "mapped"),
+        length: int = 6,
+        experts: int = 4,
+        patch_area: int = 1,
+        dropout: float = 0.1,
+        cross_dim: int = 8,
+        intra_dim: int = 2,
+        temperature: float = 0.1,
+        keys: KeyInit = "orthogonal",
+        top: int | None = None,
+    ):
+        super().__init__()
+        bound = prompt_bound(layer_dims[0], patch_area)
+        dynamic = "dynamic" in parts and experts > 0
+        self.static = (
+            nn.ParameterList(torch.empty(length, dim).uniform_(-bound, bound) for dim in layer_dims)
+            if "static" in parts
+            else None
+        )
+        self.experts = Experts(layer_dims, experts=experts, length=length, bound=bound) if dynamic else None
+        self.router = (
+            Router(
+                layer_dims,
+                features,
+                experts=experts,
+                cross_dim=cross_dim,
+                intra_dim=intra_dim,
+                temperature=temperature,
+                keys=keys,
+                top=top,
+            )
+            if dynamic and experts > 1
+            else None
+        )
+        self.mappers = nn.ModuleDict(
+            {name: Mapper(dim, layer_dims) for name, dim in features.items()} if "mapped" in parts else {}
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def bind(self, psi: Mapping[str, Tensor]) -> "BoundPrompts":
+        """The prompt source for one batch, whose complementary features are psi (B, d_y), by name."""
+        return BoundPrompts(self, psi)
+
+
+class BoundPrompts:
+    """`FusionPrompts` with the complementary features of one batch: a `PromptSource`.
+
+    What doesn't depend on the layer (mapped prompts, cross-modal routing embeddings) is computed once, here.
+
+    Attributes:
+        scores: routing scores by layer, (B, k) each, as the encoder's forward pass produced them; empty
+            without a router.
+    """
+
+    def __init__(self, prompts: FusionPrompts, psi: Mapping[str, Tensor]):
+        self.prompts = prompts
+        self.mapped = [mapper(psi[name]) for name, mapper in prompts.mappers.items()]
+        self.cross = prompts.router.embed(psi) if prompts.router is not None else None
+        self._scores: dict[int, Tensor] = {}
+
+    @property
+    def scores(self) -> list[Tensor]:
+        return [self._scores[layer] for layer in sorted(self._scores)]
+
+    def __call__(self, layer: int, x0: Tensor) -> Tensor | None:
+        """Prompts (B, P, d_i) of one layer, in the order `[P_s, P_d, P_m]`; None if no part is on."""
+        prompts, parts = self.prompts, []
+        if prompts.static is not None:
+            parts.append(prompts.static[layer].expand(len(x0), -1, -1))
+        if prompts.experts is not None:
+            if prompts.router is not None:
+                self._scores[layer] = scores = prompts.router(layer, self.cross, x0)
+            else:
+                scores = x0.new_ones(len(x0), 1)
+            parts.append(prompts.experts(layer, scores))
+        parts += [by_layer[layer] for by_layer in self.mapped]
+        return prompts.dropout(torch.cat(parts, dim=1).to(x0.dtype)) if parts else None
