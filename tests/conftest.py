@@ -1,0 +1,112 @@
+"""Tiny encoders on disk, and a tiny table; a whole training run over them takes seconds."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+from transformers import BertConfig, BertModel, BertTokenizer, Dinov2Config, Dinov2Model
+
+from mope.config import Config
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 220)}
+VOCABULARY = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "left",
+    "right",
+    "what",
+    "is",
+    "on",
+    "the",
+    "side",
+    "?",
+]
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders with a random image and a random text encoder, as Hugging Face lays them out."""
+    root = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    Dinov2Model(Dinov2Config(**shape, image_size=28, patch_size=7)).save_pretrained(root / "image")
+    processor = {
+        "image_processor_type": "BitImageProcessor",
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.25, 0.25, 0.25],
+        "crop_size": {"height": 28, "width": 28},
+    }
+    (root / "image" / "preprocessor_config.json").write_text(json.dumps(processor))
+    text = BertConfig(**shape, intermediate_size=64, vocab_size=len(VOCABULARY), max_position_embeddings=32)
+    BertModel(text, add_pooling_layer=False).save_pretrained(root / "text")
+    BertTokenizer(vocab={word: i for i, word in enumerate(VOCABULARY)}, model_max_length=32).save_pretrained(
+        root / "text"
+    )
+    return {"image": str(root / "image"), "text": str(root / "text")}
+
+
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures with two colours side by side, and a question about one of them, in three splits."""
+    root = tmp_path_factory.mktemp("tables")
+    rng = numpy.random.default_rng(0)
+    for split, count in (("train", 48), ("validation", 16), ("test", 20)):
+        rows = []
+        for number in range(count):
+            left, right = rng.choice(list(COLOURS), 2, replace=False)
+            pixels = numpy.zeros((28, 28, 3), dtype=numpy.uint8)
+            pixels[:, :14], pixels[:, 14:] = COLOURS[left], COLOURS[right]
+            Image.fromarray(pixels).save(root / f"{split}_{number}.png")
+            side = rng.choice(["left", "right"])
+            rows.append(
+                {
+                    "picture": f"{split}_{number}.png",
+                    "question": f"what is on the {side} side ?" if number % 3 else f"what is {side} ?",
+                    "colour": left if side == "left" else right,
+                    "colours": f"{left}|{right}",
+                    "number": str(number / 2),
+                }
+            )
+        with (root / f"{split}.csv").open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return root
+
+
+@pytest.fixture
+def config(weights: dict[str, str], tables: Path, tmp_path: Path) -> Config:
+    """MoPE over the tiny encoders and the tiny table, in float32 on the CPU."""
+    return Config.parse(
+        {
+            "inputs": {
+                "image": {"kind": "image", "column": "picture", "encoder": {"weights": weights["image"]}},
+                "text": {
+                    "kind": "text",
+                    "column": "question",
+                    "max_length": 16,
+                    "encoder": {"weights": weights["text"], "tuning": "prompt", "prompt_length": 2},
+                },
+            },
+            "fusion": {"main": "image", "length": 2, "experts": 3, "cross_dim": 4},
+            "data": {
+                **{split: str(tables / f"{split}.csv") for split in ("train", "validation", "test")},
+                "label": "colour",
+                "workers": 0,
+            },
+            "training": {"epochs": 2, "batch_size": 8, "precision": "fp32", "device": "cpu"},
+            "output": str(tmp_path / "run"),
+        }
+    )

@@ -1,0 +1,110 @@
+"""Settings: what is wrong is said in one sentence, with the key that was meant."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mope.config import Config, fields
+from mope.errors import UserError
+
+IMAGE = {"kind": "image", "column": "photo", "encoder": {"weights": "package:dinov2-small"}}
+GOOD = {"inputs": {"image": IMAGE}, "fusion": {"method": "unimodal", "main": "image"}}
+
+
+def write(folder: Path, settings: dict) -> Path:
+    file = folder / "configs" / "run.yaml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fusionn": {}}, "no setting 'fusionn'; did you mean 'fusion'"),
+        ({"fusion": {"main": "image", "expert": 4}}, "no setting 'fusion.expert'; did you mean 'experts'"),
+        ({"fusion": {"main": "text"}}, "fusion.main names no input: it is 'text', inputs are image"),
+        ({"fusion": {"main": "image", "experts": 2, "top": 3}}, r"fusion.top \(3\) is more than"),
+        ({"training": {"epochs": "many"}}, "'training.epochs' is 'many': input should be a valid number"),
+        ({"training": {"epochs": 0}}, "'training.epochs' is 0: input should be greater than 0"),
+        ({"task": "captioning"}, "'task' is 'captioning': input should be 'classification'"),
+        ({"inputs": {}}, "'inputs' is {}"),
+        ({"inputs": {"image": {**IMAGE, "colum": "x"}}}, "'inputs.image.colum'; did you mean 'column'"),
+        ({"inputs": {"image": {"kind": "image", "encoder": {}}}}, "'inputs.image.column' is missing"),
+        ({"inputs": {"a b": IMAGE}, "fusion": {"main": "a b"}}, "an input's name is letters"),
+        ({"data": {"class_weights": "fair"}}, "'data.class_weights' is 'fair'"),
+    ],
+)
+def test_a_wrong_setting_gets_a_sentence(tmp_path, change, message):
+    with pytest.raises(UserError, match=message) as error:
+        Config.load(write(tmp_path, {**GOOD, **change}))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_config(tmp_path):
+    with pytest.raises(UserError, match="Can't read the config"):
+        Config.load(tmp_path / "none.yaml")
+    file = tmp_path / "broken.yaml"
+    file.write_text("a: [1")
+    with pytest.raises(UserError, match="isn't YAML"):
+        Config.load(file)
+    file.write_text("- a\n- b\n")
+    with pytest.raises(UserError, match="no mapping"):
+        Config.load(file)
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="isn't YAML"):
+        Config.load(file)
+
+
+def test_paths_in_a_file_are_relative_to_it_and_typed_ones_to_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    encoder = {"weights": "./encoder"}
+    settings = {
+        **GOOD,
+        "inputs": {"image": {**IMAGE, "encoder": encoder}},
+        "data": {"train": "../data/train.csv"},
+        "output": "../runs/x",
+    }
+    config = Config.load(write(tmp_path, settings), [("data.validation", "v.csv"), ("fusion.experts", "8")])
+    assert Path(config.data.train).resolve() == tmp_path / "data" / "train.csv"
+    assert Path(config.inputs["image"].encoder.weights).resolve() == tmp_path / "configs" / "encoder"
+    assert Path(config.output).resolve() == tmp_path / "runs" / "x"
+    assert config.data.validation == "v.csv"
+    assert config.fusion.experts == 8
+    hub = Config.load(
+        write(tmp_path, {**GOOD, "inputs": {"image": {**IMAGE, "encoder": {"weights": "a/b"}}}})
+    )
+    assert hub.inputs["image"].encoder.weights == "a/b"
+
+
+def test_overrides_reach_inputs_and_are_checked(tmp_path):
+    file = write(tmp_path, GOOD)
+    assert Config.load(file, [("inputs.image.size", "98")]).inputs["image"].size == 98
+    with pytest.raises(UserError, match=r"no setting 'training.lr'"):
+        Config.load(file, [("training.lr", "1")])
+    with pytest.raises(UserError, match="'task' is no section"):
+        Config.load(file, [("task", "regression"), ("task.name", "x")])
+
+
+def test_labels_are_text_as_in_a_csv_file():
+    config = Config.parse({**GOOD, "data": {"labels": [1, True, "no"]}})
+    assert config.data.labels == ["1", "true", "no"]
+
+
+def test_a_dump_is_the_same_config_again():
+    config = Config.parse(GOOD)
+    assert Config.parse(yaml.safe_load(config.dump())) == config
+
+
+def test_every_setting_has_a_doc_line():
+    settings = list(fields())
+    assert len(settings) > 40
+    assert all(text for _, text, _ in settings)
+    assert "inputs.NAME.encoder.tuning" in [key for key, _, _ in settings]
+
+
+@pytest.mark.parametrize("file", sorted(Path("configs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_configs_load(file):
+    config = Config.load(file)
+    assert config.fusion.main in config.inputs
