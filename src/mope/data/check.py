@@ -1,0 +1,133 @@
+"""Which rows of a table can't be used, and why."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from mope.data.readers import OPENERS, BadCell
+from mope.data.table import Table
+from mope.errors import UserError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a row can't be used.
+
+    Attributes:
+        row: its number in its file, from 1.
+        column: where.
+        reason: what is wrong.
+    """
+
+    row: int
+    column: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"row {self.row}, column '{self.column}': {self.reason}"
+
+
+class _Rows(Dataset):
+    """The problems of each row."""
+
+    def __init__(
+        self, table: Table, columns: Mapping[str, str], label: str | None, encode: Callable[[Any], Any] | None
+    ):
+        self.table, self.columns, self.label, self.encode = table, columns, label, encode
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> list[Problem]:
+        row, number = self.table[index], self.table.numbers[index]
+        found = []
+        for column, kind in self.columns.items():
+            try:
+                OPENERS[kind](row[column], self.table.folder)
+            except BadCell as error:
+                found.append(Problem(number, column, str(error)))
+        if self.label is not None and self.encode is not None:
+            try:
+                self.encode(row[self.label])
+            except ValueError as error:
+                found.append(Problem(number, self.label, str(error)))
+        return found
+
+
+def find_problems(
+    table: Table,
+    columns: Mapping[str, str],
+    label: str | None = None,
+    encode: Callable[[Any], Any] | None = None,
+    workers: int = 0,
+) -> list[Problem]:
+    """Read every row, with a progress bar, and list what is wrong, in order.
+
+    Args:
+        table: the rows.
+        columns: kind of each input's column.
+        label: the label's column, if labels are to be checked.
+        encode: raises ValueError for a label that can't be used, see `Task.encode`.
+        workers: processes that read.
+    """
+    table.require(*columns, *([label] if label else []))
+    loader = DataLoader(
+        _Rows(table, columns, label, encode),
+        batch_size=64,
+        num_workers=workers if len(table) >= 1000 else 0,
+        collate_fn=_flatten,
+    )
+    problems = []
+    with tqdm(total=len(table), desc=f"checking {table.name}", unit="row", leave=False, disable=None) as bar:
+        for count, found in loader:
+            problems += found
+            bar.update(count)
+    return problems
+
+
+def _flatten(rows: Sequence[list[Problem]]) -> tuple[int, list[Problem]]:
+    return len(rows), [problem for row in rows for problem in row]
+
+
+def usable(table: Table, problems: Sequence[Problem], policy: str) -> Table:
+    """The table without its bad rows.
+
+    Raises:
+        UserError: there are bad rows and the policy is "refuse", or none are left.
+    """
+    if not problems:
+        return table
+    bad = {problem.row for problem in problems}
+    if policy == "refuse":
+        raise UserError(
+            f"{table.name}: {len(bad)} of {len(table)} rows can't be used, such as {problems[0]}; list "
+            "them all with `mope data check`, mend them, or set data.bad_rows to skip."
+        )
+    kept = [index for index, number in enumerate(table.numbers) if number not in bad]
+    if not kept:
+        raise UserError(
+            f"{table.name}: none of its {len(table)} rows can be used; the first is {problems[0]}."
+        )
+    return table.select(kept)
+
+
+def guess_columns(table: Table) -> dict[str, str]:
+    """The kind of each column that looks like an input: images by type or file name, other text as text."""
+    kinds = {}
+    for column in table.columns:
+        values = [
+            value
+            for value in table.rows.select(range(min(len(table), 100)))[column]
+            if value not in (None, "")
+        ]
+        if values and all(isinstance(value, bytes | dict) for value in values):
+            kinds[column] = "image"
+        elif values and all(isinstance(value, str) for value in values):
+            paths = sum(value.lower().endswith(IMAGE_SUFFIXES) for value in values)
+            kinds[column] = "image" if 2 * paths > len(values) else "text"
+    return kinds

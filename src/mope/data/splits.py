@@ -1,0 +1,92 @@
+"""From a config to the tables of its splits, checked and with their labels known."""
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mope.config import Config
+from mope.data.check import Problem, find_problems, usable
+from mope.data.table import SPLITS, Table, open_table
+from mope.errors import UserError
+from mope.tasks import label_text, sorted_labels, split_labels
+
+Report = Callable[[str], None]
+
+
+def open_splits(config: Config, tables: Mapping[str, Any] | None = None) -> dict[str, Table]:
+    """The tables of a config, by split, unchecked.
+
+    Args:
+        config: names the tables.
+        tables: `datasets.Dataset`s or files by split, instead of those the config names.
+
+    Raises:
+        UserError: a table or column is missing.
+    """
+    data = config.data
+    if tables is not None:
+        unknown = sorted(set(tables) - set(SPLITS))
+        if unknown:
+            raise UserError(f"There is no split '{unknown[0]}': name {', '.join(SPLITS)}.")
+        return {split: open_table(source) for split, source in tables.items()}
+    named = {split: getattr(data, split) for split in SPLITS if getattr(data, split) is not None}
+    if data.split_column is None:
+        return {split: open_table(file) for split, file in named.items()}
+    if set(named) != {"train"}:
+        raise UserError("With data.split_column all rows come from data.train: name no other table.")
+    return open_table(named["train"]).split(data.split_column)
+
+
+def hold_out(splits: dict[str, Table], share: float, seed: int, report: Report) -> dict[str, Table]:
+    """Add a validation split from the training rows where there is none."""
+    if "validation" in splits or "train" not in splits or not share:
+        return splits
+    train = splits["train"]
+    order = list(range(len(train)))
+    random.Random(seed).shuffle(order)
+    count = round(share * len(train))
+    if not 0 < count < len(train):
+        raise UserError(
+            f"{train.name} has too few rows ({len(train)}) to hold out {share:.0%} for validation."
+        )
+    report(
+        f"No validation table is named: {count} of {len(train)} training rows are held out, by seed {seed}."
+    )
+    held, rest = sorted(order[:count]), sorted(order[count:])
+    return {**splits, "train": train.select(rest), "validation": train.select(held)}
+
+
+def label_names(config: Config, train: Table) -> list[str]:
+    """The labels of a config in order: as it says, else those of the training rows.
+
+    Raises:
+        UserError: there are fewer than two.
+    """
+    data = config.data
+    if config.task == "regression":
+        return [data.label]
+    if data.labels is not None:
+        found = list(dict.fromkeys(data.labels))
+    else:
+        values = [value for value in train.column(data.label) if value is not None]
+        if config.task == "multilabel":
+            cells = [split_labels(value, data.separator) for value in values]
+        else:
+            cells = [[text] for value in values if (text := label_text(value))]
+        found = sorted_labels({text for cell in cells for text in cell})
+    if len(found) < 2:
+        raise UserError(
+            f"{train.name}: the column '{data.label}' has {len(found)} labels; two are the least."
+        )
+    return found
+
+
+def check_split(
+    config: Config, table: Table, columns: Mapping[str, str], encode: Callable[[Any], Any], report: Report
+) -> Table:
+    """The rows of a table that can be used, as `data.bad_rows` says."""
+    problems: list[Problem] = find_problems(table, columns, config.data.label, encode, config.data.workers)
+    kept = usable(table, problems, config.data.bad_rows)
+    if len(kept) < len(table):
+        report(f"{table.name}: skipped {len(table) - len(kept)} of {len(table)} rows; first {problems[0]}.")
+    return kept

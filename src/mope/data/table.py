@@ -1,0 +1,207 @@
+"""Tables of rows: CSV, JSONL, Parquet, or a saved `datasets.Dataset`."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_from_disk
+from datasets.features import Image
+
+from mope.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+
+
+class Table:
+    """Rows by column name, and the folder that paths in them are relative to.
+
+    Row numbers count from 1 and leave out a CSV file's header.
+
+    Args:
+        rows: the rows; image features are read undecoded, so that a broken one is found where it is used.
+        folder: what relative paths in the rows are relative to.
+        name: how messages call the table.
+        numbers: each row's number in the file it came from; by default 1, 2, ...
+    """
+
+    def __init__(
+        self,
+        rows: Dataset,
+        folder: Path = Path(),
+        name: str = "the table",
+        numbers: Sequence[int] | None = None,
+    ):
+        for column, feature in rows.features.items():
+            if isinstance(feature, Image):
+                rows = rows.cast_column(column, Image(decode=False))
+        self.rows, self.folder, self.name = rows, folder, name
+        self.numbers = list(numbers) if numbers is not None else list(range(1, len(rows) + 1))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns, in order."""
+        return list(self.rows.column_names)
+
+    def column(self, name: str) -> list[Any]:
+        """All values of a column.
+
+        Raises:
+            UserError: there is no such column.
+        """
+        self.require(name)
+        return list(self.rows[name])
+
+    def require(self, *names: str) -> None:
+        """Make sure that columns exist.
+
+        Raises:
+            UserError: naming the first that doesn't, and those that do.
+        """
+        for name in names:
+            if name not in self.columns:
+                raise UserError(f"{self.name} has no column '{name}': it has {', '.join(self.columns)}.")
+
+    def select(self, indices: Sequence[int]) -> "Table":
+        """The rows at these positions, which keep their numbers."""
+        return Table(self.rows.select(indices), self.folder, self.name, [self.numbers[i] for i in indices])
+
+    def split(self, column: str) -> dict[str, "Table"]:
+        """Tables by the value of a column that says train, validation or test.
+
+        Raises:
+            UserError: the column is missing or says something else.
+        """
+        values = self.column(column)
+        for number, value in zip(self.numbers, values, strict=True):
+            if value not in SPLITS:
+                raise UserError(
+                    f"{self.name}, row {number}: the column '{column}' says {value!r}, "
+                    f"not one of {', '.join(SPLITS)}."
+                )
+        found = {split: [i for i, value in enumerate(values) if value == split] for split in SPLITS}
+        return {split: self.select(indices) for split, indices in found.items() if indices}
+
+
+def open_table(source: str | Path | Dataset) -> Table:
+    """Read a table: a .csv, .jsonl or .parquet file, a folder of `Dataset.save_to_disk`, or a `Dataset`.
+
+    Every cell of a CSV file is text. Paths in a file are relative to it.
+
+    Raises:
+        UserError: it can't be read as what its name says, or has no rows.
+    """
+    if isinstance(source, Dataset):
+        return Table(source)
+    file = Path(source)
+    if not file.exists():
+        raise UserError(f"There is no table {file}.")
+    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    if file.is_dir():
+        rows, folder = _read_folder(file), file
+    elif file.suffix.lower() in readers:
+        rows, folder = readers[file.suffix.lower()](file), file.parent
+    else:
+        raise UserError(f"{file} is no table this library reads: name a .csv, .jsonl or .parquet file.")
+    if len(rows) == 0:
+        raise UserError(f"{file} has no rows.")
+    return Table(rows, folder, str(file))
+
+
+def _read_csv(file: Path) -> Dataset:
+    import pandas
+
+    try:
+        frame = pandas.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} isn't a CSV file in UTF-8: {' '.join(str(error).split())}.") from None
+    if not isinstance(frame.index, pandas.RangeIndex):
+        raise UserError(
+            f"{file}: rows have more cells than the header has columns; quote cells that hold commas."
+        )
+    return Dataset.from_pandas(frame, preserve_index=False)
+
+
+def _read_jsonl(file: Path) -> Dataset:
+    rows, number = [], 0
+    try:
+        for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):
+            if line.strip():
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise UserError(
+                        f'{file}, line {number}: a row must be an object, such as {{"text": "..."}}.'
+                    )
+                rows.append(row)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}, line {number}: not JSON ({error.msg}).") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} isn't in UTF-8: {error.reason} at byte {error.start}.") from None
+    return dataset_of(rows, str(file))
+
+
+def _read_parquet(file: Path) -> Dataset:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return Dataset(pyarrow.parquet.read_table(file, memory_map=True))
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise UserError(f"{file} isn't a Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _read_folder(folder: Path) -> Dataset:
+    try:
+        rows = load_from_disk(str(folder))
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} is a folder but holds no saved dataset; name a table file in it."
+        ) from None
+    if not isinstance(rows, Dataset):
+        raise UserError(
+            f"{folder} holds several datasets ({', '.join(map(str, rows))}): name the folder of one."
+        )
+    return rows
+
+
+def dataset_of(rows: Sequence[Mapping[str, Any]], name: str = "the rows") -> Dataset:
+    """A dataset from rows as mappings; a key that a row lacks is null there.
+
+    Raises:
+        UserError: a column's values are of several types.
+    """
+    import pyarrow
+
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    columns = {}
+    for key in names:
+        values = [row.get(key) for row in rows]
+        try:
+            columns[key] = pyarrow.array(values)
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
+            columns[key] = _mixed(values, key, name)
+    return Dataset(pyarrow.table(columns))
+
+
+def _mixed(values: list[Any], key: str, name: str) -> Any:
+    """A column of mixed numbers and texts as text, which is what a CSV file would hold."""
+    import pyarrow
+
+    for number, value in enumerate(values, 1):
+        if not isinstance(value, str | int | float | bool | None):
+            raise UserError(
+                f"{name}, row {number}: '{key}' is a {type(value).__name__}, unlike other rows; "
+                "a column needs values of one type."
+            )
+    return pyarrow.array(
+        [None if v is None else json.dumps(v) if isinstance(v, bool) else str(v) for v in values]
+    )

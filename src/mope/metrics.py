@@ -1,0 +1,34 @@
+"""Metrics of a task, as plain numbers."""
+
+from torch import Tensor
+
+from mope.errors import UserError
+from mope.tasks import Task
+
+
+def compute_metrics(task: Task, logits: Tensor, targets: Tensor) -> dict[str, float]:
+    """A task's metrics by name.
+
+    Args:
+        task: says which, on torchmetrics.
+        logits: (N, C), on the CPU.
+        targets: what `Task.targets` gave for the same rows.
+    """
+    metrics = task.metrics()
+    metrics.update(task.predictions(logits.float()), targets)
+    return {name: float(value) for name, value in metrics.compute().items()}
+
+
+def deciding_metric(task: Task, named: str | None) -> tuple[str, bool]:
+    """The metric that decides which epoch is best, and whether more of it is better.
+
+    Raises:
+        UserError: the task has no metric of that name.
+    """
+    names = [str(name) for name in task.metrics()]
+    name = named or task.metric
+    if name not in names:
+        raise UserError(
+            f"This task has no metric '{name}': set training.metric to one of {', '.join(names)}."
+        )
+    return name, name not in task.lower_is_better

@@ -1,0 +1,99 @@
+"""Labels, losses and metrics."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from mope.errors import UserError
+from mope.metrics import compute_metrics, deciding_metric
+from mope.tasks import Classification, MultiLabel, Regression, build_task, label_text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(3, "3"), (3.0, "3"), ("3", "3"), (" a ", "a"), (True, "true"), (2.5, "2.5")]
+)
+def test_a_label_is_the_same_text_in_every_format(value, text):
+    assert label_text(value) == text
+
+
+def test_classification():
+    task = Classification(["no", "yes"])
+    assert [task.encode(value) for value in ("yes", " no ")] == [1, 0]
+    for value, reason in (
+        ("maybe", r"unknown label 'maybe' \(known: no, yes\)"),
+        (None, "empty"),
+        ("", "empty"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            task.encode(value)
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    targets = task.targets([0, 1, 1])
+    assert task.decide(logits) == ["no", "yes", "no"]
+    assert task.loss(logits, targets) == functional.cross_entropy(logits, targets)
+    assert compute_metrics(task, logits, targets)["accuracy"] == pytest.approx(2 / 3)
+    assert len(Classification([str(i) for i in range(20)]).labels) == 20
+
+
+def test_class_weights():
+    task = Classification(["a", "b", "c"])
+    task.fit([0, 0, 0, 1], "balanced")
+    torch.testing.assert_close(task.weight, torch.tensor([4 / (2 * 3), 4 / 2, 0.0]))
+    task.fit([], {"b": 3})
+    assert task.weight.tolist() == [1, 3, 1]
+    with pytest.raises(UserError, match="names 'd', which is no label: a, b, c"):
+        task.fit([], {"d": 1})
+    many = MultiLabel(["a", "b", "c"])
+    many.fit([[0], [0, 1], [0], [0]], "balanced")
+    torch.testing.assert_close(many.weight, torch.tensor([0.0, 3.0, 1.0]))
+
+
+def test_multilabel():
+    task = build_task("multilabel", ["a", "b", "c"], ";")
+    assert task.encode("c; a") == [0, 2]
+    assert task.encode(["b"]) == [1]
+    assert task.encode("") == task.encode(None) == []
+    with pytest.raises(ValueError, match="unknown label 'd'"):
+        task.encode("a;d")
+    targets = task.targets([[0, 2], []])
+    assert targets.tolist() == [[1, 0, 1], [0, 0, 0]]
+    logits = torch.tensor([[0.4, -1.0, 0.9], [-0.2, 0.3, -1.0]])
+    assert task.decide(logits) == [["a", "c"], ["b"]]
+    assert task.loss(logits, targets) == functional.binary_cross_entropy_with_logits(logits, targets)
+    # Logits within 0..1 must not be taken for probabilities: 0.4 is above the threshold, not below it.
+    assert compute_metrics(task, logits, targets)["f1_micro"] == pytest.approx(2 * 2 / (2 * 2 + 1))
+
+
+def test_regression_learns_in_standard_units_and_speaks_in_its_own():
+    task = build_task("regression", ["price"])
+    task.fit([10.0, 30.0], "none")
+    logits = torch.tensor([[0.0], [1.0]])
+    assert task.decide(logits) == [20.0, 30.0]
+    targets = task.targets([task.encode("20"), task.encode(32)])
+    assert float(task.loss(logits, targets)) == pytest.approx((0 + 0.2**2) / 2)
+    metrics = compute_metrics(task, logits, targets)
+    assert metrics["rmse"] == pytest.approx(math.sqrt(2))
+    assert metrics["mae"] == pytest.approx(1)
+    assert metrics["r2"] == pytest.approx(1 - 4 / 72)
+    for value, reason in (
+        ("x", "no number"),
+        (None, "no number"),
+        ("nan", "not finite"),
+        ("inf", "not finite"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            task.encode(value)
+    constant = Regression(["price"])
+    constant.fit([5.0, 5.0], "none")
+    assert constant.scale == 1
+    with pytest.raises(UserError, match="means nothing for a regression"):
+        task.fit([1.0], "balanced")
+
+
+def test_the_deciding_metric():
+    assert deciding_metric(Classification(["a", "b"]), None) == ("accuracy", True)
+    assert deciding_metric(MultiLabel(["a", "b"]), "f1_micro") == ("f1_micro", True)
+    assert deciding_metric(Regression(["x"]), None) == ("rmse", False)
+    with pytest.raises(UserError, match=r"no metric 'bleu': set training.metric to one of"):
+        deciding_metric(Classification(["a", "b"]), "bleu")
