@@ -1,0 +1,185 @@
+"""Make a set of scenes on disk: pictures, tables and a manifest."""
+
+import csv
+import hashlib
+import io
+import json
+import random
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from mope.data.scenes import entailment, questions
+from mope.data.scenes.compose import Scene, compose
+from mope.data.scenes.glyphs import ATTRIBUTION, kinds
+from mope.errors import UserError
+
+Level = Literal["easy", "full"]
+SceneTask = Literal["questions", "entailment"]
+MANIFEST = "manifest.json"
+_VERSION = 1
+_HELD_OUT = 10  # one pair of kinds in this many is kept for the test on unseen pairs
+
+
+@dataclass(frozen=True)
+class SceneSettings:
+    """What a set of scenes is made from; the same settings give the same bytes.
+
+    Attributes:
+        level: "easy" (a dozen kinds, questions by corner) or "full" (hundreds of kinds, all questions).
+        task: "questions" (what is where) or "entailment" (entailed, neutral, contradicted).
+        train, validation, test: pictures per split.
+        size: side of a picture in pixels.
+        seed: of everything.
+    """
+
+    level: Level = "easy"
+    task: SceneTask = "questions"
+    train: int = 3000
+    validation: int = 300
+    test: int = 1000
+    size: int = 98
+    seed: int = 0
+
+
+def build_scenes(folder: str | Path, settings: SceneSettings) -> dict[str, Any]:
+    """Write a set of scenes, unless the folder holds the very same one already.
+
+    The folder gets `train.csv`, `validation.csv`, `test.csv`, `images/` and `manifest.json`; at level "full"
+    also `test_pairs.csv`, whose pictures show a pair of kinds that no other split shows together. No picture
+    is in two splits.
+
+    Returns:
+        The manifest: settings, row and label counts per split, a hash of each table.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    folder = Path(folder)
+    wanted = {**asdict(settings), "version": _VERSION}
+    if (folder / MANIFEST).is_file():
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["settings"] == wanted:
+            return manifest
+        raise UserError(f"{folder} holds scenes made with other settings: name another folder or remove it.")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} isn't empty: name a new folder for the scenes.")
+    if min(settings.train, settings.validation, settings.test) < 1 or settings.size < 28:
+        raise UserError("Scenes take at least one picture per split, of at least 28 pixels a side.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        manifest = _write(draft, settings, wanted)
+        if folder.exists():
+            folder.rmdir()
+        draft.chmod(0o755)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return manifest
+
+
+def _write(folder: Path, settings: SceneSettings, wanted: dict[str, Any]) -> dict[str, Any]:
+    counts = {"train": settings.train, "validation": settings.validation, "test": settings.test}
+    if settings.level == "full":
+        counts["test_pairs"] = settings.test
+    (folder / "images").mkdir()
+    manifest: dict[str, Any] = {"settings": wanted, "licence": ATTRIBUTION, "splits": {}}
+    seen: set[bytes] = set()
+    with tqdm(total=sum(counts.values()), desc="scenes", unit="picture", leave=False, disable=None) as bar:
+        for split, count in counts.items():
+            # One generator per split: a longer training set leaves the test set as it is.
+            rng = random.Random(f"{settings.seed} {settings.level} {settings.task} {split}")
+            rows = list(_split_rows(folder, settings, split, count, rng, seen, bar))
+            text = _csv(rows)
+            (folder / f"{split}.csv").write_text(text, encoding="utf-8")
+            label = "answer" if settings.task == "questions" else "label"
+            manifest["splits"][split] = {
+                "pictures": count,
+                "rows": len(rows),
+                "labels": dict(sorted(Counter(row[label] for row in rows).items())),
+                "sha256": hashlib.sha256(text.encode()).hexdigest(),
+            }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _split_rows(
+    folder: Path,
+    settings: SceneSettings,
+    split: str,
+    count: int,
+    rng: random.Random,
+    seen: set[bytes],
+    bar: tqdm,
+) -> Iterator[dict[str, str]]:
+    """Draw pictures that no split has yet, and the rows about each."""
+    pool = kinds(settings.level)
+    for number in range(count):
+        while True:
+            scene = _scene(rng, settings, split, pool)
+            pixels = compose(scene, settings.size, rng)
+            digest = hashlib.sha256(pixels.tobytes()).digest()
+            if digest not in seen:
+                break
+        seen.add(digest)
+        name = f"images/{split}_{number:06d}.png"
+        pixels.save(folder / name, compress_level=4)
+        for row in _texts(rng, settings, split, scene, pool):
+            yield {"image": name, **row}
+        bar.update()
+
+
+def _scene(rng: random.Random, settings: SceneSettings, split: str, pool: Sequence[str]) -> Scene:
+    allowed = _allowed(settings, split)
+    if settings.task == "entailment":
+        return entailment.entailment_scene(rng, pool, allowed)
+    return (questions.easy_scene if settings.level == "easy" else questions.full_scene)(rng, pool, allowed)
+
+
+def _texts(
+    rng: random.Random, settings: SceneSettings, split: str, scene: Scene, pool: Sequence[str]
+) -> Iterator[dict[str, str]]:
+    if settings.task == "entailment":
+        allowed = _allowed(settings, "train" if split != "test_pairs" else "any")
+        for label in rng.sample(entailment.LABELS, 3):
+            kind, text = entailment.entailment_sentence(rng, scene, label, pool, allowed)
+            yield {"sentence": text, "type": kind, "label": label}
+    elif settings.level == "easy":
+        kind, text, answer = questions.easy_question(rng, scene)
+        yield {"question": text, "type": kind, "answer": answer}
+    else:
+        found: dict[str, dict[str, str]] = {}
+        for _ in range(4):
+            kind, text, answer = questions.full_question(rng, scene)
+            found.setdefault(text, {"question": text, "type": kind, "answer": answer})
+        yield from found.values()
+
+
+def _allowed(settings: SceneSettings, split: str) -> questions.Allowed:
+    """Which kinds may come together: with held-out pairs only in `test_pairs`, and there always with one."""
+    if settings.level == "easy" or split == "any":
+        return lambda names: True
+    wanted = split == "test_pairs"
+    return lambda names: any(is_held_out(*pair) for pair in combinations(sorted(set(names)), 2)) == wanted
+
+
+def is_held_out(one: str, other: str) -> bool:
+    """Whether a pair of kinds is kept for `test_pairs`, whatever the seed."""
+    pair = " & ".join(sorted((one, other)))
+    return hashlib.sha256(pair.encode()).digest()[0] % _HELD_OUT == 0
+
+
+def _csv(rows: Sequence[dict[str, str]]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
