@@ -1,0 +1,44 @@
+"""Which device and which arithmetic to use."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from mope.errors import UserError
+
+
+def pick_device(named: str | None = None) -> torch.device:
+    """The named device, or the best there is: CUDA, then MPS, then the CPU.
+
+    Raises:
+        UserError: the named one isn't there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if named is None:
+        return torch.device(next(name for name, there in available.items() if there))
+    if not available.get(named.partition(":")[0], False):
+        there = ", ".join(name for name, is_there in available.items() if is_there)
+        raise UserError(f"There is no device '{named}' here: there is {there}.")
+    return torch.device(named)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 arithmetic is native to a device, not emulated."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return any(
+            getattr(torch.cpu, name, bool)()
+            for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        )
+    return False
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether "auto", "bf16" or "fp32" means bf16 autocast on a device."""
+    return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """Autocast to bf16 where the precision says so on this device."""
+    return torch.autocast(device.type, torch.bfloat16) if use_bf16(precision, device) else nullcontext()

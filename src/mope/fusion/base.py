@@ -1,0 +1,64 @@
+"""What every fusion method is: encoders by input name, and a forward pass over a batch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+from torch import Tensor, nn
+
+from mope.config import Config
+from mope.encoders import TransformerEncoder, TunedEncoder
+
+Batch = Mapping[str, Mapping[str, Tensor]]
+"""Inputs by name, each the keyword arguments of its encoder."""
+
+
+@dataclass
+class FusionOutput:
+    """What a fusion makes of a batch.
+
+    Attributes:
+        features: fused global feature (B, D).
+        tokens: tokens of the main encoder (B, N, D).
+        scores: routing scores of each layer, (B, k) each; empty for a method without a router.
+    """
+
+    features: Tensor
+    tokens: Tensor
+    scores: list[Tensor] = field(default_factory=list)
+
+
+class Fusion(nn.Module):
+    """A fusion method.
+
+    Attributes:
+        encoders: `TunedEncoder`s by input name.
+        main: name of the main input. Whatever doesn't belong to another input's encoder is trained with the
+            main learning rate.
+    """
+
+    encoders: nn.ModuleDict
+    main: str
+
+    @property
+    def feature_dim(self) -> int:
+        """Width D of the fused feature."""
+        return self.encoder(self.main).pooled_dim
+
+    def encoder(self, name: str) -> TunedEncoder:
+        """An input's encoder."""
+        return cast(TunedEncoder, self.encoders[name])
+
+    @classmethod
+    def needs(cls, config: Config) -> list[str]:
+        """Names of the inputs that the method reads."""
+        return list(config.inputs)
+
+    @classmethod
+    def build(cls, config: Config, encoders: Mapping[str, TransformerEncoder]) -> "Fusion":
+        """The method as the config says, over loaded encoders by input name."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> FusionOutput:
+        """Fuse a batch of inputs."""
+        raise NotImplementedError

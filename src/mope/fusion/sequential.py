@@ -1,0 +1,77 @@
+"""Sequential fusion: complementary inputs first, whose features guide the main encoder (section III-B)."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from mope.config import Config
+from mope.encoders import TransformerEncoder, TunedEncoder
+from mope.errors import UserError
+from mope.fusion.base import Batch, Fusion, FusionOutput
+from mope.prompts import FusionPrompts
+
+
+class Sequential(Fusion):
+    """MoPE and its relatives: which prompts (Eq. 2) times how the encoders are tuned.
+
+    MoPE is all three prompts over frozen encoders, the complementary ones with deep prompts of their own;
+    P-SeqFuse is the same without the dynamic prompt; SeqFuse is the mapped prompt alone with every encoder
+    tuned in full.
+
+    Args:
+        encoders: tuned encoders by input name; the main one's own prompts, if any, aren't used.
+        main: name of the main input.
+        prompts: the prompts of the main encoder.
+    """
+
+    def __init__(self, encoders: Mapping[str, TunedEncoder], main: str, prompts: FusionPrompts):
+        super().__init__()
+        self.main = main
+        self.encoders = nn.ModuleDict(dict(encoders))
+        self.prompts = prompts
+
+    @classmethod
+    def build(cls, config: Config, encoders: Mapping[str, TransformerEncoder]) -> "Sequential":
+        main, settings = config.fusion.main, config.fusion
+        if not config.complementary:
+            raise UserError(
+                "Sequential fusion needs an input beside the main one: "
+                "name a second in `inputs`, or set fusion.method to unimodal."
+            )
+        if config.inputs[main].encoder.tuning == "prompt":
+            raise UserError(
+                f"The main input '{main}' is prompted by the fusion: "
+                f"set inputs.{main}.encoder.tuning to frozen or full."
+            )
+        tuned = {
+            name: TunedEncoder(
+                encoder,
+                config.inputs[name].encoder.tuning,
+                prompt_length=config.inputs[name].encoder.prompt_length,
+                dropout=settings.dropout,
+            )
+            for name, encoder in encoders.items()
+        }
+        prompts = FusionPrompts(
+            encoders[main].layer_dims,
+            {name: encoders[name].pooled_dim for name in config.complementary},
+            parts=settings.prompts,
+            length=settings.length,
+            experts=settings.experts,
+            patch_area=encoders[main].patch_area,
+            dropout=settings.dropout,
+            cross_dim=settings.cross_dim,
+            intra_dim=settings.intra_dim,
+            temperature=settings.temperature,
+            keys=settings.keys,
+            top=settings.top,
+        )
+        return cls(tuned, main, prompts)
+
+    def forward(self, batch: Batch) -> FusionOutput:
+        psi = {
+            name: encoder(batch[name]).pooled for name, encoder in self.encoders.items() if name != self.main
+        }
+        source = self.prompts.bind(psi)
+        output = self.encoders[self.main](batch[self.main], prompts=source)
+        return FusionOutput(output.pooled, output.tokens, source.scores)

@@ -1,0 +1,38 @@
+"""One encoder alone: ImgOnly, TextOnly and their prompted twins (section IV-C)."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from mope.config import Config
+from mope.encoders import TransformerEncoder, TunedEncoder
+from mope.fusion.base import Batch, Fusion, FusionOutput
+
+
+class Unimodal(Fusion):
+    """The main input alone, tuned as its encoder says; other inputs aren't read."""
+
+    def __init__(self, encoder: TunedEncoder, main: str):
+        super().__init__()
+        self.main = main
+        self.encoders = nn.ModuleDict({main: encoder})
+
+    @classmethod
+    def needs(cls, config: Config) -> list[str]:
+        return [config.fusion.main]
+
+    @classmethod
+    def build(cls, config: Config, encoders: Mapping[str, TransformerEncoder]) -> "Unimodal":
+        main = config.fusion.main
+        settings = config.inputs[main].encoder
+        tuned = TunedEncoder(
+            encoders[main],
+            settings.tuning,
+            prompt_length=settings.prompt_length,
+            dropout=config.fusion.dropout,
+        )
+        return cls(tuned, main)
+
+    def forward(self, batch: Batch) -> FusionOutput:
+        output = self.encoders[self.main](batch[self.main])
+        return FusionOutput(output.pooled, output.tokens)

@@ -1,0 +1,258 @@
+"""The model: encoders, a fusion of them, and a head; and its folder on disk."""
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mope.config import Config, EncoderConfig
+from mope.encoders import TransformerEncoder, load_encoder
+from mope.encoders.weights import commit_of, version_of
+from mope.errors import UserError
+from mope.files import replacing
+from mope.fusion import FUSIONS, Fusion
+from mope.heads import LinearHead
+from mope.prompts import importance_loss
+from mope.tasks import Task, build_task
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.yaml"
+
+
+@dataclass
+class ModelOutput:
+    """What a model makes of a batch.
+
+    Attributes:
+        logits: (B, C).
+        scores: routing scores of each layer, (B, k) each; empty for a method without a router.
+        loss: the task's loss plus the weighted importance loss; None without labels.
+        losses: its parts by name, unweighted.
+    """
+
+    logits: Tensor
+    scores: list[Tensor]
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+
+class FusionModel(nn.Module):
+    """Encoders fused into one multimodal model.
+
+    Args:
+        config: what it was built from.
+        fusion: the fusion method over its encoders.
+        task: label names, loss and metrics.
+    """
+
+    def __init__(self, config: Config, fusion: Fusion, task: Task):
+        super().__init__()
+        self.settings = config
+        self.fusion = fusion
+        self.task = task
+        self.head = LinearHead(fusion.feature_dim, task.outputs)
+
+    @classmethod
+    def build(
+        cls, config: Config, labels: Sequence[str], encoders: Mapping[str, TransformerEncoder] | None = None
+    ) -> "FusionModel":
+        """A model as the config says, untrained.
+
+        Args:
+            config: the settings.
+            labels: names of the task's labels, in order.
+            encoders: loaded encoders by input name, instead of those the config names.
+        """
+        if config.fusion.method not in FUSIONS:
+            raise UserError(
+                f"There is no fusion.method '{config.fusion.method}': take one of {', '.join(FUSIONS)}."
+            )
+        method = FUSIONS[config.fusion.method]
+        if encoders is None:
+            encoders = {name: _load(config.inputs[name].encoder) for name in method.needs(config)}
+        for name, encoder in encoders.items():
+            kind = config.inputs[name].kind
+            if encoder.family.kind != kind:
+                raise UserError(f"inputs.{name} holds {kind}s, but its encoder reads {encoder.family.kind}s.")
+        task = build_task(config.task, labels, config.data.separator)
+        return cls(config, method.build(config, encoders), task)
+
+    def forward(self, labels: Tensor | None = None, **batch: Any) -> ModelOutput:
+        """Run a batch.
+
+        Args:
+            labels: encoded labels as `Task.targets` returns them.
+            batch: the encoder's inputs by input name.
+        """
+        output = self.fusion(batch)
+        logits = self.head(output.features)
+        if labels is None:
+            return ModelOutput(logits, output.scores)
+        fusion = self.settings.fusion
+        losses = {"task": self.task.loss(logits, labels)}
+        loss = losses["task"]
+        if output.scores:
+            losses["importance"] = importance_loss(output.scores, fusion.importance_threshold)
+            loss = loss + fusion.importance_weight * losses["importance"]
+        return ModelOutput(logits, output.scores, loss, losses)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold: trained parameters, and every buffer outside frozen encoders."""
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        for name in self.fusion.encoders:
+            encoder = self.fusion.encoder(name)
+            if encoder.tuning != "full":
+                prefix = f"fusion.encoders.{name}.encoder."
+                frozen |= {prefix + buffer for buffer, _ in encoder.encoder.named_buffers()}
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
+
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `trained_state` gave, all of it and nothing else.
+
+        Raises:
+            UserError: the tensors are another model's.
+        """
+        expected = {name: tensor.shape for name, tensor in self.trained_state().items()}
+        found = {name: tensor.shape for name, tensor in state.items()}
+        if expected != found:
+            differing = sorted(
+                name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+            )
+            raise UserError(
+                f"The weights are another model's: {len(differing)} tensors differ, such as {differing[0]}."
+            )
+        self.load_state_dict(state, strict=False)
+
+    def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Trained parameters with their names, by learning rate: "main" and "complementary"."""
+        groups: dict[str, list[tuple[str, nn.Parameter]]] = {"main": [], "complementary": []}
+        others = tuple(
+            f"fusion.encoders.{name}." for name in self.fusion.encoders if name != self.fusion.main
+        )
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups["complementary" if name.startswith(others) else "main"].append((name, parameter))
+        return groups
+
+    def count_parameters(self) -> dict[str, dict[str, int]]:
+        """Trained and frozen parameters by part: encoders and their prompts, the fusion's parts, the head."""
+        counts: dict[str, dict[str, int]] = {}
+        for name, parameter in self.named_parameters():
+            path = name.split(".")
+            if path[:2] == ["fusion", "encoders"]:
+                part = f"{path[2]} {path[3]}"
+            elif path[:2] == ["fusion", "prompts"]:
+                part = f"fusion {path[2]}"
+            else:
+                part = path[0]
+            entry = counts.setdefault(part, {"trainable": 0, "frozen": 0})
+            entry["trainable" if parameter.requires_grad else "frozen"] += parameter.numel()
+        return counts
+
+    def save_pretrained(self, folder: str | Path, facts: Mapping[str, Any] | None = None) -> None:
+        """Write weights and config into a folder; each file appears whole or not at all.
+
+        Args:
+            folder: made if it isn't there.
+            facts: anything to keep beside the settings in `config.yaml`, under `run`.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / WEIGHTS) as draft:
+            save_file(_contiguous(self.trained_state()), draft, metadata={"format": "pt"})
+        run = {"labels": self.task.labels, "versions": self._versions(), **(facts or {})}
+        settings = self._pinned().model_dump()
+        with replacing(folder / CONFIG) as draft:
+            draft.write_text(yaml.safe_dump({**settings, "run": run}, sort_keys=False, allow_unicode=True))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "FusionModel":
+        """Rebuild the model of a run's folder, in eval mode.
+
+        Raises:
+            UserError: the folder holds no run, or its encoders can't be loaded.
+        """
+        config, run = read_run(folder)
+        model = cls.build(config, run["labels"])
+        model.load_trained_state(load_file(Path(folder) / WEIGHTS))
+        return model.eval()
+
+    def _pinned(self) -> Config:
+        """The config with each hub encoder at the commit it was loaded from."""
+        config = self.settings.model_copy(deep=True)
+        for name in self.fusion.encoders:
+            settings = config.inputs[name].encoder
+            settings.revision = commit_of(self.fusion.encoder(name).encoder.backbone) or settings.revision
+            if settings.weights and settings.weights.startswith((".", "~")):
+                settings.weights = str(Path(settings.weights).expanduser().absolute())
+        for split in ("train", "validation", "test"):
+            if (file := getattr(config.data, split)) is not None:
+                setattr(config.data, split, str(Path(file).absolute()))
+        return config
+
+    def _versions(self) -> dict[str, str]:
+        versions = {name: importlib.metadata.version(name) for name in ("mope", "torch", "transformers")}
+        versions["python"] = platform.python_version()
+        for settings in self.settings.inputs.values():
+            if settings.encoder.weights and (version := version_of(settings.encoder.weights)):
+                name, _, number = version.partition("==")
+                versions[name] = number
+        return versions
+
+
+def _load(settings: EncoderConfig) -> TransformerEncoder:
+    return load_encoder(
+        settings.weights,
+        revision=settings.revision,
+        architecture=settings.architecture,
+        pooling=settings.pooling,
+    )
+
+
+def _contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors takes them: dense, and none sharing another's memory."""
+    return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
+
+
+def read_run(folder: str | Path, finished: bool = True) -> tuple[Config, dict[str, Any]]:
+    """The settings of a run's folder, and what is known of the run (`labels`, `versions`, ...).
+
+    Args:
+        folder: the run's.
+        finished: whether it must be.
+
+    Raises:
+        UserError: the folder holds no run, or no finished one.
+    """
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS) if finished else (CONFIG,):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder} holds no finished run: there is no {name}; name what `mope train` wrote."
+            )
+    settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    run = settings.pop("run", {})
+    return Config.parse(settings, str(folder / CONFIG)), run
+
+
+def untrained_on_meta(config: Config, labels: Sequence[str]) -> FusionModel:
+    """The model without memory for its weights, to count them.
+
+    Encoders that name an architecture are built from it, and nothing is downloaded.
+    """
+    encoders = {}
+    for name in FUSIONS[config.fusion.method].needs(config) if config.fusion.method in FUSIONS else []:
+        settings = config.inputs[name].encoder
+        if settings.architecture is not None:
+            settings = settings.model_copy(update={"weights": None})
+        with torch.device("meta"):
+            encoders[name] = _load(settings)
+    with torch.device("meta"):
+        return FusionModel.build(config, labels, encoders or None)
