@@ -1,0 +1,255 @@
+"""Load a run and predict rows: no trainer, and no table needed."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from mope.data.dataset import RowDataset, collate
+from mope.data.readers import BadCell, Reader, build_readers
+from mope.data.splits import Report, check_split, open_splits
+from mope.data.table import Table, dataset_of, open_table
+from mope.device import autocast, pick_device
+from mope.errors import UserError
+from mope.files import replacing
+from mope.metrics import compute_metrics
+from mope.model import FusionModel
+
+FORMATS = (".csv", ".jsonl", ".parquet")
+
+
+@dataclass
+class Prediction:
+    """What a run says of one row.
+
+    Attributes:
+        label: the predicted label: a text, a list of texts (multi-label) or a number (regression).
+        probabilities: by label; empty for a regression.
+        routing: scores of each layer's experts, (L, k); empty for a method without a router.
+        error: why the row can't be used; then the rest is empty.
+    """
+
+    label: Any = None
+    probabilities: dict[str, float] = field(default_factory=dict)
+    routing: list[list[float]] = field(default_factory=list)
+    error: str | None = None
+
+
+class _Tolerant(Dataset):
+    """Samples, or why a row has none, each with its place in the table."""
+
+    def __init__(self, rows: RowDataset):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[int, Any, str | None]:
+        try:
+            return index, self.rows[index], None
+        except BadCell as error:
+            return index, None, str(error)
+
+
+class Predictor:
+    """A trained run, ready to predict.
+
+    Args:
+        run: the run's folder.
+        device: `cpu`, `cuda` or `mps`; None for the best there is.
+        batch_size: rows per forward pass.
+        workers: processes that read rows, where there are many.
+
+    Raises:
+        UserError: the folder holds no finished run, or its encoders can't be loaded.
+    """
+
+    def __init__(self, run: str | Path, *, device: str | None = None, batch_size: int = 32, workers: int = 0):
+        self.run = Path(run)
+        self.device = pick_device(device)
+        self.model = FusionModel.from_pretrained(self.run).to(self.device)
+        self.settings = self.model.settings
+        self.batch_size, self.workers = batch_size, workers
+        self.readers: dict[str, Reader] = build_readers(
+            {name: self.settings.inputs[name] for name in self.model.fusion.encoders}
+        )
+
+    def predict(self, rows: Table | Sequence[Mapping[str, Any]]) -> list[Prediction]:
+        """Predict rows: one prediction per row, in order; a row that can't be used says why.
+
+        Args:
+            rows: a table, or mappings with the run's columns. An image is a path, bytes or a PIL image.
+
+        Raises:
+            UserError: a column is missing.
+        """
+        if len(rows) == 0:
+            return []
+        source = rows if isinstance(rows, Table) else _Rows(rows)
+        predictions = [Prediction() for _ in range(len(rows))]
+        for places, batch, errors in self._batches(RowDataset(source, self.readers)):
+            for place, error in errors.items():
+                predictions[place].error = error
+            if batch is None:
+                continue
+            logits, scores = self._forward(batch)
+            labels = self.model.task.decide(logits)
+            probabilities = self.model.task.probabilities(logits).tolist()
+            for i, place in enumerate(places):
+                predictions[place] = Prediction(
+                    labels[i],
+                    dict(zip(self.model.task.labels, probabilities[i], strict=False)),
+                    [layer[i].tolist() for layer in scores],
+                )
+        return predictions
+
+    def logits(self, table: Table) -> tuple[Tensor, Tensor]:
+        """Logits (N, C) and targets of a table whose rows can all be used."""
+        task = self.model.task
+        dataset = RowDataset(table, self.readers, task, self.settings.data.label)
+        parts, targets = [], []
+        for _, batch, errors in self._batches(dataset):
+            if errors or batch is None:
+                raise UserError(f"{table.name} has rows that can't be used: check it first.")
+            targets.append(batch.pop("labels"))
+            parts.append(self._forward(batch)[0])
+        return torch.cat(parts), torch.cat(targets)
+
+    @torch.inference_mode()
+    def _forward(self, batch: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
+        moved = {
+            name: {key: t.to(self.device) for key, t in inputs.items()} for name, inputs in batch.items()
+        }
+        with autocast(self.settings.training.precision, self.device):
+            output = self.model(**moved)
+        return output.logits.cpu(), [scores.cpu() for scores in output.scores]
+
+    def _batches(
+        self, dataset: RowDataset
+    ) -> Iterator[tuple[list[int], dict[str, Any] | None, dict[int, str]]]:
+        loader = DataLoader(
+            _Tolerant(dataset),
+            self.batch_size,
+            num_workers=self.workers if len(dataset) > 200 else 0,
+            collate_fn=partial(_collate, readers=self.readers, task=dataset.task),
+        )
+        quiet = None if len(dataset) > self.batch_size else True
+        yield from tqdm(loader, desc=f"predicting {dataset.table.name}", leave=False, disable=quiet)
+
+
+class _Rows(Table):
+    """Rows in memory, as they are: what a request holds needn't become a dataset."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]):
+        self.rows, self.folder, self.name = rows, Path(), "the rows"  # type: ignore[assignment]
+        self.numbers = list(range(1, len(rows) + 1))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(self.rows[index])
+
+    @property
+    def columns(self) -> list[str]:
+        return [name for name in self.rows[0] if all(name in row for row in self.rows)]
+
+
+def _collate(
+    samples: Sequence[tuple[int, Any, str | None]], readers: Mapping[str, Reader], task: Any
+) -> tuple[list[int], dict[str, Any] | None, dict[int, str]]:
+    """Places of the good rows, their batch, and the errors of the others by place."""
+    good = [(place, sample) for place, sample, error in samples if error is None]
+    errors = {place: error for place, _, error in samples if error is not None}
+    batch = collate([sample for _, sample in good], readers, task) if good else None
+    return [place for place, _ in good], batch, errors
+
+
+def evaluate(
+    run: str | Path,
+    data: str | Path | None = None,
+    *,
+    skip_bad_rows: bool = False,
+    device: str | None = None,
+    report: Report = print,
+) -> dict[str, Any]:
+    """A run's metrics on its test rows, or on another table.
+
+    Args:
+        run: the run's folder.
+        data: a table; None for the test rows of the run's config.
+        skip_bad_rows: leave out rows that can't be used, and say how many; else they are refused.
+        device: see `Predictor`.
+        report: takes each line that is said.
+
+    Returns:
+        Metrics by name, and `rows`.
+    """
+    predictor = Predictor(run, device=device, workers=1)
+    settings = predictor.settings.model_copy(deep=True)
+    settings.data.bad_rows = "skip" if skip_bad_rows else "refuse"
+    if data is not None:
+        table = open_table(data)
+    else:
+        splits = open_splits(settings)
+        if "test" not in splits:
+            raise UserError(f"The config of {run} names no test rows: say which with --data FILE.")
+        table = splits["test"]
+    columns = {settings.inputs[name].column: settings.inputs[name].kind for name in predictor.readers}
+    table = check_split(settings, table, columns, predictor.model.task.encode, report)
+    logits, targets = predictor.logits(table)
+    return {**compute_metrics(predictor.model.task, logits, targets), "rows": len(table)}
+
+
+def write_predictions(
+    predictions: Sequence[Prediction], file: Path, labels: Sequence[str], routing: bool = False
+) -> None:
+    """Write predictions as CSV, JSONL or Parquet, by the file's name: one row each, in order.
+
+    Columns: `label`; `probability_LABEL` for each class; with `routing`, `routing_layerI_expertJ`; `error`.
+
+    Raises:
+        UserError: the name ends in none of the formats.
+    """
+    suffix = file.suffix.lower()
+    if suffix not in FORMATS:
+        raise UserError(f"Can't write {file}: name a {', '.join(FORMATS)} file.")
+    shape = next((p.routing for p in predictions if p.routing), []) if routing else []
+    names = [
+        f"routing_layer{i}_expert{j}" for i, layer in enumerate(shape, 1) for j in range(1, len(layer) + 1)
+    ]
+    classes = list(next((p.probabilities for p in predictions if p.probabilities), dict.fromkeys(labels)))
+    if predictions and all(not p.probabilities for p in predictions if p.error is None):
+        classes = [] if any(p.error is None for p in predictions) else classes
+    rows = []
+    for prediction in predictions:
+        scores = [score for layer in prediction.routing for score in layer] if routing else []
+        rows.append(
+            {
+                "label": prediction.label,
+                **{f"probability_{name}": prediction.probabilities.get(name) for name in classes},
+                **dict(zip(names, scores or [None] * len(names), strict=True)),
+                "error": prediction.error,
+            }
+        )
+    with replacing(file) as draft:
+        if suffix == ".parquet":
+            dataset_of(rows).to_parquet(str(draft))
+        elif suffix == ".jsonl":
+            draft.write_text(
+                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+            )
+        else:
+            with draft.open("w", encoding="utf-8", newline="") as stream:
+                writer = csv.DictWriter(stream, list(rows[0]) if rows else ["label", "error"])
+                writer.writeheader()
+                writer.writerows({**row, "label": _cell(row["label"])} for row in rows)
+
+
+def _cell(label: Any) -> Any:
+    return "|".join(label) if isinstance(label, list) else label
