@@ -68,6 +68,14 @@ def test_params_of_the_paper_s_main_setting(capsys):
     assert "0.82% of all parameters are trained." in table
 
 
+def test_params_reads_no_weights_and_agrees_with_the_trained_model(config, config_file, capsys):
+    from mope.model import FusionModel
+
+    assert main(["params", config_file, "--json"]) == 0
+    counted = json.loads(capsys.readouterr().out)
+    assert counted["parts"] == FusionModel.build(config, ["a", "b", "c"]).count_parameters()
+
+
 def test_data_check(tables, config_file, tmp_path, capsys):
     assert (
         main(

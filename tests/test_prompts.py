@@ -216,3 +216,32 @@ def test_scores_of_two_batches_are_kept_apart():
     one(0, torch.randn(2, 8)), other(0, torch.randn(4, 8))
     assert one.scores[0].shape == (2, 3)
     assert other.scores[0].shape == (4, 3)
+
+
+def _worker(rank: int, file: str, results) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    logits = (torch.arange(6.0).view(2, 3) ** 2 * (rank + 1) / 5).requires_grad_()
+    loss = importance_loss([logits.softmax(dim=1)])
+    loss.backward()
+    results.put((rank, float(loss), logits.grad.tolist()))
+    torch.distributed.destroy_process_group()
+
+
+def test_importance_is_summed_over_workers_first(tmp_path):
+    """Two workers with half a batch each get the loss and (as DDP averages it) the gradient of the whole."""
+    context = torch.multiprocessing.get_context("spawn")
+    results = context.Queue()
+    workers = [context.Process(target=_worker, args=(rank, tmp_path / "init", results)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    found = sorted(results.get(timeout=60) for _ in workers)
+    for worker in workers:
+        worker.join()
+    halves = [torch.arange(6.0).view(2, 3) ** 2 * (rank + 1) / 5 for rank in range(2)]
+    whole = torch.cat(halves).requires_grad_()
+    loss = importance_loss([whole.softmax(dim=1)])
+    loss.backward()
+    assert loss > 0.1
+    for rank, value, gradient in found:
+        assert value == pytest.approx(loss.item())
+        torch.testing.assert_close(torch.tensor(gradient) / 2, whole.grad[2 * rank : 2 * rank + 2])

@@ -15,7 +15,8 @@ from mope.data.table import open_table
 from mope.errors import UserError
 from mope.model import FusionModel
 from mope.predictor import Predictor, evaluate
-from mope.training import effective_experts, train
+from mope.trainer import effective_experts
+from mope.training import train
 
 
 def changed(config: Config, **sections) -> Config:

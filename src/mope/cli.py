@@ -282,7 +282,7 @@ def params(options: argparse.Namespace) -> None:
     """`mope params CONFIG`."""
     from mope.config import Config
     from mope.data.splits import label_names, open_splits
-    from mope.model import untrained_on_meta
+    from mope.model import empty_model
 
     config = Config.load(options.config, options.settings)
     labels = config.data.labels or (["label"] if config.task == "regression" else None)
@@ -290,7 +290,7 @@ def params(options: argparse.Namespace) -> None:
         labels = label_names(config, open_splits(config)["train"]) if config.data.train else None
     if labels is None:
         raise UserError("The head's size depends on the labels: give data.labels or data.train.")
-    parts = untrained_on_meta(config, labels).count_parameters()
+    parts = empty_model(config, labels).count_parameters()
     total = {kind: sum(part[kind] for part in parts.values()) for kind in ("trainable", "frozen")}
     share = total["trainable"] / sum(total.values())
     if options.json:

@@ -12,9 +12,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mope.config import Config, EncoderConfig
+from mope.config import Config, EncoderConfig, InputConfig
 from mope.encoders import TransformerEncoder, load_encoder
-from mope.encoders.weights import commit_of, version_of
+from mope.encoders.weights import commit_of, empty_encoder, version_of
 from mope.errors import UserError
 from mope.files import replacing
 from mope.fusion import FUSIONS, Fusion
@@ -70,11 +70,7 @@ class FusionModel(nn.Module):
             labels: names of the task's labels, in order.
             encoders: loaded encoders by input name, instead of those the config names.
         """
-        if config.fusion.method not in FUSIONS:
-            raise UserError(
-                f"There is no fusion.method '{config.fusion.method}': take one of {', '.join(FUSIONS)}."
-            )
-        method = FUSIONS[config.fusion.method]
+        method = _method(config)
         if encoders is None:
             encoders = {name: _load(config.inputs[name].encoder) for name in method.needs(config)}
         for name, encoder in encoders.items():
@@ -242,17 +238,26 @@ def read_run(folder: str | Path, finished: bool = True) -> tuple[Config, dict[st
     return Config.parse(settings, str(folder / CONFIG)), run
 
 
-def untrained_on_meta(config: Config, labels: Sequence[str]) -> FusionModel:
-    """The model without memory for its weights, to count them.
-
-    Encoders that name an architecture are built from it, and nothing is downloaded.
-    """
+def empty_model(config: Config, labels: Sequence[str]) -> FusionModel:
+    """The model without memory for its weights, to count them: no weights are read or downloaded."""
     encoders = {}
-    for name in FUSIONS[config.fusion.method].needs(config) if config.fusion.method in FUSIONS else []:
+    for name in _method(config).needs(config):
         settings = config.inputs[name].encoder
-        if settings.architecture is not None:
-            settings = settings.model_copy(update={"weights": None})
-        with torch.device("meta"):
-            encoders[name] = _load(settings)
+        encoders[name] = empty_encoder(
+            settings.weights, revision=settings.revision, architecture=settings.architecture
+        )
     with torch.device("meta"):
-        return FusionModel.build(config, labels, encoders or None)
+        return FusionModel.build(config, labels, encoders)
+
+
+def _method(config: Config) -> type[Fusion]:
+    if config.fusion.method not in FUSIONS:
+        raise UserError(
+            f"There is no fusion.method '{config.fusion.method}': take one of {', '.join(FUSIONS)}."
+        )
+    return FUSIONS[config.fusion.method]
+
+
+def needed_inputs(config: Config) -> dict[str, InputConfig]:
+    """The inputs that the config's fusion method reads, by name."""
+    return {name: config.inputs[name] for name in _method(config).needs(config)}

@@ -1,6 +1,7 @@
 """Tasks: how a label is read, what the loss is, and what a prediction says."""
 
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,7 +39,7 @@ def sorted_labels(labels: set[str]) -> list[str]:
         return sorted(labels)
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """What a model is trained for. It owns the label names and what the loss needs.
 
     Attributes:
@@ -59,40 +60,40 @@ class Task(nn.Module):
         """How many numbers the head gives."""
         return len(self.labels)
 
+    @abstractmethod
     def encode(self, value: Any) -> Any:
         """A table's label as a target.
 
         Raises:
             ValueError: saying what is wrong with it.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def targets(self, values: Sequence[Any]) -> Tensor:
         """Encoded labels of a batch as one tensor."""
-        raise NotImplementedError
 
     def fit(self, values: Sequence[Any], weights: str | Mapping[str, float]) -> None:
         """Learn what the loss needs from the encoded labels of the training rows."""
 
+    @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean loss of logits (B, C) against what `targets` returned."""
-        raise NotImplementedError
 
+    @abstractmethod
     def metrics(self) -> MetricCollection:
         """Metrics over what `predictions` and `targets` return."""
-        raise NotImplementedError
 
     def predictions(self, logits: Tensor) -> Tensor:
         """What metrics compare with the targets: probabilities (B, C), or numbers (B,) of a regression."""
         return self.probabilities(logits)
 
+    @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probability of each class, (B, C); (B, 0) where there are no classes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decide(self, logits: Tensor) -> list[Any]:
         """The predicted label of each row of logits (B, C)."""
-        raise NotImplementedError
 
 
 class _Weighted(Task):
@@ -122,8 +123,9 @@ class _Weighted(Task):
         elif weights == "balanced":
             self.weight = self._balanced(values)
 
+    @abstractmethod
     def _balanced(self, values: Sequence[Any]) -> Tensor:
-        raise NotImplementedError
+        """Weights that make each class count alike."""
 
 
 class Classification(_Weighted):

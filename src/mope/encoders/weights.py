@@ -19,6 +19,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -189,18 +190,33 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def build_backbone(architecture: Mapping[str, Any]) -> PreTrainedModel:
-    """A model with random weights from its architecture: `model_type` and what differs from its default."""
+def read_architecture(architecture: Mapping[str, Any]) -> PreTrainedConfig:
+    """A model's configuration from `model_type` and what differs from that type's default."""
     settings = dict(architecture)
     name = settings.pop("model_type", None)
     if name is None:
         raise UserError("An encoder's architecture needs a model_type, such as 'bert'.")
     try:
-        config = AutoConfig.for_model(name, **settings)
+        return AutoConfig.for_model(name, **settings)
     except ValueError:
         raise UserError(f"transformers knows no model_type '{name}'.") from None
-    options = FAMILIES[name].options if name in FAMILIES else {}
-    return AutoModel.from_config(config, **options)
+
+
+def published_architecture(weights: str, revision: str | None = None) -> PreTrainedConfig:
+    """The configuration that weights come with.
+
+    Raises:
+        UserError: it can't be found or read.
+    """
+    try:
+        return AutoConfig.from_pretrained(resolve(weights), revision=revision)
+    except (OSError, ValueError) as error:
+        raise UserError(f"Can't load the weights '{weights}': {_first_line(error)}") from None
+
+
+def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model with random weights."""
+    return AutoModel.from_config(config, **_options(config))
 
 
 def load_backbone(weights: str, revision: str | None = None) -> PreTrainedModel:
@@ -209,21 +225,26 @@ def load_backbone(weights: str, revision: str | None = None) -> PreTrainedModel:
     Raises:
         UserError: it can't be found or read, or the file lacks weights.
     """
-    source = resolve(weights)
+    options = _options(published_architecture(weights, revision))
     try:
-        name = AutoConfig.from_pretrained(source, revision=revision).model_type
-        options = FAMILIES[name].options if name in FAMILIES else {}
         with _quiet():
             model, report = AutoModel.from_pretrained(
-                source, revision=revision, dtype=torch.float32, output_loading_info=True, **options
+                resolve(weights), revision=revision, dtype=torch.float32, output_loading_info=True, **options
             )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"Can't load the weights '{weights}': {reason}") from None
+        raise UserError(f"Can't load the weights '{weights}': {_first_line(error)}") from None
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UserError(f"The weights '{weights}' lack {len(missing)} tensors, such as {missing[0]}.")
     return model
+
+
+def _options(config: PreTrainedConfig) -> dict[str, Any]:
+    return FAMILIES[config.model_type].options if config.model_type in FAMILIES else {}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
 
 
 @contextmanager
@@ -258,7 +279,7 @@ def load_encoder(
     if weights is None:
         if architecture is None:
             raise UserError("An encoder needs weights, or an architecture for random ones.")
-        return TransformerEncoder(build_backbone(architecture), pooling=pooling)
+        return TransformerEncoder(build_backbone(read_architecture(architecture)), pooling=pooling)
     model = load_backbone(weights, revision)
     for key, value in (architecture or {}).items():
         have = getattr(model.config, key, None)
@@ -267,6 +288,23 @@ def load_encoder(
                 f"The weights '{weights}' have {key} = {have}, but the config's architecture says {value}."
             )
     return TransformerEncoder(model, pooling=pooling or _published_pooling(weights))
+
+
+def empty_encoder(
+    weights: str | None, *, revision: str | None = None, architecture: Mapping[str, Any] | None = None
+) -> TransformerEncoder:
+    """The encoder that `load_encoder` gives, without memory for its weights: on the meta device.
+
+    With an architecture nothing is read or downloaded; else only the configuration of the weights.
+    """
+    if architecture is not None:
+        config = read_architecture(architecture)
+    elif weights is not None:
+        config = published_architecture(weights, revision)
+    else:
+        raise UserError("An encoder needs weights, or an architecture for random ones.")
+    with torch.device("meta"):
+        return TransformerEncoder(build_backbone(config))
 
 
 def _published_pooling(weights: str) -> Pooling | None:
@@ -323,5 +361,4 @@ def load_tokenizer(weights: str | None, revision: str | None = None) -> PreTrain
     try:
         return AutoTokenizer.from_pretrained(resolve(weights), revision=revision)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"The weights '{weights}' come without a tokenizer: {reason}") from None
+        raise UserError(f"The weights '{weights}' come without a tokenizer: {_first_line(error)}") from None

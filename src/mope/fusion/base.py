@@ -1,5 +1,6 @@
 """What every fusion method is: encoders by input name, and a forward pass over a batch."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
@@ -28,7 +29,7 @@ class FusionOutput:
     scores: list[Tensor] = field(default_factory=list)
 
 
-class Fusion(nn.Module):
+class Fusion(nn.Module, ABC):
     """A fusion method.
 
     Attributes:
@@ -55,10 +56,10 @@ class Fusion(nn.Module):
         return list(config.inputs)
 
     @classmethod
+    @abstractmethod
     def build(cls, config: Config, encoders: Mapping[str, TransformerEncoder]) -> "Fusion":
         """The method as the config says, over loaded encoders by input name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, batch: Batch) -> FusionOutput:
         """Fuse a batch of inputs."""
-        raise NotImplementedError

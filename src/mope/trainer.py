@@ -1,0 +1,166 @@
+"""A thin `transformers.Trainer`: two learning rates, checkpoints of what was trained, a line per epoch."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import ProgressCallback, Trainer
+
+from mope.data.splits import Report
+from mope.model import WEIGHTS, FusionModel
+
+
+class FusionTrainer(Trainer):
+    """A `Trainer` whose optimizer has a learning rate for the complementary encoders, and whose checkpoints
+    hold only what was trained."""
+
+    def __init__(self, model: FusionModel, *args: Any, report: Report = print, **kwargs: Any):
+        super().__init__(model, *args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+        self.report = report
+        self._start_epoch()
+
+    @property
+    def fusion_model(self) -> FusionModel:
+        """The model, out of whatever accelerate wrapped it in."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def _start_epoch(self) -> None:
+        self._losses: dict[str, Tensor] = {}
+        self._importance: Tensor | None = None
+        self._steps, self._started = 0, time.monotonic()
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with four groups: main and complementary, each with and without weight decay."""
+        if self.optimizer is None:
+            settings = self.fusion_model.settings.training
+            rates = {"main": settings.learning_rate, "complementary": settings.complementary_learning_rate}
+            groups = []
+            for group, parameters in self.fusion_model.parameter_groups().items():
+                for decay in (True, False):
+                    chosen = [
+                        p for name, p in parameters if (name.endswith("weight") and p.ndim > 1) == decay
+                    ]
+                    groups.append(
+                        {
+                            "params": chosen,
+                            "lr": rates[group],
+                            "weight_decay": settings.weight_decay if decay else 0.0,
+                            "name": group,
+                        }
+                    )
+            cls, options = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = cls([group for group in groups if group["params"]], **options)
+        return self.optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The model's own loss; while training, its parts and the experts' importance are summed up."""
+        output = model(**inputs)
+        if model.training:
+            self._steps += 1
+            for name, value in output.losses.items():
+                self._losses[name] = self._losses.get(name, 0) + value.detach()
+            if output.scores:
+                importance = torch.stack([scores.detach().sum(dim=0) for scores in output.scores])
+                self._importance = importance if self._importance is None else self._importance + importance
+        return (output.loss, output) if return_outputs else output.loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, logits (B, C) and targets of a batch."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, output = self.compute_loss(model, inputs, return_outputs=True)
+        return loss.detach(), output.logits.detach(), inputs["labels"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as usual; with an evaluation, add what the epoch was like and say it in a line."""
+        if "eval_loss" in logs and self._steps:
+            logs = {**logs, **self._epoch_logs()}
+            self.report(
+                _epoch_line(
+                    logs, self.state.epoch, self.args.num_train_epochs, self.args.metric_for_best_model
+                )
+            )
+        super().log(logs, start_time)
+        if "eval_loss" in logs and self._importance is not None:
+            importance = self._importance / self._importance.sum(dim=1, keepdim=True)
+            entry: dict[str, Any] = self.state.log_history[-1]
+            entry["importance"] = importance.cpu().tolist()
+        if "eval_loss" in logs:
+            self._start_epoch()
+
+    def _epoch_logs(self) -> dict[str, float]:
+        logs = {f"train_{name}_loss": float(total) / self._steps for name, total in self._losses.items()}
+        for group in self.optimizer.param_groups:
+            logs[f"{group['name']}_learning_rate"] = group["lr"]
+        logs["seconds"] = time.monotonic() - self._started
+        if self._importance is not None:
+            logs["experts"] = self._importance.shape[1]
+            logs["experts_used"] = float(effective_experts(self._importance).mean())
+        return logs
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write what was trained, and nothing that a hub or a package holds already."""
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            state = state_dict or self.fusion_model.state_dict()
+            trained = {
+                name: state[name].detach().clone().contiguous() for name in self.fusion_model.trained_state()
+            }
+            save_file(trained, folder / WEIGHTS, metadata={"format": "pt"})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.fusion_model.load_trained_state(load_file(Path(resume_from_checkpoint) / WEIGHTS))
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self.fusion_model.load_trained_state(
+                load_file(Path(self.state.best_model_checkpoint or "") / WEIGHTS)
+            )
+
+
+def effective_experts(importance: Tensor) -> Tensor:
+    """How many experts each layer uses: the exponential of the entropy of its importance, (L, k) -> (L,).
+
+    It is k where all are used alike, and 1 where one takes everything.
+    """
+    shares = importance / importance.sum(dim=1, keepdim=True)
+    return torch.special.entr(shares).sum(dim=1).exp()
+
+
+class ProgressBar(ProgressCallback):
+    """The progress bar alone: losses beside it, no log lines across it."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}")
+
+
+def _epoch_line(logs: Mapping[str, Any], epoch: float | None, epochs: float, metric: str | None) -> str:
+    rates = [logs[key] for key in ("main_learning_rate", "complementary_learning_rate") if key in logs]
+    line = (
+        f"epoch {epoch or 0:.3g}/{epochs:.3g}  loss {logs['train_task_loss']:.3f}"
+        f"  validation loss {logs['eval_loss']:.3f}  {metric} {logs[f'eval_{metric}']:.3f}"
+        f"  learning rate {', '.join(f'{rate:.1e}' for rate in rates)}"
+    )
+    if "experts_used" in logs:
+        line += f"  experts used {logs['experts_used']:.2f} of {logs['experts']}"
+    return f"{line}  {logs['seconds']:.0f} s"

@@ -1,0 +1,28 @@
+"""What the README shows is what works."""
+
+import re
+import shutil
+from pathlib import Path
+
+from mope.data.table import open_table
+
+
+def test_the_python_example_runs_on_a_table(weights, tables, tmp_path, monkeypatch, capsys):
+    code = re.search(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL).group(1)
+    code = code.replace("package:dinov2-small", weights["image"]).replace(
+        "package:minilm-l6", weights["text"]
+    )
+    code = code.replace('column="title"', 'column="title", max_length=16')
+    assert len(code.strip().splitlines()) <= 15
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    lines = ["photo,title,category"]
+    for row in open_table(tables / "train.csv"):
+        shutil.copy(tables / row["picture"], tmp_path / "photos")
+        lines.append(f"photos/{row['picture']},{row['question']},{row['colour']}")
+    (tmp_path / "products.csv").write_text("\n".join(lines))
+    shutil.copy(tables / "train_0.png", tmp_path / "photos" / "new.jpg")
+    exec(compile(code, "README.md", "exec"), {})
+    said = capsys.readouterr().out.strip().splitlines()
+    assert "accuracy" in said[-2]
+    assert said[-1] in ("red", "green", "blue")
