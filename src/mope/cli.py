@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -150,7 +151,6 @@ def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
 def _quieten() -> None:
     """Keep other libraries' notes and progress bars off the terminal: ours say what there is to say."""
     import logging
-    import os
     import warnings
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -168,8 +168,11 @@ def train(options: argparse.Namespace) -> None:
     from mope.training import train as run
 
     config = Config.load(options.config, options.settings)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes under torchrun, one speaks
     say = functools.partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
-    result = run(config, resume=options.resume, report=_tqdm_write(say))
+    result = run(config, resume=options.resume, report=_tqdm_write(say) if first else _say_nothing)
+    if not first:
+        return
     if options.json:
         print(json.dumps(result, indent=2))
         return
@@ -178,6 +181,10 @@ def train(options: argparse.Namespace) -> None:
         [[name, f"{value:.4f}"] for name, value in result["validation"].items()],
     )
     print(f"The run is in {config.output}. Next: mope evaluate {config.output}")
+
+
+def _say_nothing(line: str) -> None:
+    """Take a line and keep it."""
 
 
 def _tqdm_write(say: Any) -> Any:

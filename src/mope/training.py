@@ -135,6 +135,8 @@ def _check_folder(folder: Path, config: Config, resume: bool, report: Report) ->
     if not (folder / CONFIG).is_file():
         return None
     finished = (folder / METRICS).is_file()
+    if not resume and os.environ.get("RANK", "0") != "0":
+        return None  # another process of this very run may have written it just now
     if not resume:
         raise UserError(
             f"{folder} holds {'a finished' if finished else 'an unfinished'} run: add --resume to "
@@ -208,6 +210,7 @@ def _arguments(
         label_names=["labels"],
         disable_tqdm=True,
         report_to="none",
+        ddp_find_unused_parameters=False,
     )
     # Several GPUs are used by `torchrun`, one process each; never by threads of this one.
     arguments._n_gpu = min(arguments.n_gpu, 1)
