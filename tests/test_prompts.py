@@ -63,12 +63,13 @@ def test_router_without_embeddings_scores_all_experts_alike():
 def test_noise_is_drawn_in_training_only_and_has_std_1_over_k():
     router = Router([8], {}, experts=4, cross_dim=0, intra_dim=0)
     x0 = torch.randn(20000, 8)
-    noisy = router.train()(0, None, x0)
+    nothing = router.embed({})
+    noisy = router.train()(0, nothing, x0)
     # Softmax takes a constant from each row, which leaves the centred noise: std sqrt(1 - 1/k) / k.
     logits = noisy.log() - noisy.log().mean(dim=1, keepdim=True)
     assert logits.std().item() == pytest.approx(math.sqrt(1 - 1 / 4) / 4, rel=0.02)
     router.eval()
-    assert torch.equal(router(0, None, x0), router(0, None, x0))
+    assert torch.equal(router(0, nothing, x0), router(0, nothing, x0))
 
 
 @pytest.mark.parametrize("top", [1, 2, 5])

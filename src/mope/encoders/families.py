@@ -4,12 +4,14 @@ A family is a row here and nothing else; the mechanism is in `prefix.py` and `tr
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import nn
 
-Pooling = Literal["cls", "mean"]
+Kind = Literal["image", "text", "audio"]
+Pooling = Literal["cls", "mean", "pooler"]
+Insertion = Literal["prefix", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -20,42 +22,85 @@ class Family:
         kind: the modality kind it encodes.
         layers: path from the model to its layers, in order; `*` stands for every member of a list.
         attention: path from a layer to the module that calls the attention interface.
-        key, value: names of the key and value projections in that module.
+        key, value: names of the key and value projections in that module; where both name the same one, it
+            gives queries, keys and values at once.
         norm: path from a layer to the norm that stands before its attention; None where there is none.
-        pooling: the global feature: the first token ("cls"), or the mean over real tokens ("mean").
-        tokens: whether prompts may also be put among the layer's tokens (`insertion="tokens"`).
+        norm_if: setting of the model that must be true for `norm` to stand there; None for always.
+        x0: the global feature entering a layer: the first token ("cls"), or the mean over real ones ("mean").
+        pooling: the global feature of the whole encoder: as `x0`, or the model's own pooler ("pooler").
+        insertion: how prompts are put in; "tokens" where attention can't be reached.
+        tokens: whether `insertion="tokens"` works.
+        tokens_unless: setting of the model with which it doesn't.
+        inner: path from the loaded model to its encoder, where it has other parts.
+        relay: whether the model keeps keyword arguments from its layers, so that the source takes a side way.
+        frames: method of the model that gives the mask of its frames, (length, sample mask) -> (B, length).
+        restore: attributes of a layer that a forward pass may change, and that are set back before each.
         options: arguments for building the model, to leave out parts that are never used.
         call: arguments of every forward pass.
     """
 
-    kind: Literal["image", "text", "audio"]
+    kind: Kind
     layers: str
     attention: str
     key: str
     value: str
     norm: str | None
-    pooling: Pooling
+    x0: Literal["cls", "mean"]
+    norm_if: str | None = None
+    pooling: Pooling | None = None
+    insertion: Insertion = "prefix"
     tokens: bool = True
+    tokens_unless: str | None = None
+    inner: str | None = None
+    relay: bool = False
+    frames: str | None = None
+    restore: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     call: dict[str, Any] = field(default_factory=dict)
 
 
 _NO_POOLER = {"add_pooling_layer": False}
+_ANY_SIZE = {"interpolate_pos_encoding": True}
+
+_VIT = Family(
+    "image",
+    "layers",
+    "attention",
+    "k_proj",
+    "v_proj",
+    "layernorm_before",
+    "cls",
+    options=_NO_POOLER,
+    call=_ANY_SIZE,
+)
 _BERT = Family("text", "encoder.layer", "attention.self", "key", "value", None, "cls", options=_NO_POOLER)
+_CLIP = Family(
+    "image", "encoder.layers", "self_attn", "k_proj", "v_proj", "layer_norm1", "cls", pooling="pooler"
+)
+_WAV2VEC2 = Family(
+    "audio",
+    "encoder.layers",
+    "attention",
+    "k_proj",
+    "v_proj",
+    "layer_norm",
+    "mean",
+    norm_if="do_stable_layer_norm",
+    frames="_get_feature_vector_attention_mask",
+)
 
 FAMILIES: dict[str, Family] = {
-    "vit": Family(
-        "image",
-        "layers",
-        "attention",
-        "k_proj",
-        "v_proj",
-        "layernorm_before",
-        "cls",
-        options=_NO_POOLER,
-        call={"interpolate_pos_encoding": True},
-    ),
+    "vit": _VIT,
+    "deit": _VIT,
     "dinov2": Family("image", "encoder.layer", "attention", "k_proj", "v_proj", "norm1", "cls"),
+    "dinov3_vit": Family("image", "model.layer", "attention", "k_proj", "v_proj", "norm1", "cls"),
+    # Its position bias has the size of the tokens that reach the layer.
+    "beit": replace(
+        _VIT, pooling="pooler", tokens_unless="use_relative_position_bias", options={}, call=_ANY_SIZE
+    ),
+    "clip_vision_model": replace(_CLIP, call=_ANY_SIZE),
+    # Its attention keeps keyword arguments to itself.
+    "siglip_vision_model": replace(_CLIP, x0="mean", insertion="tokens", call=_ANY_SIZE),
     # A window's tokens reach the layer as an image, so there is no place among them for a prompt.
     "swin": Family(
         "image",
@@ -66,12 +111,32 @@ FAMILIES: dict[str, Family] = {
         "layernorm_before",
         "mean",
         tokens=False,
+        restore=("window_size", "shift_size"),
         options=_NO_POOLER,
     ),
     "bert": _BERT,
     "roberta": _BERT,
+    "electra": replace(_BERT, options={}),
+    "distilbert": Family("text", "transformer.layer", "attention", "k_lin", "v_lin", None, "cls"),
+    "modernbert": Family("text", "layers", "attn", "Wqkv", "Wqkv", "attn_norm", "cls"),
+    "clip_text_model": replace(_CLIP, kind="text", x0="mean"),
+    "wav2vec2": _WAV2VEC2,
+    "hubert": replace(_WAV2VEC2, relay=True),
+    "whisper": Family(
+        "audio", "layers", "self_attn", "k_proj", "v_proj", "self_attn_layer_norm", "mean", inner="encoder"
+    ),
+    "audio-spectrogram-transformer": Family(
+        "audio", "layers", "attention", "k_proj", "v_proj", "layernorm_before", "cls", pooling="pooler"
+    ),
 }
 """By `config.model_type` of transformers."""
+
+PARTS: dict[tuple[str, Kind], str] = {
+    ("clip", "image"): "clip_vision_model",
+    ("clip", "text"): "clip_text_model",
+    ("siglip", "image"): "siglip_vision_model",
+}
+"""The family of one modality's part of a model that has several, by its `model_type`."""
 
 
 def follow(module: nn.Module, path: str) -> Iterator[nn.Module]:

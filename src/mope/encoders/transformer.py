@@ -1,17 +1,16 @@
 """A Hugging Face transformer that asks a prompt source for its prompts."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mope.encoders import prefix
-from mope.encoders.families import FAMILIES, Pooling, follow
+from mope.encoders import prefix, windows
+from mope.encoders.families import FAMILIES, Insertion, Pooling, follow
+from mope.encoders.once import cast_once
 from mope.errors import UserError
 from mope.prompts import PromptSource
-
-Insertion = Literal["prefix", "tokens"]
 
 
 @dataclass
@@ -21,10 +20,12 @@ class EncoderOutput:
     Attributes:
         pooled: global feature (B, D).
         tokens: all tokens of the last layer, normed as the model does, without prompts (B, N, D).
+        stages: feature maps of a hierarchical encoder's stages, (B, C_s, H_s, W_s) each, if asked for.
     """
 
     pooled: Tensor
     tokens: Tensor
+    stages: tuple[Tensor, ...] = ()
 
 
 class TransformerEncoder(nn.Module):
@@ -36,15 +37,16 @@ class TransformerEncoder(nn.Module):
     Args:
         model: the bare model, as `AutoModel` loads it.
         insertion: "prefix" puts prompts in front of keys and values; "tokens" concatenates them to the
-            layer's tokens and strips them after it, which is slower and the same function.
-        pooling: global feature: "cls" or "mean"; by default the family's.
+            layer's tokens and strips them after it, which is slower and the same function. By default the
+            faster one that the family supports.
+        pooling: global feature: "cls", "mean" or the model's own "pooler"; by default the family's.
 
     Raises:
-        UserError: the model's family isn't supported.
+        UserError: the model's family isn't supported, or not with this insertion.
     """
 
     def __init__(
-        self, model: PreTrainedModel, insertion: Insertion = "prefix", pooling: Pooling | None = None
+        self, model: PreTrainedModel, insertion: Insertion | None = None, pooling: Pooling | None = None
     ):
         super().__init__()
         name = model.config.model_type
@@ -53,20 +55,34 @@ class TransformerEncoder(nn.Module):
                 f"Models of type '{name}' aren't supported: add a row with its attribute paths to "
                 f"mope/encoders/families.py, or take one of {', '.join(FAMILIES)}."
             )
-        self.family = FAMILIES[name]
-        if insertion == "tokens" and not self.family.tokens:
+        self.family = family = FAMILIES[name]
+        self.insertion: Insertion = insertion or family.insertion
+        if family.insertion == "tokens" and self.insertion == "prefix":
+            raise UserError(f"Models of type '{name}' take prompts by insertion 'tokens' only.")
+        held_back = family.tokens_unless is not None and getattr(model.config, family.tokens_unless, False)
+        if self.insertion == "tokens" and (held_back or not family.tokens):
             raise UserError(f"Models of type '{name}' take prompts by insertion 'prefix' only.")
-        self.backbone = model
-        self.insertion = insertion
-        self.pooling: Pooling = pooling or self.family.pooling
-        layers = list(follow(model, self.family.layers))
-        attentions = [layer.get_submodule(self.family.attention) for layer in layers]
-        self.layer_dims: list[int] = [getattr(module, self.family.key).in_features for module in attentions]
-        if insertion == "prefix":
-            model.set_attn_implementation(prefix.ATTENTION)
-        install = prefix.install_prefix if insertion == "prefix" else prefix.install_tokens
-        for index, layer in enumerate(layers):
-            install(layer, index, self.family)
+        self.backbone: Any = model.get_submodule(family.inner) if family.inner else model
+        self.pooling: Pooling = pooling or family.pooling or family.x0
+        self._checkpointing = False
+        self.layer_dims: list[int] = []
+        cast_once(self.backbone)
+        self._install()
+
+    def _install(self) -> None:
+        family = self.family
+        has_norm = family.norm is not None and (
+            family.norm_if is None or getattr(self.backbone.config, family.norm_if)
+        )
+        install = prefix.install_prefix if self.insertion == "prefix" else prefix.install_tokens
+        if self.insertion == "prefix":
+            self.backbone.set_attn_implementation(prefix.ATTENTION)
+        for index, layer in enumerate(follow(self.backbone, family.layers)):
+            attention = layer.get_submodule(family.attention)
+            self.layer_dims.append(getattr(attention, family.key).in_features)
+            if family.restore:
+                windows.share_masks(layer, attention)
+            install(layer, index, family, family.norm if has_norm else None)
 
     @property
     def pooled_dim(self) -> int:
@@ -79,18 +95,66 @@ class TransformerEncoder(nn.Module):
         size = getattr(self.backbone.config, "patch_size", 1)
         return size * size if isinstance(size, int) else size[0] * size[1]
 
-    def forward(self, prompts: PromptSource | None = None, **inputs: Any) -> EncoderOutput:
+    @property
+    def first_projection(self) -> nn.Module:
+        """The key projection of the first layer."""
+        layer = next(follow(self.backbone, self.family.layers))
+        return getattr(layer.get_submodule(self.family.attention), self.family.key)
+
+    def gradient_checkpointing(self) -> None:
+        """Compute activations again in the backward pass instead of keeping them.
+
+        transformers does so in layers that train; a frozen encoder's layers are told that they do; what is
+        in them isn't, so that nothing drops out.
+        """
+        self.backbone.activation_checkpointing_enable({"use_reentrant": False})
+        self._checkpointing = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "TransformerEncoder":
+        """Set the training mode, which layers keep for the sake of checkpointing."""
+        super().train(mode)
+        if self._checkpointing:
+            for layer in follow(self.backbone, self.family.layers):
+                layer.training = True
+        return self
+
+    def forward(
+        self, prompts: PromptSource | None = None, stages: bool = False, **inputs: Any
+    ) -> EncoderOutput:
         """Encode a batch.
 
         Args:
             prompts: asked once per layer for that layer's prompts; None for the bare model.
+            stages: whether to give the feature map of each stage, where the encoder has stages.
             inputs: the model's own inputs: `pixel_values` (B, 3, H, W), or `input_ids` and
-                `attention_mask` (B, N).
+                `attention_mask` (B, N), or `input_values` (B, samples) or `input_features` (B, bins, frames).
         """
-        if prompts is not None:
-            inputs[prefix.SOURCE] = prompts
-        output = self.backbone(**self.family.call, **inputs)
+        arguments = {**self.family.call, **inputs}
+        if stages:
+            if not hasattr(self.backbone.config, "depths"):
+                raise UserError(f"Models of type '{self.backbone.config.model_type}' have no stages.")
+            arguments |= {"output_hidden_states": True, "output_hidden_states_before_downsampling": True}
+        if prompts is not None and not self.family.relay:
+            arguments[prefix.SOURCE] = prompts
+        if self.family.relay:
+            with prefix.relayed(prompts):
+                output = self.backbone(**arguments)
+        else:
+            output = self.backbone(**arguments)
         tokens = output.last_hidden_state
-        return EncoderOutput(
-            prefix.global_feature(tokens, self.pooling, inputs.get("attention_mask")), tokens
-        )
+        if self.pooling == "pooler":
+            pooled = output.pooler_output
+        else:
+            pooled = prefix.global_feature(
+                tokens, self.pooling, self._real(tokens, inputs.get("attention_mask"))
+            )
+        # The first map is the stem's.
+        maps = output.reshaped_hidden_states[1:] if stages else ()
+        return EncoderOutput(pooled, tokens, tuple(maps))
+
+    def _real(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Which tokens are real, (B, N), from the mask of the inputs."""
+        if mask is None or self.family.frames is None:
+            return mask
+        return getattr(self.backbone, self.family.frames)(tokens.shape[1], mask)

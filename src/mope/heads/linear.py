@@ -11,4 +11,4 @@ class LinearHead(nn.Module):
         self.linear = nn.Linear(feature_dim, outputs)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.linear(features).float()
+        return self.linear(features.to(self.linear.weight.dtype)).float()

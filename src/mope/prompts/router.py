@@ -23,7 +23,7 @@ class Router(nn.Module):
     `eps ~ N(0, 1/k^2)` drawn per score while training, and only then.
 
     The projections `W_y^i` of all layers are stored as one matrix per complementary modality, since psi_y is
-    the same for every layer: `embed` computes them in one product per forward pass.
+    the same for every layer: `embed` computes their part of all layers' logits in one go.
 
     Args:
         layer_dims: width d_i of each layer of the main encoder.
@@ -75,40 +75,41 @@ class Router(nn.Module):
         else:
             self.register_buffer("keys", table)
 
-    def embed(self, psi: Mapping[str, Tensor]) -> Tensor | None:
-        """Cross-modal routing embeddings of all layers: psi by name, (B, d_y) each -> (L, B, n * d_c)."""
-        if not self.cross:
-            return None
-        parts = [
-            project(psi[name]).unflatten(-1, (self.layers, self.cross_dim)).transpose(0, 1)
-            for name, project in self.cross.items()
-        ]
-        return torch.cat(parts, dim=-1)
+    def embed(self, psi: Mapping[str, Tensor]) -> Tensor:
+        """What the complementary features alone add to the logits of every layer, in one product each.
 
-    def forward(self, layer: int, cross: Tensor | None, x0: Tensor) -> Tensor:
-        """Routing scores r of one layer.
+        Args:
+            psi: features by name, (B, d_y) each, in float32.
+
+        Returns:
+            `[psi_y W_y^i] K_y^T / tau` of every layer, (L, B, k).
+        """
+        batch = len(next(iter(psi.values()))) if psi else 1
+        logits = self.keys.new_zeros(self.layers, batch, self.experts)
+        for place, (name, project) in enumerate(self.cross.items()):
+            query = project(psi[name]).unflatten(-1, (self.layers, self.cross_dim)).transpose(0, 1)
+            keys = self.keys[..., place * self.cross_dim : (place + 1) * self.cross_dim]
+            logits = logits + query @ keys.transpose(1, 2)
+        return logits / self.temperature
+
+    def forward(self, layer: int, cross: Tensor, x0: Tensor) -> Tensor:
+        """Routing scores r of one layer. Not under autocast: tau = 0.1 makes a rounding ten times as large.
 
         Args:
             layer: its index, from 0.
-            cross: what `embed` returned, (L, B, n * d_c).
-            x0: global feature entering the layer, (B, d_i).
+            cross: what `embed` returned, (L, B, k).
+            x0: global feature entering the layer, (B, d_i), in float32.
 
         Returns:
-            Scores (B, k) in float32; they sum to 1 unless `top` drops some.
+            Scores (B, k); they sum to 1 unless `top` drops some.
         """
-        query = [] if cross is None else [cross[layer]]
+        logits = cross[layer]
         if self.intra:
-            query.append(self.intra[layer](x0))
-        # In full precision whatever the autocast: at tau = 0.1 a rounding of q is ten times as large in r.
-        with torch.autocast(x0.device.type, enabled=False):
-            if query:
-                q = torch.cat(query, dim=-1).float()
-                logits = q @ self.keys[layer].float().T / self.temperature
-            else:
-                logits = x0.new_zeros(x0.shape[0], self.experts, dtype=torch.float32)
-            if self.training:
-                logits = logits + torch.randn_like(logits) / self.experts
-            scores = logits.softmax(dim=-1)
+            keys = self.keys[layer, :, len(self.cross) * self.cross_dim :]
+            logits = torch.addmm(logits, self.intra[layer](x0), keys.T, alpha=1 / self.temperature)
+        if self.training:
+            logits = logits + torch.randn(len(x0), self.experts, device=x0.device) / self.experts
+        scores = logits.expand(len(x0), -1).softmax(dim=-1)
         if self.top is None:
             return scores
         kept = torch.zeros_like(scores).scatter_(-1, scores.topk(self.top, dim=-1).indices, 1.0)

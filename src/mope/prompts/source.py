@@ -123,9 +123,13 @@ class BoundPrompts:
 
     def __init__(self, prompts: FusionPrompts, psi: Mapping[str, Tensor]):
         self.prompts = prompts
-        self.mapped = [mapper(psi[name]) for name, mapper in prompts.mappers.items()]
-        self.cross = prompts.router.embed(psi) if prompts.router is not None else None
+        self.mapped = [mapper(psi[name].float()) for name, mapper in prompts.mappers.items()]
         self._scores: dict[int, Tensor] = {}
+        if prompts.router is not None:
+            features = {name: feature.float() for name, feature in psi.items()}
+            device = next(iter(features.values())).device if features else prompts.router.keys.device
+            with torch.autocast(device.type, enabled=False):
+                self.cross = prompts.router.embed(features)
 
     @property
     def scores(self) -> list[Tensor]:
@@ -137,10 +141,12 @@ class BoundPrompts:
         if prompts.static is not None:
             parts.append(prompts.static[layer].expand(len(x0), -1, -1))
         if prompts.experts is not None:
-            if prompts.router is not None:
-                self._scores[layer] = scores = prompts.router(layer, self.cross, x0)
-            else:
-                scores = x0.new_ones(len(x0), 1)
-            parts.append(prompts.experts(layer, scores))
+            # In full precision: autocast would also round every expert anew in each pass, to mix a few.
+            with torch.autocast(x0.device.type, enabled=False):
+                if prompts.router is not None:
+                    self._scores[layer] = scores = prompts.router(layer, self.cross, x0.float())
+                else:
+                    scores = x0.new_ones(len(x0), 1, dtype=torch.float32)
+                parts.append(prompts.experts(layer, scores))
         parts += [by_layer[layer] for by_layer in self.mapped]
         return prompts.dropout(torch.cat(parts, dim=1).to(x0.dtype)) if parts else None

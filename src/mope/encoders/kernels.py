@@ -1,0 +1,85 @@
+"""Which attention kernel to use, and how keys and masks are laid out for it.
+
+The choice is made here and nowhere else, by device, training or inference, and mask; the figures behind it
+are in `dev/LOG.md`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+# The CPU kernel of scaled dot-product attention takes the last `keys % 16` of a row one by one: 62 take twice
+# as long as 64. Up to this many left over, filling up costs more than it saves.
+_LANES, _LEFT_OVER = 16, 3
+
+
+def padding(keys: int, device: torch.device) -> int:
+    """How many masked keys to add so that the kernel runs at full width."""
+    left = keys % _LANES
+    return _LANES - left if device.type == "cpu" and left > _LEFT_OVER else 0
+
+
+def use_plain(query: Tensor) -> bool:
+    """Whether plain matrix products beat the fused kernel: on a CPU, where its backward pass is slow."""
+    return query.device.type == "cpu" and torch.is_grad_enabled() and query.requires_grad
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
+) -> Tensor:
+    """Attention of queries (B, H, N, d) over keys and values (B, H, K, d) -> (B, N, H, d).
+
+    Args:
+        module: the attention module that is being run.
+        query, key, value: as the model made them, prompts and padding in front of keys and values.
+        mask: None, or (B or 1, H or 1, N, K), boolean (True = attend) or additive.
+        kwargs: the model's own arguments, such as `scaling` and `dropout`.
+    """
+    # Rotary embeddings leave queries and keys in float32 under autocast; the fused kernel would be cast for.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    if use_plain(query):
+        return plain_attention(query, key, value, mask, kwargs.get("scaling"), kwargs.get("dropout", 0.0))
+    kwargs = {**kwargs, "is_causal": False}
+    return sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0]
+
+
+def plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, dropout: float
+) -> Tensor:
+    """Attention by matrix products, in the dtype of the query; as `attend`."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    with torch.autocast(query.device.type, enabled=False):
+        scores = (query * scale) @ key.transpose(2, 3)
+        if mask is not None and mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        elif mask is not None:
+            scores = scores + mask.to(scores.dtype)
+        weights = functional.dropout(scores.softmax(dim=-1), dropout)
+        return (weights @ value).transpose(1, 2).contiguous()
+
+
+def widen_mask(
+    mask: Tensor | None, prompts: int, pads: int, query: Tensor, keys: int, causal: bool
+) -> Tensor | None:
+    """Make room in a mask for prompts, which are always attended to, and pads, which never are.
+
+    Args:
+        mask: the model's own, (B or 1, H or 1, N, K), or None.
+        prompts, pads: how many stand in front of the K keys, in this order.
+        query: (B, H, N, d), for its dtype and device.
+        keys: K.
+        causal: whether a missing mask means a causal one.
+    """
+    if mask is None and causal and query.shape[2] > 1:
+        mask = torch.ones(query.shape[2], keys, dtype=torch.bool, device=query.device).tril()[None, None]
+    if mask is None:
+        if not pads:
+            return None
+        mask = torch.ones(1, 1, 1, keys, dtype=torch.bool, device=query.device)
+    if mask.dtype == torch.bool:
+        return functional.pad(functional.pad(mask, (pads, 0)), (prompts, 0), value=True)
+    mask = mask.to(query.dtype)
+    return functional.pad(functional.pad(mask, (pads, 0), value=float("-inf")), (prompts, 0))

@@ -1,0 +1,82 @@
+"""Work on frozen weights that is the same in every pass, done once.
+
+Under autocast a frozen weight is cast anew in every pass: PyTorch keeps casts of weights that learn, and only
+within one autocast block. For a frozen encoder that is a tenth of its time. The values are the same.
+"""
+
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_CACHE = "_mope_once"
+
+
+class Cache(dict[Any, Any]):
+    """The last few results by key. A copy of the module that holds it starts with an empty one."""
+
+    size = 4
+
+    def keep(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The result for a key, made if it isn't there."""
+        if key not in self:
+            result = make()
+            while len(self) >= self.size:
+                self.pop(next(iter(self)), None)
+            self[key] = result
+            return result
+        return self[key]
+
+    def __deepcopy__(self, memo: Any) -> "Cache":
+        return Cache()
+
+    def __reduce__(self) -> Any:
+        return Cache, ()
+
+
+def cache_of(module: nn.Module) -> Cache:
+    """The cache that a module carries."""
+    found = module.__dict__.get(_CACHE)
+    if found is None:
+        found = module.__dict__[_CACHE] = Cache()
+    return found
+
+
+def version(module: nn.Module) -> tuple[Any, ...] | None:
+    """Changes whenever a module's own parameters do; None where they learn, so that nothing may be kept."""
+    parameters = list(module.parameters(recurse=False))
+    if torch.compiler.is_compiling() or (
+        torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
+    ):
+        return None
+    # A tensor made in inference mode can't be used in training.
+    mode = torch.is_inference_mode_enabled()
+    return (mode, *((p.data_ptr(), _counter(p), p.dtype) for p in parameters))
+
+
+def _counter(parameter: Tensor) -> int:
+    return 0 if parameter.is_inference() else parameter._version
+
+
+def cast_once(model: nn.Module) -> None:
+    """Let a model's linear layers keep the cast of their weights, as long as these are frozen."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.forward = MethodType(_linear, module)
+
+
+def _linear(self: nn.Linear, input: Tensor) -> Tensor:
+    """`nn.Linear.forward`; under autocast with weights that are cast already."""
+    device = input.device.type
+    if not torch.is_autocast_enabled(device) or (now := version(self)) is None:
+        return functional.linear(input, self.weight, self.bias)
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast() -> tuple[Tensor, Tensor | None]:
+        return self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+
+    weight, bias = cache_of(self).keep((now, dtype), cast)
+    return functional.linear(input, weight, bias)
