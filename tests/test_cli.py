@@ -110,6 +110,22 @@ def test_data_check(tables, config_file, tmp_path, capsys):
     assert [p["row"] for p in report["problems"]] == [1, 2, 2, 2]
 
 
+def test_bench_prompts(capsys):
+    arguments = ["bench", "prompts", "--model", "tiny", "--batch", "2", "--repeats", "1", "--json"]
+    assert main(arguments) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["inference"]["ratio"] == result["inference"]["prompted"] / result["inference"]["bare"]
+    assert list(result["routing"]) == ["4", "8", "16", "32", "64", "128"]
+    training = result["training"]
+    assert training["time_ratio"] == training["seconds"]["prompted"] / training["seconds"][training["full"]]
+    assert all(memory > 1 for memory in training["peak_mebibytes"].values())
+    assert (
+        main(["bench", "prompts", "--model", "tiny", "--batch", "2", "--repeats", "1", "--no-training"]) == 0
+    )
+    assert "forward, prompted over bare" in capsys.readouterr().out
+    assert main([*arguments, "--experts", "1"]) == 2
+
+
 def test_data_scenes(tmp_path, capsys):
     arguments = [
         "data",

@@ -1,5 +1,6 @@
 """The paper's core against slow, obvious references."""
 
+import copy
 import math
 
 import pytest
@@ -117,6 +118,22 @@ def test_experts_mix_as_eq_4():
         for b in range(4):
             expected = sum(scores[b, j] * experts.prompts[layer][j] for j in range(3))
             torch.testing.assert_close(mixed[b], expected)
+
+
+def test_many_frozen_experts_are_cast_once_and_seen_to_change():
+    experts = Experts([64], experts=512, length=6, bound=0.5)
+    scores = torch.rand(3, 512).softmax(dim=1)
+    exact = experts(0, scores, torch.bfloat16)
+    assert exact.dtype == torch.float32  # they learn: nothing is kept
+    with torch.no_grad():
+        kept = experts(0, scores, torch.bfloat16)
+        assert kept.dtype == torch.bfloat16
+        torch.testing.assert_close(kept.float(), exact, atol=2e-3, rtol=2e-2)
+        experts.prompts[0].mul_(2)
+        torch.testing.assert_close(experts(0, scores, torch.bfloat16), 2 * kept)
+        copied = copy.deepcopy(experts)
+        experts.prompts[0].zero_()
+        torch.testing.assert_close(copied(0, scores, torch.bfloat16), 2 * kept)
 
 
 @settings(max_examples=50, deadline=None)

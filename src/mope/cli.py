@@ -92,6 +92,22 @@ def _parser() -> argparse.ArgumentParser:
         )
     verb.add_argument("--size", type=int, default=98, help="side of a picture in pixels (98)")
     verb.add_argument("--seed", type=int, default=0, help="of everything (0)")
+
+    bench = verbs.add_parser("bench", help="measure what things cost").add_subparsers(
+        dest="what", required=True, metavar="WHAT"
+    )
+    verb = _verb(
+        bench, "prompts", bench_prompts, "measure prompts beside the bare model and full fine-tuning"
+    )
+    verb.add_argument(
+        "--model", choices=("swin-b", "vit-b", "tiny"), default="swin-b", help="with random weights"
+    )
+    verb.add_argument("--batch", type=int, default=8, metavar="N", help="images per pass (8)")
+    verb.add_argument("--experts", type=int, default=4, metavar="K", help="experts per layer (4)")
+    verb.add_argument("--repeats", type=int, default=15, metavar="N", help="turns of each variant (15)")
+    verb.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="arithmetic")
+    verb.add_argument("--no-training", action="store_true", help="inference and routing only")
+    verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
     return parser
 
 
@@ -364,6 +380,42 @@ def data_scenes(options: argparse.Namespace) -> None:
     ]
     _table(["split", "pictures", "rows", "labels"], rows)
     print(f"The scenes are in {options.out}. {manifest['licence']}")
+
+
+def bench_prompts(options: argparse.Namespace) -> None:
+    """`mope bench prompts`."""
+    from mope.bench.prompts import BenchSettings
+    from mope.bench.prompts import bench_prompts as run
+
+    if min(options.batch, options.repeats) < 1 or options.experts < 2:
+        raise UserError("A benchmark takes a batch and repeats of at least 1, and at least 2 experts.")
+    settings = BenchSettings(
+        model=options.model,
+        batch=options.batch,
+        experts=options.experts,
+        repeats=options.repeats,
+        precision=options.precision,
+        device=options.device,
+        training=not options.no_training,
+    )
+    result = run(settings)
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return
+    inference, training = result["inference"], result.get("training")
+    rows = [["forward, prompted over bare", f"{inference['ratio']:.3f}"]]
+    rows += [
+        [f"routing and mixing of the forward pass, k={k}", f"{share:.2%}"]
+        for k, share in result["routing"].items()
+    ]
+    if training:
+        rows.append([f"training step over {training['full']}, time", f"{training['time_ratio']:.3f}"])
+        rows.append(
+            [f"training step over {training['full']}, peak memory", f"{training['memory_ratio']:.3f}"]
+        )
+    machine = result["machine"]
+    arithmetic = "bf16" if machine["bf16"] else "fp32"
+    _table([f"{options.model}, batch {options.batch}, {machine['device']}, {arithmetic}", ""], rows)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], last_is_sum: bool = False) -> None:

@@ -22,9 +22,10 @@ def padding(keys: int, device: torch.device) -> int:
     return _LANES - left if device.type == "cpu" and left > _LEFT_OVER else 0
 
 
-def use_plain(query: Tensor) -> bool:
+def use_plain(*inputs: Tensor) -> bool:
     """Whether plain matrix products beat the fused kernel: on a CPU, where its backward pass is slow."""
-    return query.device.type == "cpu" and torch.is_grad_enabled() and query.requires_grad
+    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    return learns and inputs[0].device.type == "cpu"
 
 
 def attend(
@@ -40,7 +41,7 @@ def attend(
     """
     # Rotary embeddings leave queries and keys in float32 under autocast; the fused kernel would be cast for.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    if use_plain(query):
+    if use_plain(query, key, value):
         return plain_attention(query, key, value, mask, kwargs.get("scaling"), kwargs.get("dropout", 0.0))
     kwargs = {**kwargs, "is_causal": False}
     return sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0]

@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 
 from mope.encoders import prefix, windows
 from mope.encoders.families import FAMILIES, Insertion, Pooling, follow
-from mope.encoders.once import cast_once
 from mope.errors import UserError
+from mope.once import cast_once
 from mope.prompts import PromptSource
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mope.encoders.once import cache_of, version
+from mope.once import cache_of, version
 
 _SHARED = "_mope_shared"
 
@@ -48,7 +48,7 @@ def _shift_mask(
 
 
 def _position_bias(self: Any) -> Tensor:
-    now = version(self)
+    now = version(*self.parameters())
     return (
         type(self).forward(self)
         if now is None
@@ -91,7 +91,7 @@ def wide_mask(
         wide = functional.pad(wide.to(query.dtype), (pads, 0), value=float("-inf"))
         return functional.pad(wide, (prompts, 0))
 
-    now = version(module.get_submodule("relative_position_bias"))
+    now = version(*module.get_submodule("relative_position_bias").parameters())
     if now is None:
         return make()
     # `_shift_mask` keeps the mask, so its address stands for its content.

@@ -147,6 +147,6 @@ class BoundPrompts:
                     self._scores[layer] = scores = prompts.router(layer, self.cross, x0.float())
                 else:
                     scores = x0.new_ones(len(x0), 1, dtype=torch.float32)
-                parts.append(prompts.experts(layer, scores))
+                parts.append(prompts.experts(layer, scores, x0.dtype))
         parts += [by_layer[layer] for by_layer in self.mapped]
         return prompts.dropout(torch.cat(parts, dim=1).to(x0.dtype)) if parts else None

@@ -45,12 +45,10 @@ def cache_of(module: nn.Module) -> Cache:
     return found
 
 
-def version(module: nn.Module) -> tuple[Any, ...] | None:
-    """Changes whenever a module's own parameters do; None where they learn, so that nothing may be kept."""
-    parameters = list(module.parameters(recurse=False))
-    if torch.compiler.is_compiling() or (
-        torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
-    ):
+def version(*parameters: Tensor) -> tuple[Any, ...] | None:
+    """Changes whenever one of the parameters does; None where one learns, so that nothing may be kept."""
+    learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
+    if learns or torch.compiler.is_compiling():
         return None
     # A tensor made in inference mode can't be used in training.
     mode = torch.is_inference_mode_enabled()
@@ -71,7 +69,7 @@ def cast_once(model: nn.Module) -> None:
 def _linear(self: nn.Linear, input: Tensor) -> Tensor:
     """`nn.Linear.forward`; under autocast with weights that are cast already."""
     device = input.device.type
-    if not torch.is_autocast_enabled(device) or (now := version(self)) is None:
+    if not torch.is_autocast_enabled(device) or (now := version(*self.parameters())) is None:
         return functional.linear(input, self.weight, self.bias)
     dtype = torch.get_autocast_dtype(device)
 

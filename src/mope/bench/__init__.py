@@ -1,0 +1,1 @@
+"""Benchmarks, as commands: ratios within one run, medians of interleaved repeats."""

@@ -1,0 +1,285 @@
+"""What prompts cost: beside the bare forward pass, and beside full fine-tuning.
+
+Machines are noisy, so variants take turns, and only ratios of their medians are compared. Weights are random,
+which no figure here depends on; the complementary feature is given, since its encoder runs in both cases.
+"""
+
+import copy
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mope.device import autocast, pick_device, use_bf16
+from mope.encoders import TransformerEncoder, TunedEncoder
+from mope.encoders.weights import build_backbone, read_architecture
+from mope.prompts import Experts, FusionPrompts, Router
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "swin-b": {
+        "model_type": "swin",
+        "embed_dim": 128,
+        "depths": [2, 2, 18, 2],
+        "num_heads": [4, 8, 16, 32],
+        "window_size": 7,
+        "image_size": 224,
+    },
+    "vit-b": {"model_type": "vit"},
+    # For trying the command out.
+    "tiny": {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+}
+FEATURE_DIM, CLASSES = 768, 3
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What is measured.
+
+    Attributes:
+        model: one of `ARCHITECTURES`.
+        batch: images per pass.
+        experts: k.
+        length: l.
+        repeats: turns of each variant in inference; training takes a third of them.
+        precision: "auto", "bf16" or "fp32", as in training.
+        device: None for the best there is.
+        training: whether to measure training steps too, which takes longest.
+    """
+
+    model: str = "swin-b"
+    batch: int = 8
+    experts: int = 4
+    length: int = 6
+    repeats: int = 15
+    precision: str = "auto"
+    device: str | None = None
+    training: bool = True
+
+
+class _Bench:
+    """Models and inputs of a benchmark."""
+
+    def __init__(self, settings: BenchSettings):
+        torch.manual_seed(0)
+        self.settings = settings
+        self.device = pick_device(settings.device)
+        self.bare: Any = build_backbone(read_architecture(ARCHITECTURES[settings.model])).eval()
+        self.bare.to(self.device)
+        size = self.bare.config.image_size
+        self.pixels = torch.randn(settings.batch, 3, size, size, device=self.device)
+        self.psi = {"text": torch.randn(settings.batch, FEATURE_DIM, device=self.device)}
+        self.labels = torch.arange(settings.batch, device=self.device) % CLASSES
+
+    def prompted(self) -> tuple[TunedEncoder, FusionPrompts]:
+        """The same model with MoPE's prompts over it, frozen."""
+        encoder = TunedEncoder(TransformerEncoder(copy.deepcopy(self.bare)), "frozen")
+        return encoder, self.prompts(encoder, self.settings.experts)
+
+    def prompts(self, encoder: TunedEncoder, experts: int) -> FusionPrompts:
+        """MoPE's prompts for an encoder."""
+        return FusionPrompts(
+            encoder.encoder.layer_dims,
+            {"text": FEATURE_DIM},
+            length=self.settings.length,
+            experts=experts,
+            patch_area=encoder.encoder.patch_area,
+        ).to(self.device)
+
+    def autocast(self) -> Any:
+        return autocast(self.settings.precision, self.device)
+
+    def synchronise(self) -> None:
+        """Wait for a GPU to finish."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def time(self, run: Callable[[], Any]) -> float:
+        """Seconds that a call takes."""
+        self.synchronise()
+        started = time.perf_counter()
+        run()
+        self.synchronise()
+        return time.perf_counter() - started
+
+    def take_turns(
+        self, variants: Mapping[str, Callable[[], Any]], repeats: int, what: str
+    ) -> dict[str, float]:
+        """Median seconds of each variant, which take turns after two rounds to warm up."""
+        times: dict[str, list[float]] = {name: [] for name in variants}
+        for turn in tqdm(range(repeats + 2), desc=what, leave=False, disable=None):
+            for name, run in variants.items():
+                seconds = self.time(run)
+                if turn >= 2:
+                    times[name].append(seconds)
+        return {name: statistics.median(values) for name, values in times.items()}
+
+
+def measure_inference(bench: _Bench) -> dict[str, float]:
+    """Prompted over bare forward pass, both frozen and under the same autocast."""
+    bare = copy.deepcopy(bench.bare).requires_grad_(False)
+    encoder, prompts = bench.prompted()
+    prompts.eval()
+
+    @torch.inference_mode()
+    def plain() -> None:
+        with bench.autocast():
+            bare(pixel_values=bench.pixels)
+
+    @torch.inference_mode()
+    def with_prompts() -> None:
+        with bench.autocast():
+            encoder({"pixel_values": bench.pixels}, prompts=prompts.bind(bench.psi))
+
+    seconds = bench.take_turns({"bare": plain, "prompted": with_prompts}, bench.settings.repeats, "inference")
+    return {**seconds, "ratio": seconds["prompted"] / seconds["bare"]}
+
+
+def measure_routing(bench: _Bench, forward: float) -> dict[str, float]:
+    """Share of routing and mixing, over all layers, in a prompted forward pass of `forward` seconds, by k."""
+    encoder, _ = bench.prompted()
+    x0: list[Tensor] = []
+    with torch.inference_mode(), bench.autocast():
+        encoder({"pixel_values": bench.pixels}, prompts=lambda layer, feature: x0.append(feature))
+    runs = {}
+    for experts in (4, 8, 16, 32, 64, 128):
+        prompts = bench.prompts(encoder, experts).eval()
+        router, mixture = prompts.router, prompts.experts
+        if router is None or mixture is None:
+            raise ValueError("routing takes two experts or more")
+
+        @torch.inference_mode()
+        def route(router: Router = router, mixture: Experts = mixture) -> None:
+            cross = router.embed(bench.psi)
+            for layer, feature in enumerate(x0):
+                mixture(layer, router(layer, cross, feature.float()), feature.dtype)
+
+        runs[str(experts)] = route
+    seconds = bench.take_turns(runs, 3 * bench.settings.repeats, "routing")
+    return {experts: value / forward for experts, value in seconds.items()}
+
+
+TRAINING = ("prompted", "full sdpa", "full eager")
+
+
+def training_step(bench: _Bench, variant: str) -> Callable[[], None]:
+    """One step of a variant: forward, backward and AdamW."""
+    if variant == "prompted":
+        encoder, prompts = bench.prompted()
+        encoder.train()
+        prompts.train()
+        head = nn.Linear(encoder.pooled_dim, CLASSES).to(bench.device)
+        learned = [*prompts.parameters(), *head.parameters()]
+
+        def feature() -> Tensor:
+            return encoder({"pixel_values": bench.pixels}, prompts=prompts.bind(bench.psi)).pooled
+    else:
+        model = copy.deepcopy(bench.bare).train()
+        model.set_attn_implementation(variant.removeprefix("full "))
+        width = getattr(model, "num_features", model.config.hidden_size)
+        head = nn.Linear(width, CLASSES).to(bench.device)
+        learned = [*model.parameters(), *head.parameters()]
+
+        def feature() -> Tensor:
+            return model(pixel_values=bench.pixels).last_hidden_state.mean(dim=1)
+
+    optimizer = torch.optim.AdamW(learned, lr=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with bench.autocast():
+            loss = nn.functional.cross_entropy(head(feature()).float(), bench.labels)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def measure_training(bench: _Bench) -> dict[str, Any]:
+    """A prompted training step over full fine-tuning with its faster kernel: time, peak memory."""
+    steps = {variant: training_step(bench, variant) for variant in TRAINING}
+    seconds = bench.take_turns(steps, max(3, bench.settings.repeats // 3), "training")
+    del steps
+    memory = {variant: _peak_memory(bench.settings, variant) for variant in TRAINING}
+    full = min(TRAINING[1:], key=lambda variant: seconds[variant])
+    return {
+        "seconds": seconds,
+        "peak_mebibytes": memory,
+        "full": full,
+        "time_ratio": seconds["prompted"] / seconds[full],
+        "memory_ratio": memory["prompted"] / memory[full],
+    }
+
+
+def _peak_memory(settings: BenchSettings, variant: str) -> float:
+    """Peak memory of three steps of a variant, in MiB, in a process of its own, less what imports take."""
+    call = "import sys, json, mope.bench.prompts as b; b._report_peak(*json.loads(sys.argv[1]))"
+    arguments = json.dumps([asdict(settings), variant])
+    result = subprocess.run(
+        [sys.executable, "-c", call, arguments], capture_output=True, text=True, check=True, env=os.environ
+    )
+    return float(result.stdout.strip().splitlines()[-1])
+
+
+def _report_peak(settings: dict[str, Any], variant: str) -> None:
+    device = pick_device(settings["device"])
+    before = _resident()
+    bench = _Bench(BenchSettings(**settings))
+    step = training_step(bench, variant)
+    bench.bare = None
+    for _ in range(3):
+        step()
+    if device.type == "cuda":
+        print(torch.cuda.max_memory_allocated() / 2**20)
+    else:
+        print(_resident(peak=True) - before)
+
+
+def _resident(peak: bool = False) -> float:
+    """Memory of this process in MiB, now or at its peak."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not `getrusage`, whose peak a new process inherits from the one that started it.
+        field = "VmHWM:" if peak else "VmRSS:"
+        line = next(line for line in status.read_text().splitlines() if line.startswith(field))
+        return int(line.split()[1]) / 1024
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def bench_prompts(settings: BenchSettings) -> dict[str, Any]:
+    """Measure everything that the settings say.
+
+    Returns:
+        `settings`, `machine`, `inference` (seconds and their ratio), `routing` (share by k) and, if asked
+        for, `training` (seconds, MiB and their ratios).
+    """
+    bench = _Bench(settings)
+    inference = measure_inference(bench)
+    result: dict[str, Any] = {
+        "settings": asdict(settings),
+        "machine": {
+            "device": bench.device.type,
+            "bf16": use_bf16(settings.precision, bench.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        },
+        "inference": inference,
+        "routing": measure_routing(bench, inference["prompted"]),
+    }
+    if settings.training:
+        result["training"] = measure_training(bench)
+    return result
