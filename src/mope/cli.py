@@ -93,6 +93,17 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--size", type=int, default=98, help="side of a picture in pixels (98)")
     verb.add_argument("--seed", type=int, default=0, help="of everything (0)")
 
+    encoders = verbs.add_parser(
+        "encoders", help="list the encoders that take prompts, check one"
+    ).add_subparsers(dest="noun", required=True, metavar="WHAT")
+    _verb(encoders, "list", encoders_list, "list the families of encoders, and what each supports")
+    verb = _verb(encoders, "check", encoders_check, "load an encoder and check that it takes prompts exactly")
+    verb.add_argument("weights", metavar="ID", help="a hub id, a folder (./folder) or package:NAME")
+    verb.add_argument("--revision", help="commit, tag or branch of a hub id")
+    verb.add_argument(
+        "--kind", choices=("image", "text", "audio"), help="which part, of a model that has several"
+    )
+
     bench = verbs.add_parser("bench", help="measure what things cost").add_subparsers(
         dest="what", required=True, metavar="WHAT"
     )
@@ -380,6 +391,65 @@ def data_scenes(options: argparse.Namespace) -> None:
     ]
     _table(["split", "pictures", "rows", "labels"], rows)
     print(f"The scenes are in {options.out}. {manifest['licence']}")
+
+
+def encoders_list(options: argparse.Namespace) -> None:
+    """`mope encoders list`."""
+    from mope.encoders import FAMILIES
+
+    rows = [
+        {
+            "model_type": name,
+            "kind": family.kind,
+            "insertion": family.insertion,
+            "x0": family.x0,
+            "pooled": family.pooling or family.x0,
+            "stages": name == "swin",
+        }
+        for name, family in sorted(FAMILIES.items(), key=lambda item: item[1].kind)
+    ]
+    if options.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        _table(
+            list(rows[0]),
+            [["yes" if v is True else "" if v is False else v for v in r.values()] for r in rows],
+        )
+
+
+def encoders_check(options: argparse.Namespace) -> None:
+    """`mope encoders check ID`: exit code 2 if a check fails."""
+    from dataclasses import asdict
+
+    from mope.encoders import load_encoder
+    from mope.encoders.checks import run_checks
+
+    encoder = load_encoder(options.weights, revision=options.revision, kind=options.kind)
+    checks = run_checks(encoder, lambda name: None)
+    if options.json:
+        print(json.dumps([{**asdict(check), "passed": check.passed} for check in checks], indent=2))
+    else:
+        model = encoder.backbone
+        count = sum(p.numel() for p in model.parameters())
+        widths = ", ".join(map(str, sorted(set(encoder.layer_dims))))
+        print(
+            f"{options.weights}: {model.config.model_type}, {count:,} parameters, {len(encoder.layer_dims)} "
+            f"layers of width {widths}, prompts by {encoder.insertion}, pooled by {encoder.pooling}"
+        )
+        rows = [
+            [
+                check.name,
+                f"{check.difference:.1e}",
+                f"{check.allowed:.0e}",
+                "passed" if check.passed else "FAILED",
+            ]
+            for check in checks
+        ]
+        _table(["the same", "difference", "allowed", ""], rows)
+    if failed := [check.name for check in checks if not check.passed]:
+        raise UserError(
+            f"{options.weights} fails {len(failed)} of {len(checks)} checks, such as '{failed[0]}'."
+        )
 
 
 def bench_prompts(options: argparse.Namespace) -> None:

@@ -44,8 +44,8 @@ class EncoderConfig(Section):
     """Commit, tag or branch of a hub id."""
     architecture: dict[str, Any] | None = None
     """A model's `model_type` and settings, to build it without weights; else what must agree."""
-    pooling: Literal["cls", "mean"] | None = None
-    """Global feature: first token or mean of tokens; null for what the weights were trained with."""
+    pooling: Literal["cls", "mean", "pooler"] | None = None
+    """Global feature: first token, mean, or the model's own pooler; null for what the weights come with."""
     tuning: Literal["frozen", "prompt", "full"] = "frozen"
     """What is trained of it: nothing, vanilla deep prompts, or everything."""
     prompt_length: PositiveInt = 4

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mope.config import Config, EncoderConfig, InputConfig
+from mope.config import Config, InputConfig
 from mope.encoders import TransformerEncoder, load_encoder
 from mope.encoders.weights import commit_of, empty_encoder, version_of
 from mope.errors import UserError
@@ -72,7 +72,7 @@ class FusionModel(nn.Module):
         """
         method = _method(config)
         if encoders is None:
-            encoders = {name: _load(config.inputs[name].encoder) for name in method.needs(config)}
+            encoders = {name: _load(config.inputs[name]) for name in method.needs(config)}
         for name, encoder in encoders.items():
             kind = config.inputs[name].kind
             if encoder.family.kind != kind:
@@ -203,12 +203,14 @@ class FusionModel(nn.Module):
         return versions
 
 
-def _load(settings: EncoderConfig) -> TransformerEncoder:
+def _load(input: InputConfig) -> TransformerEncoder:
+    settings = input.encoder
     return load_encoder(
         settings.weights,
         revision=settings.revision,
         architecture=settings.architecture,
         pooling=settings.pooling,
+        kind=input.kind,
     )
 
 
@@ -244,7 +246,10 @@ def empty_model(config: Config, labels: Sequence[str]) -> FusionModel:
     for name in _method(config).needs(config):
         settings = config.inputs[name].encoder
         encoders[name] = empty_encoder(
-            settings.weights, revision=settings.revision, architecture=settings.architecture
+            settings.weights,
+            revision=settings.revision,
+            architecture=settings.architecture,
+            kind=config.inputs[name].kind,
         )
     with torch.device("meta"):
         return FusionModel.build(config, labels, encoders)

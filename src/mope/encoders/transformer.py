@@ -135,6 +135,12 @@ class TransformerEncoder(nn.Module):
             if not hasattr(self.backbone.config, "depths"):
                 raise UserError(f"Models of type '{self.backbone.config.model_type}' have no stages.")
             arguments |= {"output_hidden_states": True, "output_hidden_states_before_downsampling": True}
+        attention = self.backbone.config._attn_implementation
+        if prompts is not None and self.insertion == "prefix" and attention != prefix.ATTENTION:
+            raise UserError(
+                f"The model's attention was set to '{attention}' after the encoder was made, which ignores "
+                f"prompts: leave it at '{prefix.ATTENTION}'."
+            )
         if prompts is not None and not self.family.relay:
             arguments[prefix.SOURCE] = prompts
         if self.family.relay:

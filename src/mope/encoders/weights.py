@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
@@ -25,7 +26,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from mope.encoders.families import FAMILIES, Pooling
+from mope.encoders.families import FAMILIES, PARTS, Kind, Pooling
 from mope.encoders.transformer import TransformerEncoder
 from mope.errors import UserError
 
@@ -202,14 +203,22 @@ def read_architecture(architecture: Mapping[str, Any]) -> PreTrainedConfig:
         raise UserError(f"transformers knows no model_type '{name}'.") from None
 
 
-def published_architecture(weights: str, revision: str | None = None) -> PreTrainedConfig:
-    """The configuration that weights come with.
+def published_architecture(
+    weights: str, revision: str | None = None, kind: Kind | None = None
+) -> PreTrainedConfig:
+    """The configuration that weights come with, or that of one kind's part where they have several.
 
     Raises:
         UserError: it can't be found or read.
     """
     try:
-        return AutoConfig.from_pretrained(resolve(weights), revision=revision)
+        config = AutoConfig.from_pretrained(resolve(weights), revision=revision)
+        if all(name != config.model_type for name, _ in PARTS):
+            return config
+        if kind is None or (config.model_type, kind) not in PARTS:
+            raise UserError(f"The weights '{weights}' are of several models: say which kind, image or text.")
+        part = CONFIG_MAPPING[PARTS[config.model_type, kind]]
+        return part.from_pretrained(resolve(weights), revision=revision or "main")
     except (OSError, ValueError) as error:
         raise UserError(f"Can't load the weights '{weights}': {_first_line(error)}") from None
 
@@ -219,17 +228,23 @@ def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
     return AutoModel.from_config(config, **_options(config))
 
 
-def load_backbone(weights: str, revision: str | None = None) -> PreTrainedModel:
-    """Load a pre-trained model in float32, with every weight it needs.
+def load_backbone(weights: str, revision: str | None = None, kind: Kind | None = None) -> PreTrainedModel:
+    """Load a pre-trained model, or one kind's part of it, in float32, with every weight it needs.
 
     Raises:
         UserError: it can't be found or read, or the file lacks weights.
     """
-    options = _options(published_architecture(weights, revision))
+    config = published_architecture(weights, revision, kind)
+    options = _options(config)
     try:
         with _quiet():
             model, report = AutoModel.from_pretrained(
-                resolve(weights), revision=revision, dtype=torch.float32, output_loading_info=True, **options
+                resolve(weights),
+                config=config,
+                revision=revision,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **options,
             )
     except (OSError, ValueError) as error:
         raise UserError(f"Can't load the weights '{weights}': {_first_line(error)}") from None
@@ -267,6 +282,7 @@ def load_encoder(
     revision: str | None = None,
     architecture: Mapping[str, Any] | None = None,
     pooling: Pooling | None = None,
+    kind: Kind | None = None,
 ) -> TransformerEncoder:
     """Load a pre-trained encoder, or build one with random weights.
 
@@ -275,12 +291,13 @@ def load_encoder(
         revision: commit, tag or branch of a hub id.
         architecture: the model's settings for random weights; with weights given, what must agree with them.
         pooling: see `TransformerEncoder`; by default what the weights come with, else the family's.
+        kind: which part to take of weights that hold several models, such as CLIP's.
     """
     if weights is None:
         if architecture is None:
             raise UserError("An encoder needs weights, or an architecture for random ones.")
         return TransformerEncoder(build_backbone(read_architecture(architecture)), pooling=pooling)
-    model = load_backbone(weights, revision)
+    model = load_backbone(weights, revision, kind)
     for key, value in (architecture or {}).items():
         have = getattr(model.config, key, None)
         if have != value:
@@ -291,7 +308,11 @@ def load_encoder(
 
 
 def empty_encoder(
-    weights: str | None, *, revision: str | None = None, architecture: Mapping[str, Any] | None = None
+    weights: str | None,
+    *,
+    revision: str | None = None,
+    architecture: Mapping[str, Any] | None = None,
+    kind: Kind | None = None,
 ) -> TransformerEncoder:
     """The encoder that `load_encoder` gives, without memory for its weights: on the meta device.
 
@@ -300,7 +321,7 @@ def empty_encoder(
     if architecture is not None:
         config = read_architecture(architecture)
     elif weights is not None:
-        config = published_architecture(weights, revision)
+        config = published_architecture(weights, revision, kind)
     else:
         raise UserError("An encoder needs weights, or an architecture for random ones.")
     with torch.device("meta"):
