@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mope.once import Cache
 from mope.prompts import DeepPrompts, Experts, FusionPrompts, Mapper, Router, importance_loss, prompt_bound
 
 DIMS = [8, 8, 16]
@@ -263,3 +264,16 @@ def test_importance_is_summed_over_workers_first(tmp_path):
     for rank, value, gradient in found:
         assert value == pytest.approx(loss.item())
         torch.testing.assert_close(torch.tensor(gradient) / 2, whole.grad[2 * rank : 2 * rank + 2])
+
+
+def test_a_cache_keeps_the_newest_and_makes_each_once():
+    cache, made = Cache(), []
+
+    def make(name: str, result: object = 1):
+        return cache.keep(name, lambda: made.append(name) or result, size=2)
+
+    assert [make("a"), make("a"), make("b", None), make("b")] == [1, 1, None, None]
+    assert made == ["a", "b"]
+    make("c")
+    assert list(cache) == ["b", "c"]
+    assert copy.deepcopy(cache) == {}

@@ -13,22 +13,25 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _CACHE = "_mope_once"
+_NOTHING = object()
 
 
 class Cache(dict[Any, Any]):
     """The last few results by key. A copy of the module that holds it starts with an empty one."""
 
-    size = 4
+    def keep(self, key: Any, make: Callable[[], Any], size: int = 2) -> Any:
+        """The result for a key, made if it isn't there; then the oldest go, down to `size`.
 
-    def keep(self, key: Any, make: Callable[[], Any]) -> Any:
-        """The result for a key, made if it isn't there."""
-        if key not in self:
-            result = make()
-            while len(self) >= self.size:
-                self.pop(next(iter(self)), None)
-            self[key] = result
-            return result
-        return self[key]
+        Safe with several threads: at worst two make the same result.
+        """
+        found = self.get(key, _NOTHING)
+        if found is not _NOTHING:
+            return found
+        result = make()
+        for old in list(self)[: len(self) + 1 - size]:
+            self.pop(old, None)
+        self[key] = result
+        return result
 
     def __deepcopy__(self, memo: Any) -> "Cache":
         return Cache()
@@ -76,5 +79,6 @@ def _linear(self: nn.Linear, input: Tensor) -> Tensor:
     def cast() -> tuple[Tensor, Tensor | None]:
         return self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
 
-    weight, bias = cache_of(self).keep((now, dtype), cast)
+    # One only: a model that was tuned in full and is evaluated has new weights every time.
+    weight, bias = cache_of(self).keep((now, dtype), cast, size=1)
     return functional.linear(input, weight, bias)

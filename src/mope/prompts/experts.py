@@ -43,7 +43,6 @@ class Experts(nn.Module):
         flat = experts.flatten(1)
         large = flat.numel() > _LARGE and dtype != flat.dtype
         if large and (now := version(experts)) is not None:
-            cache = cache_of(self)
-            cache.size = 2 * len(self.prompts)
-            flat = cache.keep((layer, now, dtype), lambda: experts.flatten(1).to(dtype))
+            size = len(self.prompts)
+            flat = cache_of(self).keep((layer, now, dtype), lambda: experts.flatten(1).to(dtype), size)
         return (scores.to(flat.dtype) @ flat).unflatten(-1, experts.shape[1:])

@@ -1,0 +1,70 @@
+"""The command line: one function per verb, which imports what it needs when it is run."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mope.cli import data, encoders, runs
+from mope.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 0, or 2 for what a user can mend, which is said in one sentence."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    try:
+        if rest and not options.overrides:
+            raise UserError(
+                f"'{options.verb}' knows no option '{rest[0]}': see `mope {options.verb} --help`."
+            )
+        _quieten()
+        if options.overrides:
+            options.settings = _overrides(rest)
+        options.run_verb(options)
+    except UserError as error:
+        print(f"mope: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mope: interrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mope",
+        description="Fuse separately pre-trained encoders into one model, training under 1 % of it.",
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+    for group in (runs, data, encoders):
+        group.add(verbs)
+    return parser
+
+
+def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
+    """`--key value` and `--key=value` pairs."""
+    pairs, words = [], list(rest)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise UserError(f"What is '{word}' for? A setting is given as --SECTION.KEY VALUE.")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not words:
+                raise UserError(f"--{key} needs a value.")
+            value = words.pop(0)
+        pairs.append((key, value))
+    return pairs
+
+
+def _quieten() -> None:
+    """Keep other libraries' notes and progress bars off the terminal: ours say what there is to say."""
+    import logging
+    import os
+    import warnings
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|huggingface_hub|torchmetrics)")

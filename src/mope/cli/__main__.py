@@ -1,0 +1,7 @@
+"""`python -m mope.cli`, for torchrun."""
+
+import sys
+
+from mope.cli import main
+
+sys.exit(main())

@@ -1,0 +1,135 @@
+"""`mope encoders list | check` and `mope bench prompts`."""
+
+import argparse
+import json
+from typing import Any
+
+from mope.cli.output import add_verb, print_table
+from mope.errors import UserError
+
+
+def add(verbs: Any) -> None:
+    """Add the commands."""
+    encoders = verbs.add_parser(
+        "encoders", help="list the encoders that take prompts, check one"
+    ).add_subparsers(dest="noun", required=True, metavar="WHAT")
+    add_verb(encoders, "list", encoders_list, "list the families of encoders, and what each supports")
+    verb = add_verb(
+        encoders, "check", encoders_check, "load an encoder and check that it takes prompts exactly"
+    )
+    verb.add_argument("weights", metavar="ID", help="a hub id, a folder (./folder) or package:NAME")
+    verb.add_argument("--revision", help="commit, tag or branch of a hub id")
+    verb.add_argument(
+        "--kind", choices=("image", "text", "audio"), help="which part, of a model that has several"
+    )
+
+    bench = verbs.add_parser("bench", help="measure what things cost").add_subparsers(
+        dest="what", required=True, metavar="WHAT"
+    )
+    verb = add_verb(
+        bench, "prompts", bench_prompts, "measure prompts beside the bare model and full fine-tuning"
+    )
+    verb.add_argument(
+        "--model", choices=("swin-b", "vit-b", "tiny"), default="swin-b", help="with random weights"
+    )
+    verb.add_argument("--batch", type=int, default=8, metavar="N", help="images per pass (8)")
+    verb.add_argument("--experts", type=int, default=4, metavar="K", help="experts per layer (4)")
+    verb.add_argument("--repeats", type=int, default=15, metavar="N", help="turns of each variant (15)")
+    verb.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="arithmetic")
+    verb.add_argument("--no-training", action="store_true", help="inference and routing only")
+    verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
+
+
+def encoders_list(options: argparse.Namespace) -> None:
+    """`mope encoders list`."""
+    from mope.encoders import FAMILIES
+
+    rows = [
+        {
+            "model_type": name,
+            "kind": family.kind,
+            "insertion": family.insertion,
+            "x0": family.x0,
+            "pooled": family.pooling or family.x0,
+            "stages": name == "swin",
+        }
+        for name, family in sorted(FAMILIES.items(), key=lambda item: item[1].kind)
+    ]
+    if options.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print_table(
+            list(rows[0]),
+            [["yes" if v is True else "" if v is False else v for v in r.values()] for r in rows],
+        )
+
+
+def encoders_check(options: argparse.Namespace) -> None:
+    """`mope encoders check ID`: exit code 2 if a check fails."""
+    from dataclasses import asdict
+
+    from mope.encoders import load_encoder
+    from mope.encoders.checks import run_checks
+
+    encoder = load_encoder(options.weights, revision=options.revision, kind=options.kind)
+    checks = run_checks(encoder, lambda name: None)
+    if options.json:
+        print(json.dumps([{**asdict(check), "passed": check.passed} for check in checks], indent=2))
+    else:
+        model = encoder.backbone
+        count = sum(p.numel() for p in model.parameters())
+        widths = ", ".join(map(str, sorted(set(encoder.layer_dims))))
+        print(
+            f"{options.weights}: {model.config.model_type}, {count:,} parameters, {len(encoder.layer_dims)} "
+            f"layers of width {widths}, prompts by {encoder.insertion}, pooled by {encoder.pooling}"
+        )
+        rows = [
+            [
+                check.name,
+                f"{check.difference:.1e}",
+                f"{check.allowed:.0e}",
+                "passed" if check.passed else "FAILED",
+            ]
+            for check in checks
+        ]
+        print_table(["the same", "difference", "allowed", ""], rows)
+    if failed := [check.name for check in checks if not check.passed]:
+        raise UserError(
+            f"{options.weights} fails {len(failed)} of {len(checks)} checks, such as '{failed[0]}'."
+        )
+
+
+def bench_prompts(options: argparse.Namespace) -> None:
+    """`mope bench prompts`."""
+    from mope.bench.prompts import BenchSettings
+    from mope.bench.prompts import bench_prompts as run
+
+    if min(options.batch, options.repeats) < 1 or options.experts < 2:
+        raise UserError("A benchmark takes a batch and repeats of at least 1, and at least 2 experts.")
+    settings = BenchSettings(
+        model=options.model,
+        batch=options.batch,
+        experts=options.experts,
+        repeats=options.repeats,
+        precision=options.precision,
+        device=options.device,
+        training=not options.no_training,
+    )
+    result = run(settings)
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return
+    inference, training = result["inference"], result.get("training")
+    rows = [["forward, prompted over bare", f"{inference['ratio']:.3f}"]]
+    rows += [
+        [f"routing and mixing of the forward pass, k={k}", f"{share:.2%}"]
+        for k, share in result["routing"].items()
+    ]
+    if training:
+        rows.append([f"training step over {training['full']}, time", f"{training['time_ratio']:.3f}"])
+        rows.append(
+            [f"training step over {training['full']}, peak memory", f"{training['memory_ratio']:.3f}"]
+        )
+    machine = result["machine"]
+    arithmetic = "bf16" if machine["bf16"] else "fp32"
+    print_table([f"{options.model}, batch {options.batch}, {machine['device']}, {arithmetic}", ""], rows)

@@ -1,0 +1,64 @@
+"""What commands share: how a verb is added, and how tables are printed."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+def add_verb(
+    verbs: Any, name: str, function: Any, text: str, overrides: bool = False
+) -> argparse.ArgumentParser:
+    """A subcommand; with `overrides`, every setting of the config is a flag as well."""
+    verb = verbs.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Any setting of the config can be given as --SECTION.KEY VALUE; see `mope train --settings`."
+        if overrides
+        else None,
+        allow_abbrev=False,
+    )
+    if name == "train":
+        verb.add_argument(
+            "--settings", action=_ListSettings, nargs=0, help="list every setting of a config, and exit"
+        )
+    verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    verb.set_defaults(run_verb=function, overrides=overrides)
+    return verb
+
+
+class _ListSettings(argparse.Action):
+    """Print every setting with its doc line and default."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        from pydantic_core import PydanticUndefined
+
+        from mope.config import fields
+
+        for key, text, default in fields():
+            value = "required" if default is PydanticUndefined else json.dumps(default)
+            print(f"--{key}\n    {text} ({value})")
+        parser.exit()
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], last_is_sum: bool = False) -> None:
+    """Print a table; numbers stand to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place, name in enumerate(header):
+        numeric = bool(rows) and all(_is_number(row[place]) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for place, row in enumerate(rows):
+        if last_is_sum and place == len(rows) - 1:
+            table.add_section()
+        table.add_row(*row)
+    Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(",", "").replace(".", "").replace("-", "").isdigit()

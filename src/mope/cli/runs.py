@@ -1,0 +1,188 @@
+"""`mope train | evaluate | predict | params`."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from mope.cli.output import add_verb, print_table
+from mope.errors import UserError
+
+
+def add(verbs: Any) -> None:
+    """Add the commands."""
+    verb = add_verb(verbs, "train", train, "train a model from a config", overrides=True)
+    verb.add_argument("config", metavar="CONFIG", help="a YAML file")
+    verb.add_argument("--resume", action="store_true", help="continue the run in the output folder")
+
+    verb = add_verb(verbs, "evaluate", evaluate, "measure a run on its test rows, or on a table")
+    verb.add_argument("run", metavar="RUN", help="a run's folder")
+    verb.add_argument("--data", metavar="FILE", help="a table; without it, the test rows of the run's config")
+    verb.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that can't be used")
+    verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
+
+    verb = add_verb(verbs, "predict", predict, "predict a table's rows, in order")
+    verb.add_argument("run", metavar="RUN", help="a run's folder")
+    verb.add_argument("file", metavar="FILE", help="a table with the run's input columns")
+    verb.add_argument(
+        "--out", metavar="FILE", help="a .csv, .jsonl or .parquet file; without it, a table is printed"
+    )
+    verb.add_argument(
+        "--routing", action="store_true", help="add the routing scores of every layer and expert"
+    )
+    verb.add_argument("--rows", type=int, metavar="N", help="only the first N rows")
+    verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
+
+    verb = add_verb(verbs, "params", params, "count a config's trained and frozen parameters", overrides=True)
+    verb.add_argument("config", metavar="CONFIG", help="a YAML file")
+
+
+def train(options: argparse.Namespace) -> None:
+    """`mope train CONFIG`."""
+    import functools
+
+    from mope.config import Config
+    from mope.training import train as run
+
+    config = Config.load(options.config, options.settings)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes under torchrun, one speaks
+    say = functools.partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
+    result = run(config, resume=options.resume, report=_tqdm_write(say) if first else _say_nothing)
+    if not first:
+        return
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return
+    print_table(
+        ["validation", f"epoch {result['best_epoch']:.3g}"],
+        [[name, f"{value:.4f}"] for name, value in result["validation"].items()],
+    )
+    print(f"The run is in {config.output}. Next: mope evaluate {config.output}")
+
+
+def _say_nothing(line: str) -> None:
+    """Take a line and keep it."""
+
+
+def _tqdm_write(say: Any) -> Any:
+    """Print a line without breaking a progress bar that is being drawn."""
+
+    def report(line: str) -> None:
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode():
+            say(line)
+
+    return report
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """`mope evaluate RUN`."""
+    from mope.predictor import evaluate as run
+    from mope.run import add_metrics
+
+    name = "test" if options.data is None else str(options.data)
+    result = run(
+        options.run,
+        options.data,
+        skip_bad_rows=options.skip_bad_rows,
+        device=options.device,
+        report=lambda line: print(line, file=sys.stderr),
+    )
+    add_metrics(Path(options.run), name, result)
+    if options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print_table(
+            [name, ""],
+            [
+                [key, f"{value:.4f}" if isinstance(value, float) else f"{value}"]
+                for key, value in result.items()
+            ],
+        )
+
+
+def predict(options: argparse.Namespace) -> None:
+    """`mope predict RUN FILE`."""
+    from mope.data.table import open_table
+    from mope.predictor import FORMATS, Predictor, write_predictions
+
+    out = Path(options.out) if options.out else None
+    if out is not None and out.suffix.lower() not in FORMATS:
+        raise UserError(f"Can't write {out}: name a {', '.join(FORMATS)} file.")
+    table = open_table(options.file)
+    if options.rows is not None:
+        table = table.select(range(min(options.rows, len(table))))
+    predictor = Predictor(options.run, device=options.device, workers=1)
+    predictions = predictor.predict(table)
+    bad = [(number, p.error) for number, p in zip(table.numbers, predictions, strict=True) if p.error]
+    if out is not None:
+        write_predictions(predictions, out, predictor.model.task.labels, options.routing)
+    if options.json:
+        print(json.dumps([_as_json(p, options.routing) for p in predictions], indent=2, ensure_ascii=False))
+    elif out is not None:
+        print(f"{len(predictions)} rows are in {out}.")
+    else:
+        print_table(
+            ["row", "label", "probability"],
+            [
+                [
+                    str(n),
+                    _shown(p.label),
+                    f"{max(p.probabilities.values()):.3f}" if p.probabilities else p.error or "",
+                ]
+                for n, p in zip(table.numbers, predictions, strict=True)
+            ],
+        )
+    if bad:
+        print(
+            f"{len(bad)} of {len(predictions)} rows can't be used, such as row {bad[0][0]}: {bad[0][1]}.",
+            file=sys.stderr,
+        )
+
+
+def _as_json(prediction: Any, routing: bool) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    content = asdict(prediction)
+    if not routing:
+        content.pop("routing")
+    return content
+
+
+def _shown(label: Any) -> str:
+    if label is None:
+        return "-"
+    return (
+        ", ".join(label)
+        if isinstance(label, list)
+        else f"{label:.4g}"
+        if isinstance(label, float)
+        else str(label)
+    )
+
+
+def params(options: argparse.Namespace) -> None:
+    """`mope params CONFIG`."""
+    from mope.config import Config
+    from mope.data.splits import label_names, open_splits
+    from mope.model import empty_model
+
+    config = Config.load(options.config, options.settings)
+    labels = config.data.labels or (["label"] if config.task == "regression" else None)
+    if labels is None:
+        labels = label_names(config, open_splits(config)["train"]) if config.data.train else None
+    if labels is None:
+        raise UserError("The head's size depends on the labels: give data.labels or data.train.")
+    parts = empty_model(config, labels).count_parameters()
+    total = {kind: sum(part[kind] for part in parts.values()) for kind in ("trainable", "frozen")}
+    share = total["trainable"] / sum(total.values())
+    if options.json:
+        print(json.dumps({**total, "share": share, "parts": parts}, indent=2))
+        return
+    rows = [[name, f"{part['trainable']:,}", f"{part['frozen']:,}"] for name, part in parts.items()]
+    rows.append(["all", f"{total['trainable']:,}", f"{total['frozen']:,}"])
+    print_table(["part", "trained", "frozen"], rows, last_is_sum=True)
+    print(f"{share:.2%} of all parameters are trained.")
