@@ -25,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mope: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mope: interrupted.", file=sys.stderr)
+        hint = " With --resume it goes on from the last whole epoch." if options.verb == "train" else ""
+        print(f"mope: interrupted.{hint}", file=sys.stderr)
         return 130
     return 0
 
