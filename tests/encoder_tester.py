@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from mope.encoders import TransformerEncoder
+from mope.encoders import TransformerEncoder, kernels
 
 LENGTH = 3
 
@@ -118,6 +118,23 @@ class EncoderTester:
         torch.testing.assert_close(self.loss(encoder, prompts), fast, atol=1e-5, rtol=1e-5)
         with torch.inference_mode():
             assert torch.equal(self.loss(encoder, prompts), fast)
+
+    def test_gradients_in_bf16_are_as_good_as_the_fused_kernel_s(self, bare, monkeypatch):
+        """In bf16 training has a kernel of its own."""
+        encoder = self.encoder(bare).requires_grad_(False)
+
+        def gradient(bf16: bool) -> torch.Tensor:
+            prompts = self.parameters(encoder)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = self.loss(encoder, prompts)
+            loss.backward()
+            return torch.cat([p.grad.flatten() for p in prompts])
+
+        exact, plain = gradient(bf16=False), gradient(bf16=True)
+        monkeypatch.setattr(kernels, "use_plain", lambda *tensors: False)
+        fused = gradient(bf16=True)
+        similarity = [torch.nn.functional.cosine_similarity(exact, g, dim=0) for g in (plain, fused)]
+        assert similarity[0] > similarity[1] - 0.01
 
     def test_bf16_autocast_stays_close(self, bare):
         encoder, inputs = self.encoder(bare), self.inputs(2)

@@ -276,4 +276,7 @@ def test_a_cache_keeps_the_newest_and_makes_each_once():
     assert made == ["a", "b"]
     make("c")
     assert list(cache) == ["b", "c"]
+    for number in range(12):
+        cache.keep(number, lambda number=number: number, size=10)
+    assert list(cache) == list(range(2, 12))
     assert copy.deepcopy(cache) == {}

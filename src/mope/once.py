@@ -28,7 +28,7 @@ class Cache(dict[Any, Any]):
         if found is not _NOTHING:
             return found
         result = make()
-        for old in list(self)[: len(self) + 1 - size]:
+        for old in list(self)[: max(0, len(self) + 1 - size)]:
             self.pop(old, None)
         self[key] = result
         return result

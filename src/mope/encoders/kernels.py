@@ -14,6 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 # The CPU kernel of scaled dot-product attention takes the last `keys % 16` of a row one by one: 62 take twice
 # as long as 64. Up to this many left over, filling up costs more than it saves.
 _LANES, _LEFT_OVER = 16, 3
+_SHORT = 256
 
 
 def padding(keys: int, device: torch.device) -> int:
@@ -22,10 +23,15 @@ def padding(keys: int, device: torch.device) -> int:
     return _LANES - left if device.type == "cpu" and left > _LEFT_OVER else 0
 
 
-def use_plain(*inputs: Tensor) -> bool:
-    """Whether plain matrix products beat the fused kernel: on a CPU, where its backward pass is slow."""
-    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    return learns and inputs[0].device.type == "cpu"
+def use_plain(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether plain matrix products beat the fused kernel: in training in bf16 on a CPU, up to a length.
+
+    There the fused kernel's backward pass takes two to five times as long; in float32 it is faster, and
+    from a few hundred keys on the scores are too large to keep.
+    """
+    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    short = key.shape[2] <= _SHORT and value.dtype != torch.float32
+    return learns and short and value.device.type == "cpu"
 
 
 def attend(

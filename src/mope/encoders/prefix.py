@@ -70,11 +70,7 @@ def prefix_attention(
     prompt_keys, prompt_values = mope_prompts(module)
     batch, length, _ = prompt_keys.shape
     count = query.shape[0] // batch
-    pads = (
-        0
-        if kernels.use_plain(query, prompt_keys, key)
-        else kernels.padding(length + key.shape[2], query.device)
-    )
+    pads = kernels.padding(length + key.shape[2], query.device)
     if windows.is_windowed(module) and attention_mask is not None:
         mask = windows.wide_mask(module, attention_mask, mope_shift, query, length, pads, batch)
     else:
