@@ -4,10 +4,13 @@ Run by `make results`, after `make demo` and `make demo-baselines`.
 """
 
 import json
+import os
 import platform
 import sys
 from datetime import date
 from pathlib import Path
+
+from mope.device import pick_device, use_bf16
 
 ROWS = {
     "runs/demo_image_only": "picture alone (P-ImgOnly)",
@@ -33,8 +36,12 @@ def main() -> int:
             f"| {epochs:.0f} epoch{'s' if epochs > 1 else ''}, {metrics['seconds'] / 60:.1f} min |"
         )
     rows = metrics["test"]["rows"]
+    device = pick_device()
+    arithmetic = "bf16" if use_bf16("auto", device) else "fp32"
+    cores = f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    where = f"{cores if device.type == 'cpu' else device.type}, {arithmetic}"
     lines.append("")
-    lines.append(f"{rows:,} test rows; {date.today():%Y-%m-%d}, 2 CPU cores ({platform.machine()}), bf16.")
+    lines.append(f"{rows:,} test rows; {date.today():%Y-%m-%d}, {where}.")
     readme = Path("README.md")
     before, _, rest = readme.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mope.encoders import TransformerEncoder, kernels
+from mope.encoders.families import follow
 
 LENGTH = 3
 
@@ -156,7 +157,9 @@ class EncoderTester:
             p.grad = None
         encoder.gradient_checkpointing()
         recomputed = []
-        handle = encoder.first_projection.register_forward_hook(lambda *a: recomputed.append(1))
+        layer = next(follow(encoder.backbone, encoder.family.layers))
+        projection = layer.get_submodule(f"{encoder.family.attention}.{encoder.family.key}")
+        handle = projection.register_forward_hook(lambda *a: recomputed.append(1))
         loss = self.loss(encoder, prompts)
         in_forward = len(recomputed)
         loss.backward()

@@ -106,7 +106,7 @@ class Predictor:
             for i, place in enumerate(places):
                 predictions[place] = Prediction(
                     labels[i],
-                    dict(zip(self.model.task.labels, probabilities[i], strict=False)),
+                    dict(zip(self.model.task.classes, probabilities[i], strict=True)),
                     [layer[i].tolist() for layer in scores],
                 )
         return predictions
@@ -207,7 +207,7 @@ def evaluate(
 
 
 def write_predictions(
-    predictions: Sequence[Prediction], file: Path, labels: Sequence[str], routing: bool = False
+    predictions: Sequence[Prediction], file: Path, classes: Sequence[str], routing: bool = False
 ) -> None:
     """Write predictions as CSV, JSONL or Parquet, by the file's name: one row each, in order.
 
@@ -223,9 +223,6 @@ def write_predictions(
     names = [
         f"routing_layer{i}_expert{j}" for i, layer in enumerate(shape, 1) for j in range(1, len(layer) + 1)
     ]
-    classes = list(next((p.probabilities for p in predictions if p.probabilities), dict.fromkeys(labels)))
-    if predictions and all(not p.probabilities for p in predictions if p.error is None):
-        classes = [] if any(p.error is None for p in predictions) else classes
     rows = []
     for prediction in predictions:
         scores = [score for layer in prediction.routing for score in layer] if routing else []

@@ -60,6 +60,11 @@ class Task(nn.Module, ABC):
         """How many numbers the head gives."""
         return len(self.labels)
 
+    @property
+    def classes(self) -> list[str]:
+        """Labels that have a probability, in order; none for a regression."""
+        return self.labels
+
     @abstractmethod
     def encode(self, value: Any) -> Any:
         """A table's label as a target.
@@ -221,6 +226,10 @@ class Regression(Task):
         super().__init__(labels)
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
+
+    @property
+    def classes(self) -> list[str]:
+        return []
 
     def encode(self, value: Any) -> float:
         try:

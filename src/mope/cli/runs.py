@@ -119,7 +119,7 @@ def predict(options: argparse.Namespace) -> None:
     predictions = predictor.predict(table)
     bad = [(number, p.error) for number, p in zip(table.numbers, predictions, strict=True) if p.error]
     if out is not None:
-        write_predictions(predictions, out, predictor.model.task.labels, options.routing)
+        write_predictions(predictions, out, predictor.model.task.classes, options.routing)
     if options.json:
         print(json.dumps([_as_json(p, options.routing) for p in predictions], indent=2, ensure_ascii=False))
     elif out is not None:

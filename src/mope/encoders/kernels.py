@@ -45,7 +45,7 @@ def attend(
         mask: None, or (B or 1, H or 1, N, K), boolean (True = attend) or additive.
         kwargs: the model's own arguments, such as `scaling` and `dropout`.
     """
-    # Rotary embeddings leave queries and keys in float32 under autocast; the fused kernel would be cast for.
+    # Rotary embeddings leave queries and keys in float32 under autocast, beside values that aren't.
     query, key = query.to(value.dtype), key.to(value.dtype)
     if use_plain(query, key, value):
         return plain_attention(query, key, value, mask, kwargs.get("scaling"), kwargs.get("dropout", 0.0))

@@ -95,12 +95,6 @@ class TransformerEncoder(nn.Module):
         size = getattr(self.backbone.config, "patch_size", 1)
         return size * size if isinstance(size, int) else size[0] * size[1]
 
-    @property
-    def first_projection(self) -> nn.Module:
-        """The key projection of the first layer."""
-        layer = next(follow(self.backbone, self.family.layers))
-        return getattr(layer.get_submodule(self.family.attention), self.family.key)
-
     def gradient_checkpointing(self) -> None:
         """Compute activations again in the backward pass instead of keeping them.
 
