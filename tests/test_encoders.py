@@ -8,7 +8,8 @@ import transformers as hf
 from encoder_tester import LENGTH, EncoderTester, ImageTester, TextTester
 from torch.nn import functional
 
-from mope.encoders import FAMILIES, TransformerEncoder, TunedEncoder, kernels
+from mope.encoders import FAMILIES, TransformerEncoder, TunedEncoder
+from mope.encoders.weights import build_backbone, read_architecture, wrap
 from mope.errors import UserError
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -306,6 +307,66 @@ def test_an_unsupported_model_gets_a_sentence():
         TransformerEncoder(TestViT().model())(**TestViT().inputs(1), stages=True)
 
 
+class TestTimmViT(ImageTester):
+    prefix_insertion = False  # its attention isn't called through the interface
+
+    def model(self):
+        return build_backbone(timm_config("vit_tiny_patch16_224", class_token=True))
+
+
+class TestTimmViTWithoutClassToken(TestTimmViT):
+    def model(self):
+        settings = {"class_token": False, "global_pool": "avg", "reg_tokens": 2}
+        return build_backbone(timm_config("vit_tiny_patch16_224", **settings))
+
+
+def timm_config(architecture, **settings):
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+    return read_architecture(
+        {"model_type": "timm_wrapper", "architecture": architecture, "model_args": {**small, **settings}}
+    )
+
+
+@pytest.mark.parametrize("image_size", [32, 48])
+def test_timm_s_swin_is_transformers_swin(image_size):
+    settings = {
+        "img_size": image_size,
+        "patch_size": 2,
+        "embed_dim": 16,
+        "depths": (2, 2, 2),
+        "window_size": 4,
+    }
+    config = read_architecture(
+        {
+            "model_type": "timm_wrapper",
+            "architecture": "swin_tiny_patch4_window7_224",
+            "model_args": {**settings, "num_heads": (2, 4, 4)},
+        }
+    )
+    bare = build_backbone(config).eval()
+    for parameter in bare.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    encoder = wrap(bare).eval()
+    assert isinstance(encoder, TransformerEncoder)
+    assert encoder.family is FAMILIES["swin"]
+    pixels = torch.randn(2, 3, image_size, image_size)
+    expected, found = bare(pixels), encoder(pixel_values=pixels, stages=True)
+    torch.testing.assert_close(found.tokens, expected.last_hidden_state.flatten(1, 2), atol=3e-6, rtol=1e-5)
+    torch.testing.assert_close(found.pooled, expected.pooler_output, atol=3e-6, rtol=1e-5)
+    assert [tuple(stage.shape[1:]) for stage in found.stages] == [
+        (16 * 2**s, image_size // 2 ** (s + 1), image_size // 2 ** (s + 1)) for s in range(3)
+    ]
+
+
+def test_other_timm_models_are_black_boxes():
+    config = read_architecture({"model_type": "timm_wrapper", "architecture": "test_byobnet"})
+    encoder = wrap(build_backbone(config)).eval()
+    assert encoder.layer_dims == []
+    assert encoder(pixel_values=torch.randn(2, 3, 64, 64)).pooled.shape == (2, encoder.pooled_dim)
+    with pytest.raises(UserError, match="pools as it was trained to"):
+        wrap(build_backbone(config), pooling="mean")
+
+
 def test_every_family_is_tested():
     tested = {
         value().model().config.model_type
@@ -353,29 +414,3 @@ def test_mean_pooling_leaves_padding_out():
     for row in range(3):
         real = inputs["attention_mask"][row].bool()
         torch.testing.assert_close(output.pooled[row], output.tokens[row][real].mean(dim=0))
-
-
-@pytest.mark.parametrize("mask", [None, "boolean", "additive"])
-@pytest.mark.parametrize("keys", [62, 64])
-def test_both_kernels_are_the_same_attention(mask, keys):
-    query, key, value = (torch.randn(2, 4, n, 8) for n in (49, keys, keys))
-    found = torch.rand(2, 1, 49, keys) > 0.3 if mask == "boolean" else torch.randn(1, 4, 49, keys)
-    found = None if mask is None else found
-    plain = kernels.plain_attention(query, key, value, found, None, 0.0)
-    fused = functional.scaled_dot_product_attention(query, key, value, attn_mask=found).transpose(1, 2)
-    torch.testing.assert_close(plain, fused, atol=1e-5, rtol=1e-4)
-
-
-def test_the_choice_of_kernel():
-    """Plain products only where they were measured to be faster: learning, bf16, CPU, few keys."""
-    short, long = torch.zeros(1, 1, 64, 8), torch.zeros(1, 1, 577, 8)
-    learns = short.bfloat16().requires_grad_()
-    assert kernels.use_plain(short.bfloat16(), learns, learns)
-    assert not kernels.use_plain(short.bfloat16(), short.bfloat16(), short.bfloat16())
-    assert not kernels.use_plain(short.requires_grad_(), short, short)
-    assert not kernels.use_plain(long.bfloat16(), long.bfloat16().requires_grad_(), long.bfloat16())
-    with torch.no_grad():
-        assert not kernels.use_plain(learns, learns, learns)
-    device = torch.device("cpu")
-    assert [kernels.padding(n, device) for n in (48, 50, 51, 52, 62, 64)] == [0, 0, 0, 12, 2, 0]
-    assert kernels.padding(62, torch.device("cuda")) == 0

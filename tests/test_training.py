@@ -301,7 +301,7 @@ def test_datasets_in_memory_and_rows_held_out(config, tables):
             {"inputs__image__encoder": {"tuning": "prompt"}},
             "set inputs.image.encoder.tuning to frozen or full",
         ),
-        ({"inputs__image__encoder": {"weights": "./nowhere"}}, "No model in nowhere"),
+        ({"inputs__image__encoder": {"weights": "./nowhere"}}, "There are no weights nowhere"),
         ({"inputs__image__encoder": {"weights": "package:nothing"}}, "No weights named package:nothing"),
         ({"inputs__image__encoder": {"weights": None}}, "needs weights, or an architecture"),
         (

@@ -9,7 +9,7 @@ import transformers as hf
 
 from mope.cli import main
 from mope.encoders import load_encoder
-from mope.encoders import weights as module
+from mope.encoders import packages as module
 from mope.encoders.checks import run_checks
 from mope.errors import UserError
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mope.config import Config, DataConfig, EncoderConfig, FusionConfig, InputConfig, TrainingConfig
-    from mope.encoders import TransformerEncoder, load_encoder
+    from mope.encoders import BlackBoxEncoder, TransformerEncoder, VideoEncoder, load_encoder
     from mope.errors import UserError
     from mope.model import FusionModel
     from mope.predictor import Prediction, Predictor, evaluate
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # Where each public name lives. They are imported when first asked for, so that `import mope` costs nothing.
 _HOMES = {
+    "BlackBoxEncoder": "encoders",
     "Config": "config",
     "DataConfig": "config",
     "EncoderConfig": "config",
@@ -24,12 +25,14 @@ _HOMES = {
     "TrainingConfig": "config",
     "TransformerEncoder": "encoders",
     "UserError": "errors",
+    "VideoEncoder": "encoders",
     "evaluate": "predictor",
     "load_encoder": "encoders",
     "train": "training",
 }
 
 __all__ = [
+    "BlackBoxEncoder",
     "Config",
     "DataConfig",
     "EncoderConfig",
@@ -41,6 +44,7 @@ __all__ = [
     "TrainingConfig",
     "TransformerEncoder",
     "UserError",
+    "VideoEncoder",
     "evaluate",
     "load_encoder",
     "train",

@@ -50,25 +50,29 @@ class EncoderConfig(Section):
     """What is trained of it: nothing, vanilla deep prompts, or everything."""
     prompt_length: PositiveInt = 4
     """Length l' of its vanilla deep prompts."""
+    projection: PositiveInt | None = None
+    """Width of a trained linear projection of a black-box encoder's feature; null for none."""
 
 
 class InputConfig(Section):
     """A named input: a column of the table, its kind and its encoder."""
 
-    kind: Literal["image", "text"]
+    kind: Literal["image", "text", "audio", "video"]
     """What the column holds."""
     column: str
     """The column's name."""
     encoder: EncoderConfig
     """What encodes it."""
     size: PositiveInt | None = None
-    """Image: side in pixels given to the encoder; null for the size its weights come with."""
+    """Image, video: side in pixels given to the encoder; null for the size its weights come with."""
     resize: PositiveInt | None = None
-    """Image: side it is resized to before the centre is cropped to `size`; null for no crop."""
+    """Image, video: side it is resized to before the centre is cropped to `size`; null for no crop."""
     augment: Literal["none", "randaugment"] = "none"
-    """Image: augmentation while training; RandAugment as in appendix B (N=2, M=5)."""
+    """Image, video: augmentation while training; RandAugment as in appendix B (N=2, M=5)."""
     max_length: PositiveInt = 128
     """Text: number of tokens after which it is cut off."""
+    seconds: Annotated[float, Field(gt=0)] = 10.0
+    """Audio: length after which it is cut off."""
 
 
 def _labels(value: Any) -> Any:
@@ -105,6 +109,8 @@ class DataConfig(Section):
     """What training does with rows it can't use."""
     workers: Annotated[int, Field(ge=0)] = 1
     """Processes that read and decode rows."""
+    cache_features: bool = True
+    """Whether training keeps the features of frozen, unprompted encoders on disk, to compute them once."""
 
 
 class FusionConfig(Section):

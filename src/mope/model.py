@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mope.config import Config, InputConfig
-from mope.encoders import TransformerEncoder, load_encoder
-from mope.encoders.weights import commit_of, empty_encoder, version_of
+from mope.encoders import Encoder, load_encoder
+from mope.encoders.packages import version_of
+from mope.encoders.weights import empty_encoder
 from mope.errors import UserError
 from mope.files import replacing
 from mope.fusion import FUSIONS, Fusion
@@ -61,7 +62,7 @@ class FusionModel(nn.Module):
 
     @classmethod
     def build(
-        cls, config: Config, labels: Sequence[str], encoders: Mapping[str, TransformerEncoder] | None = None
+        cls, config: Config, labels: Sequence[str], encoders: Mapping[str, Encoder] | None = None
     ) -> "FusionModel":
         """A model as the config says, untrained.
 
@@ -75,8 +76,8 @@ class FusionModel(nn.Module):
             encoders = {name: _load(config.inputs[name]) for name in method.needs(config)}
         for name, encoder in encoders.items():
             kind = config.inputs[name].kind
-            if encoder.family.kind != kind:
-                raise UserError(f"inputs.{name} holds {kind}s, but its encoder reads {encoder.family.kind}s.")
+            if encoder.kind != kind:
+                raise UserError(f"inputs.{name} holds {kind}s, but its encoder reads {encoder.kind}s.")
         task = build_task(config.task, labels, config.data.separator)
         return cls(config, method.build(config, encoders), task)
 
@@ -125,6 +126,12 @@ class FusionModel(nn.Module):
                 f"The weights are another model's: {len(differing)} tensors differ, such as {differing[0]}."
             )
         self.load_state_dict(state, strict=False)
+
+    def keep_features(self, folder: Path) -> None:
+        """Let frozen, unprompted encoders keep their features on disk; not of inputs that are augmented."""
+        for name in self.fusion.encoders:
+            if self.settings.inputs[name].augment == "none":
+                self.fusion.encoder(name).keep_features(folder)
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Trained parameters with their names, by learning rate: "main" and "complementary"."""
@@ -185,7 +192,7 @@ class FusionModel(nn.Module):
         config = self.settings.model_copy(deep=True)
         for name in self.fusion.encoders:
             settings = config.inputs[name].encoder
-            settings.revision = commit_of(self.fusion.encoder(name).encoder.backbone) or settings.revision
+            settings.revision = self.fusion.encoder(name).encoder.commit or settings.revision
             if settings.weights and settings.weights.startswith((".", "~")):
                 settings.weights = str(Path(settings.weights).expanduser().absolute())
         for split in ("train", "validation", "test"):
@@ -203,7 +210,7 @@ class FusionModel(nn.Module):
         return versions
 
 
-def _load(input: InputConfig) -> TransformerEncoder:
+def _load(input: InputConfig) -> Encoder:
     settings = input.encoder
     return load_encoder(
         settings.weights,
@@ -211,6 +218,7 @@ def _load(input: InputConfig) -> TransformerEncoder:
         architecture=settings.architecture,
         pooling=settings.pooling,
         kind=input.kind,
+        projection=settings.projection,
     )
 
 
@@ -250,6 +258,7 @@ def empty_model(config: Config, labels: Sequence[str]) -> FusionModel:
             revision=settings.revision,
             architecture=settings.architecture,
             kind=config.inputs[name].kind,
+            projection=settings.projection,
         )
     with torch.device("meta"):
         return FusionModel.build(config, labels, encoders)

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mope.data.dataset import RowDataset, collate
-from mope.data.readers import BadCell, Reader, build_readers
+from mope.data.decode import BadCell
+from mope.data.readers import Reader, build_readers
 from mope.data.splits import Report, check_split, open_splits
 from mope.data.table import Table, dataset_of, open_table
 from mope.device import autocast, pick_device

@@ -28,6 +28,7 @@ from mope.data.dataset import RowDataset, collate
 from mope.data.readers import build_readers
 from mope.data.splits import Report, check_split, hold_out, label_names, open_splits
 from mope.device import pick_device, use_bf16
+from mope.encoders.packages import cache_folder
 from mope.errors import UserError
 from mope.files import replacing, write_json
 from mope.metrics import compute_metrics, deciding_metric
@@ -71,6 +72,8 @@ def train(
     set_seed(config.training.seed)
     model, datasets = _prepare(config, tables, report)
     metric, greater = deciding_metric(model.task, config.training.metric)
+    if config.data.cache_features:
+        model.keep_features(cache_folder() / "features")
     _say_plan(model, datasets, device, report)
     trainer = FusionTrainer(
         model,
@@ -158,7 +161,7 @@ def _check_folder(folder: Path, config: Config, resume: bool, report: Report) ->
 
 def _comparable(config: Config) -> dict[str, Any]:
     settings = config.model_dump(
-        exclude={"output": True, "training": set(_FREE_ON_RESUME), "data": {"workers"}}
+        exclude={"output": True, "training": set(_FREE_ON_RESUME), "data": {"workers", "cache_features"}}
     )
     for split in ("train", "validation", "test"):
         if settings["data"][split] is not None:

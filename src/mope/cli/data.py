@@ -8,6 +8,8 @@ from typing import Any
 from mope.cli.output import add_verb, print_table
 from mope.errors import UserError
 
+KINDS = ("image", "text", "audio", "video")
+
 
 def add(verbs: Any) -> None:
     """Add the commands."""
@@ -16,8 +18,8 @@ def add(verbs: Any) -> None:
     )
     verb = add_verb(data, "check", data_check, "read every row of a table, and list what can't be used")
     verb.add_argument("file", metavar="FILE", help="a table, or a config, all of whose tables are checked")
-    verb.add_argument("--image", metavar="COLUMN", action="append", help="a column of images")
-    verb.add_argument("--text", metavar="COLUMN", action="append", help="a column of texts")
+    for kind in KINDS:
+        verb.add_argument(f"--{kind}", metavar="COLUMN", action="append", help=f"a column of {kind}")
     verb.add_argument("--label", metavar="COLUMN", help="the label's column")
     verb.add_argument("--labels", metavar="A,B,...", help="the labels that are known")
 
@@ -45,13 +47,12 @@ def data_check(options: argparse.Namespace) -> None:
     from mope.data.report import check_config, check_table
 
     if Path(options.file).suffix.lower() in (".yaml", ".yml"):
-        if options.image or options.text or options.label or options.labels:
-            raise UserError(
-                "A config says which columns there are: leave out --image, --text, --label and --labels."
-            )
+        given = [flag for flag in (*KINDS, "label", "labels") if getattr(options, flag)]
+        if given:
+            raise UserError(f"A config says which columns there are: leave out --{given[0]}.")
         reports = check_config(options.file)
     else:
-        kinds = {**dict.fromkeys(options.image or [], "image"), **dict.fromkeys(options.text or [], "text")}
+        kinds = {column: kind for kind in KINDS for column in getattr(options, kind) or []}
         known = options.labels.split(",") if options.labels else None
         reports = [check_table(options.file, kinds, options.label, known)]
     bad = sum(len(report.bad_rows) for report in reports)

@@ -10,9 +10,8 @@ from mope.errors import UserError
 
 def add(verbs: Any) -> None:
     """Add the commands."""
-    encoders = verbs.add_parser(
-        "encoders", help="list the encoders that take prompts, check one"
-    ).add_subparsers(dest="noun", required=True, metavar="WHAT")
+    parser = add_verb(verbs, "encoders", encoders_list, "list the encoders that take prompts, or check one")
+    encoders = parser.add_subparsers(dest="noun", metavar="WHAT")
     add_verb(encoders, "list", encoders_list, "list the families of encoders, and what each supports")
     verb = add_verb(
         encoders, "check", encoders_check, "load an encoder and check that it takes prompts exactly"
@@ -41,7 +40,7 @@ def add(verbs: Any) -> None:
 
 
 def encoders_list(options: argparse.Namespace) -> None:
-    """`mope encoders list`."""
+    """`mope encoders`, `mope encoders list`."""
     from mope.encoders import FAMILIES
 
     rows = [
@@ -68,21 +67,26 @@ def encoders_check(options: argparse.Namespace) -> None:
     """`mope encoders check ID`: exit code 2 if a check fails."""
     from dataclasses import asdict
 
-    from mope.encoders import load_encoder
-    from mope.encoders.checks import run_checks
+    from mope.encoders import TransformerEncoder, load_encoder
+    from mope.encoders.checks import model_of, run_checks
 
     encoder = load_encoder(options.weights, revision=options.revision, kind=options.kind)
     checks = run_checks(encoder, lambda name: None)
     if options.json:
         print(json.dumps([{**asdict(check), "passed": check.passed} for check in checks], indent=2))
     else:
-        model = encoder.backbone
+        model = model_of(encoder)
         count = sum(p.numel() for p in model.parameters())
-        widths = ", ".join(map(str, sorted(set(encoder.layer_dims))))
-        print(
-            f"{options.weights}: {model.config.model_type}, {count:,} parameters, {len(encoder.layer_dims)} "
-            f"layers of width {widths}, prompts by {encoder.insertion}, pooled by {encoder.pooling}"
-        )
+        about = f"{options.weights}: {model.config.model_type}, {count:,} parameters, "
+        if isinstance(encoder, TransformerEncoder):
+            widths = ", ".join(map(str, sorted(set(encoder.layer_dims))))
+            about += (
+                f"{len(encoder.layer_dims)} layers of width {widths}, "
+                f"prompts by {encoder.insertion}, pooled by {encoder.pooling}"
+            )
+        else:
+            about += f"a black box with a feature of width {encoder.pooled_dim}, which takes no prompts"
+        print(about)
         rows = [
             [
                 check.name,

@@ -7,11 +7,16 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from mope.data.readers import OPENERS, BadCell
+from mope.data.decode import OPENERS, BadCell
 from mope.data.table import Table
 from mope.errors import UserError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIXES = {
+    "image": (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    "audio": (".wav", ".flac", ".ogg", ".mp3"),
+    "video": (".mp4", ".mkv", ".mov", ".avi", ".webm"),
+}
+"""Endings of file names, by the kind of input they hold."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ def usable(table: Table, problems: Sequence[Problem], policy: str) -> Table:
 
 
 def guess_columns(table: Table) -> dict[str, str]:
-    """The kind of each column that looks like an input: images by type or file name, other text as text."""
+    """The kind of each column that looks like an input: media by type or file name, other text as text."""
     kinds = {}
     for column in table.columns:
         values = [
@@ -128,6 +133,8 @@ def guess_columns(table: Table) -> dict[str, str]:
         if values and all(isinstance(value, bytes | dict) for value in values):
             kinds[column] = "image"
         elif values and all(isinstance(value, str) for value in values):
-            paths = sum(value.lower().endswith(IMAGE_SUFFIXES) for value in values)
-            kinds[column] = "image" if 2 * paths > len(values) else "text"
+            paths = {
+                kind: sum(value.lower().endswith(ends) for value in values) for kind, ends in SUFFIXES.items()
+            }
+            kinds[column] = next((kind for kind, n in paths.items() if 2 * n > len(values)), "text")
     return kinds

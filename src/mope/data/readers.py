@@ -4,27 +4,22 @@ A reader says why a cell can't be used (`problem`), turns one that can into a sa
 batch. A new kind is a new reader in `READERS`.
 """
 
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
+from transformers import Wav2Vec2FeatureExtractor
 
 from mope.config import InputConfig
-from mope.encoders.weights import image_settings, load_tokenizer
+from mope.data.decode import open_audio, open_image, open_text, open_video
+from mope.encoders.preparation import image_settings, load_extractor, load_tokenizer
 from mope.errors import UserError
-
-MAX_PIXELS = 64_000_000
-"""Largest image that is decoded; above it a small file can take gigabytes of memory."""
-
-
-class BadCell(ValueError):
-    """A cell that can't be used; the message says why."""
 
 
 class Reader(ABC):
@@ -86,53 +81,6 @@ class ImageReader(Reader):
         return {"pixel_values": pixels.sub_(self.mean).div_(self.std)}
 
 
-def open_image(cell: Any, folder: Path) -> Image.Image:
-    """Decode an image cell to RGB.
-
-    Raises:
-        BadCell: it is missing, no image, too large or broken.
-    """
-    if isinstance(cell, dict):
-        cell = cell.get("bytes") or cell.get("path")
-    if isinstance(cell, Image.Image):
-        return _to_rgb(cell)
-    if cell is None or cell in ("", b""):
-        raise BadCell("no image: the cell is empty")
-    if isinstance(cell, bytes):
-        file: Any = io.BytesIO(cell)
-    elif isinstance(cell, str):
-        file = folder / cell
-        if not file.is_file():
-            raise BadCell(f"missing file {cell}")
-    else:
-        raise BadCell(f"wrong type: {type(cell).__name__} where an image is expected")
-    try:
-        # Pillow's own bomb check would warn at half its limit and raise at twice that; ours is one limit.
-        with Image.open(file) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise BadCell(f"huge image: {width} x {height} pixels, at most {MAX_PIXELS:,} are decoded")
-            image.load()
-            return _to_rgb(image)
-    except UnidentifiedImageError:
-        raise BadCell("wrong type: not an image this library reads") from None
-    except Image.DecompressionBombError:
-        raise BadCell(f"huge image: at most {MAX_PIXELS:,} pixels are decoded") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, BadCell):
-            raise
-        raise BadCell(f"broken image: {error}") from None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB, with transparency laid on white."""
-    image = ImageOps.exif_transpose(image) or image
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
 class TextReader(Reader):
     """Texts, tokenised as the encoder was trained."""
 
@@ -156,23 +104,51 @@ class TextReader(Reader):
         return dict(batch)
 
 
-def open_text(cell: Any, folder: Path) -> str:
-    """A text cell as it is.
+class VideoReader(ImageReader):
+    """Videos, as a path or as bytes, by evenly spaced frames.
 
-    Raises:
-        BadCell: it is empty or no text.
+    A sample is uint8 (T, 3, size, size); augmentation is the same for all frames of a video.
     """
-    if cell is None or (isinstance(cell, str) and not cell.strip()):
-        raise BadCell("empty text")
-    if not isinstance(cell, str):
-        raise BadCell(f"wrong type: {type(cell).__name__} where text is expected")
-    return cell
+
+    def read(self, cell: Any, folder: Path, train: bool = False) -> Tensor:
+        steps = (self.train_transform if train else self.transform).transforms
+        first, *rest = steps
+        frames = torch.stack([first(frame) for frame in open_video(cell, folder)])
+        return v2.Compose(rest)(frames)
+
+    def collate(self, samples: Sequence[Tensor]) -> dict[str, Tensor]:
+        pixels = super().collate([frame for sample in samples for frame in sample])["pixel_values"]
+        return {"pixel_values": pixels.unflatten(0, (len(samples), -1))}
 
 
-OPENERS: dict[str, Callable[[Any, Path], Any]] = {"image": open_image, "text": open_text}
-"""What opens a cell, or says why it can't, by the kind of an input."""
+class AudioReader(Reader):
+    """Audio, as a path or as bytes, in one channel at the encoder's rate; a sample is float32 (samples,)."""
 
-READERS: dict[str, Callable[[InputConfig], Reader]] = {"image": ImageReader, "text": TextReader}
+    def __init__(self, config: InputConfig):
+        self.column = config.column
+        self.seconds = config.seconds
+        encoder = config.encoder
+        self.extractor: Any = load_extractor(encoder.weights, encoder.revision, encoder.architecture)
+        self.rate: int = self.extractor.sampling_rate
+
+    def read(self, cell: Any, folder: Path, train: bool = False) -> NDArray[numpy.float32]:
+        return open_audio(cell, folder, self.rate, self.seconds)
+
+    def collate(self, samples: Sequence[NDArray[numpy.float32]]) -> dict[str, Tensor]:
+        options: dict[str, Any] = {}
+        if isinstance(self.extractor, Wav2Vec2FeatureExtractor):
+            # An encoder that takes no mask sees padding: all clips get the same length, whatever their batch.
+            options["padding"] = True if self.extractor.return_attention_mask else "max_length"
+            options["max_length"] = round(self.seconds * self.rate)
+        return dict(self.extractor(list(samples), sampling_rate=self.rate, return_tensors="pt", **options))
+
+
+READERS: dict[str, Callable[[InputConfig], Reader]] = {
+    "image": ImageReader,
+    "text": TextReader,
+    "audio": AudioReader,
+    "video": VideoReader,
+}
 """By the kind of an input."""
 
 

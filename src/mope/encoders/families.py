@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-Kind = Literal["image", "text", "audio"]
+Kind = Literal["image", "text", "audio", "video"]
 Pooling = Literal["cls", "mean", "pooler"]
 Insertion = Literal["prefix", "tokens"]
 
@@ -128,6 +128,19 @@ FAMILIES: dict[str, Family] = {
     "audio-spectrogram-transformer": Family(
         "audio", "layers", "attention", "k_proj", "v_proj", "layernorm_before", "cls", pooling="pooler"
     ),
+    # timm's own ViTs, which don't call the attention interface; see `timm.py` for its other models.
+    "timm_wrapper": Family(
+        "image",
+        "timm_model.blocks",
+        "attn",
+        "qkv",
+        "qkv",
+        "norm1",
+        "cls",
+        pooling="pooler",
+        insertion="tokens",
+        relay=True,
+    ),
 }
 """By `config.model_type` of transformers."""
 
@@ -146,7 +159,7 @@ def follow(module: nn.Module, path: str) -> Iterator[nn.Module]:
     if star:
         for member in found.children():
             yield from follow(member, rest)
-    elif isinstance(found, nn.ModuleList):
+    elif isinstance(found, nn.ModuleList | nn.Sequential):
         yield from found
     else:
         yield found

@@ -33,16 +33,19 @@ _LENGTH = "mope_length"
 KeysAndValues = Callable[[nn.Module], tuple[Tensor, Tensor]]
 
 _relayed: ContextVar[PromptSource | None] = ContextVar("mope_relayed", default=None)
+_lengths: ContextVar[dict[int, int] | None] = ContextVar("mope_lengths", default=None)
 
 
 @contextmanager
 def relayed(source: PromptSource | None) -> Iterator[None]:
     """Let layers find a source that their model doesn't hand down."""
     token = _relayed.set(source)
+    lengths = _lengths.set({})
     try:
         yield
     finally:
         _relayed.reset(token)
+        _lengths.reset(lengths)
 
 
 def prefix_attention(
@@ -168,7 +171,10 @@ def install_tokens(layer: nn.Module, index: int, family: Family, norm: str | Non
             return args, kwargs
         hidden, length = args[0], prompts.shape[1]
         # Attention ignores arguments it doesn't know; this one tells `strip` what to take out again.
-        kwargs[_LENGTH] = length
+        if (lengths := _lengths.get()) is None:
+            kwargs[_LENGTH] = length
+        else:
+            lengths[index] = length
         kwargs["position_embeddings"] = _widen_rotations(
             kwargs.get("position_embeddings"), hidden, first, length
         )
@@ -186,7 +192,8 @@ def install_tokens(layer: nn.Module, index: int, family: Family, norm: str | Non
 
     def strip(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output
-        length = kwargs.get(_LENGTH, 0)
+        lengths = _lengths.get()
+        length = kwargs.get(_LENGTH, 0) if lengths is None else lengths.pop(index, 0)
         hidden = torch.cat([hidden[:, :first], hidden[:, first + length :]], dim=1)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 

@@ -1,34 +1,22 @@
 """A Hugging Face transformer that asks a prompt source for its prompts."""
 
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from mope.encoders import prefix, windows
-from mope.encoders.families import FAMILIES, Insertion, Pooling, follow
+from mope.encoders.base import Encoder, EncoderOutput
+from mope.encoders.families import FAMILIES, Family, Insertion, Pooling, follow
 from mope.errors import UserError
 from mope.once import cast_once
 from mope.prompts import PromptSource
 
 
-@dataclass
-class EncoderOutput:
-    """What an encoder makes of a batch.
-
-    Attributes:
-        pooled: global feature (B, D).
-        tokens: all tokens of the last layer, normed as the model does, without prompts (B, N, D).
-        stages: feature maps of a hierarchical encoder's stages, (B, C_s, H_s, W_s) each, if asked for.
-    """
-
-    pooled: Tensor
-    tokens: Tensor
-    stages: tuple[Tensor, ...] = ()
-
-
-class TransformerEncoder(nn.Module):
+class TransformerEncoder(Encoder):
     """Any supported Hugging Face encoder, with prompts in every layer.
 
     The model is taken over: its attention implementation is set and hooks are installed. Without a source its
@@ -55,7 +43,7 @@ class TransformerEncoder(nn.Module):
                 f"Models of type '{name}' aren't supported: add a row with its attribute paths to "
                 f"mope/encoders/families.py, or take one of {', '.join(FAMILIES)}."
             )
-        self.family = family = FAMILIES[name]
+        self.family = family = _family(model)
         self.insertion: Insertion = insertion or family.insertion
         if family.insertion == "tokens" and self.insertion == "prefix":
             raise UserError(f"Models of type '{name}' take prompts by insertion 'tokens' only.")
@@ -65,11 +53,16 @@ class TransformerEncoder(nn.Module):
         self.backbone: Any = model.get_submodule(family.inner) if family.inner else model
         self.pooling: Pooling = pooling or family.pooling or family.x0
         self._checkpointing = False
-        self.layer_dims: list[int] = []
         cast_once(self.backbone)
-        self._install()
+        self.kind = family.kind
+        self.layer_dims = self._install()
+        self.pooled_dim = self.layer_dims[-1]
+        self.patch_area = _patch_area(self.backbone)
+        self.commit = getattr(model.config, "_commit_hash", None)
 
-    def _install(self) -> None:
+    def _install(self) -> list[int]:
+        """Let every layer ask for prompts; the width of each."""
+        widths = []
         family = self.family
         has_norm = family.norm is not None and (
             family.norm_if is None or getattr(self.backbone.config, family.norm_if)
@@ -79,21 +72,11 @@ class TransformerEncoder(nn.Module):
             self.backbone.set_attn_implementation(prefix.ATTENTION)
         for index, layer in enumerate(follow(self.backbone, family.layers)):
             attention = layer.get_submodule(family.attention)
-            self.layer_dims.append(getattr(attention, family.key).in_features)
+            widths.append(getattr(attention, family.key).in_features)
             if family.restore:
                 windows.share_masks(layer, attention)
             install(layer, index, family, family.norm if has_norm else None)
-
-    @property
-    def pooled_dim(self) -> int:
-        """Width D of the global feature."""
-        return self.layer_dims[-1]
-
-    @property
-    def patch_area(self) -> int:
-        """Pixels of a patch; 1 for an encoder without patches."""
-        size = getattr(self.backbone.config, "patch_size", 1)
-        return size * size if isinstance(size, int) else size[0] * size[1]
+        return widths
 
     def gradient_checkpointing(self) -> None:
         """Compute activations again in the backward pass instead of keeping them.
@@ -101,6 +84,12 @@ class TransformerEncoder(nn.Module):
         transformers does so in layers that train; a frozen encoder's layers are told that they do; what is
         in them isn't, so that nothing drops out.
         """
+        if self.family.relay and self.insertion == "tokens":
+            # The model's own way would run the layer's hooks again in the backward pass, without a source.
+            for layer in follow(self.backbone, self.family.layers):
+                plain = partial(type(layer).forward, layer)
+                layer.forward = partial(checkpoint, plain, use_reentrant=False)
+            return
         self.backbone.activation_checkpointing_enable({"use_reentrant": False})
         self._checkpointing = True
         self.train(self.training)
@@ -158,3 +147,19 @@ class TransformerEncoder(nn.Module):
         if mask is None or self.family.frames is None:
             return mask
         return getattr(self.backbone, self.family.frames)(tokens.shape[1], mask)
+
+
+def _family(model: PreTrainedModel) -> Family:
+    """A model's row, as its settings say."""
+    family = FAMILIES[model.config.model_type]
+    if model.config.model_type == "timm_wrapper" and not getattr(model.timm_model, "has_class_token", False):
+        return replace(family, x0="mean")
+    return family
+
+
+def _patch_area(model: Any) -> int:
+    size = getattr(model.config, "patch_size", None)
+    if size is None and hasattr(model, "timm_model"):
+        size = model.timm_model.patch_embed.patch_size
+    height, width = size if isinstance(size, tuple | list) else (size or 1, size or 1)
+    return height * width

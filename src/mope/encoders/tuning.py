@@ -1,11 +1,15 @@
 """How an encoder is tuned: frozen, by vanilla deep prompts, or in full."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
 
-from mope.encoders.transformer import EncoderOutput, TransformerEncoder
+from mope.encoders.base import Encoder, EncoderOutput
+from mope.encoders.blackbox import BlackBoxEncoder
+from mope.encoders.features import FeatureCache
+from mope.errors import UserError
 from mope.prompts import DeepPrompts, PromptSource
 
 Tuning = Literal["frozen", "prompt", "full"]
@@ -22,14 +26,22 @@ class TunedEncoder(nn.Module):
         tuning: "frozen", "prompt" (vanilla deep prompts, Eq. 1) or "full".
         prompt_length: length l' of the deep prompts.
         dropout: dropout probability on the deep prompts.
+
+    Raises:
+        UserError: it is to be tuned by prompts and takes none.
     """
 
-    def __init__(
-        self, encoder: TransformerEncoder, tuning: Tuning, *, prompt_length: int = 4, dropout: float = 0.1
-    ):
+    def __init__(self, encoder: Encoder, tuning: Tuning, *, prompt_length: int = 4, dropout: float = 0.1):
         super().__init__()
         self.encoder = encoder.requires_grad_(tuning == "full")
+        if isinstance(encoder, BlackBoxEncoder) and encoder.projection is not None:
+            encoder.projection.requires_grad_(True)
+        if tuning == "prompt" and not encoder.layer_dims:
+            raise UserError(
+                "An encoder that takes no prompts can't be tuned by them: set its tuning to frozen or full."
+            )
         self.tuning = tuning
+        self.cache: FeatureCache | None = None
         self.prompts = (
             DeepPrompts(
                 encoder.layer_dims, length=prompt_length, patch_area=encoder.patch_area, dropout=dropout
@@ -52,3 +64,18 @@ class TunedEncoder(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor], prompts: PromptSource | None = None) -> EncoderOutput:
         """Encode a batch; without a source the encoder's own prompts are used, if it has any."""
         return self.encoder(**inputs, prompts=self.prompts if prompts is None else prompts)
+
+    def keep_features(self, folder: Path) -> None:
+        """Keep features on disk from now on, if nothing that is trained bears on them."""
+        if self.tuning == "frozen" and self._may_be_kept():
+            self.cache = FeatureCache(folder, self.encoder)
+
+    def _may_be_kept(self) -> bool:
+        """A bare function has no weights to be known by."""
+        return not isinstance(self.encoder, BlackBoxEncoder) or isinstance(self.encoder.module, nn.Module)
+
+    def feature(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The global feature (B, D) alone; from disk, if it is kept there."""
+        if self.cache is None:
+            return self(inputs).pooled
+        return self.encoder.project(self.cache.feature(self.encoder, inputs))

@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from mope.config import Config
-from mope.encoders import TransformerEncoder, TunedEncoder
+from mope.encoders import Encoder, TunedEncoder
 
 Batch = Mapping[str, Mapping[str, Tensor]]
 """Inputs by name, each the keyword arguments of its encoder."""
@@ -57,7 +57,7 @@ class Fusion(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, config: Config, encoders: Mapping[str, TransformerEncoder]) -> "Fusion":
+    def build(cls, config: Config, encoders: Mapping[str, Encoder]) -> "Fusion":
         """The method as the config says, over loaded encoders by input name."""
 
     @abstractmethod

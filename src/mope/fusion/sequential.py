@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from mope.config import Config
-from mope.encoders import TransformerEncoder, TunedEncoder
+from mope.encoders import Encoder, TunedEncoder
 from mope.errors import UserError
 from mope.fusion.base import Batch, Fusion, FusionOutput
 from mope.prompts import FusionPrompts
@@ -31,7 +31,7 @@ class Sequential(Fusion):
         self.prompts = prompts
 
     @classmethod
-    def build(cls, config: Config, encoders: Mapping[str, TransformerEncoder]) -> "Sequential":
+    def build(cls, config: Config, encoders: Mapping[str, Encoder]) -> "Sequential":
         main, settings = config.fusion.main, config.fusion
         if not config.complementary:
             raise UserError(
@@ -42,6 +42,10 @@ class Sequential(Fusion):
             raise UserError(
                 f"The main input '{main}' is prompted by the fusion: "
                 f"set inputs.{main}.encoder.tuning to frozen or full."
+            )
+        if not encoders[main].layer_dims:
+            raise UserError(
+                f"The encoder of the main input '{main}' takes no prompts: make another the main one."
             )
         tuned = {
             name: TunedEncoder(
@@ -69,9 +73,7 @@ class Sequential(Fusion):
         return cls(tuned, main, prompts)
 
     def forward(self, batch: Batch) -> FusionOutput:
-        psi = {
-            name: encoder(batch[name]).pooled for name, encoder in self.encoders.items() if name != self.main
-        }
+        psi = {name: self.encoder(name).feature(batch[name]) for name in self.encoders if name != self.main}
         source = self.prompts.bind(psi)
         output = self.encoders[self.main](batch[self.main], prompts=source)
         return FusionOutput(output.pooled, output.tokens, source.scores)

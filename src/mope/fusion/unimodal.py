@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from mope.config import Config
-from mope.encoders import TransformerEncoder, TunedEncoder
+from mope.encoders import Encoder, TunedEncoder
 from mope.fusion.base import Batch, Fusion, FusionOutput
 
 
@@ -22,7 +22,7 @@ class Unimodal(Fusion):
         return [config.fusion.main]
 
     @classmethod
-    def build(cls, config: Config, encoders: Mapping[str, TransformerEncoder]) -> "Unimodal":
+    def build(cls, config: Config, encoders: Mapping[str, Encoder]) -> "Unimodal":
         main = config.fusion.main
         settings = config.inputs[main].encoder
         tuned = TunedEncoder(

@@ -1,0 +1,195 @@
+"""From a table's cell to what it holds: a picture, a text, a wave, a video's frames; or why it has none."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mope.errors import UserError
+
+FRAMES = 8
+"""Frames that stand for a video (appendix B)."""
+
+MAX_PIXELS = 64_000_000
+"""Largest image that is decoded; above it a small file can take gigabytes of memory."""
+
+
+class BadCell(ValueError):
+    """A cell that can't be used; the message says why."""
+
+
+def _source(cell: Any, folder: Path, kind: str) -> Path | io.BytesIO:
+    """The file or the bytes that a cell names or holds.
+
+    Raises:
+        BadCell: it does neither, or there is no such file.
+    """
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if cell is None or cell in ("", b""):
+        raise BadCell(f"no {kind}: the cell is empty")
+    if isinstance(cell, bytes):
+        return io.BytesIO(cell)
+    if not isinstance(cell, str):
+        raise BadCell(f"wrong type: {type(cell).__name__} where {_an(kind)} is expected")
+    file = folder / cell
+    if not file.is_file():
+        raise BadCell(f"missing file {cell}")
+    if file.stat().st_size == 0:
+        raise BadCell(f"broken {kind}: the file is empty")
+    return file
+
+
+def _an(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+
+
+def open_image(cell: Any, folder: Path) -> Image.Image:
+    """Decode an image cell to RGB.
+
+    Raises:
+        BadCell: it is missing, no image, too large or broken.
+    """
+    if isinstance(cell, Image.Image):
+        return _to_rgb(cell)
+    file = _source(cell, folder, "image")
+    try:
+        # Pillow's own bomb check would warn at half its limit and raise at twice that; ours is one limit.
+        with Image.open(file) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise BadCell(f"huge image: {width} x {height} pixels, at most {MAX_PIXELS:,} are decoded")
+            image.load()
+            return _to_rgb(image)
+    except UnidentifiedImageError:
+        raise BadCell("wrong type: not an image this library reads") from None
+    except Image.DecompressionBombError:
+        raise BadCell(f"huge image: at most {MAX_PIXELS:,} pixels are decoded") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, BadCell):
+            raise
+        raise BadCell(f"broken image: {error}") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Upright RGB, with transparency laid on white."""
+    image = ImageOps.exif_transpose(image) or image
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def open_text(cell: Any, folder: Path) -> str:
+    """A text cell as it is.
+
+    Raises:
+        BadCell: it is empty or no text.
+    """
+    if cell is None or (isinstance(cell, str) and not cell.strip()):
+        raise BadCell("empty text")
+    if not isinstance(cell, str):
+        raise BadCell(f"wrong type: {type(cell).__name__} where text is expected")
+    return cell
+
+
+def open_audio(
+    cell: Any, folder: Path, rate: int | None = None, seconds: float | None = None
+) -> NDArray[numpy.float32]:
+    """Decode an audio cell (WAV, FLAC, OGG, MP3) to one channel, (samples,) from -1 to 1.
+
+    Args:
+        cell: a path, bytes, or a mapping with `bytes` and `path`.
+        folder: what relative paths are relative to.
+        rate: sampling rate in Hz to resample to; None to keep the file's.
+        seconds: what comes later is left out; None for all.
+
+    Raises:
+        BadCell: it is missing, no audio, empty, silent or holds values that aren't numbers.
+    """
+    try:
+        import soundfile
+        import soxr
+    except ImportError:
+        raise UserError("Audio takes the packages soundfile and soxr: pip install 'mope[audio]'.") from None
+    source = _source(cell, folder, "audio")
+    try:
+        with soundfile.SoundFile(source) as file:
+            own = file.samplerate
+            frames = -1 if seconds is None else round(seconds * own)
+            samples = file.read(frames, dtype="float32", always_2d=True).mean(axis=1)
+    except (soundfile.SoundFileError, OSError, ValueError) as error:
+        reason = str(error).split(": ")[-1]
+        raise BadCell(f"broken audio, or none this library reads: {reason}") from None
+    if not len(samples):
+        raise BadCell("broken audio: it has no samples")
+    if not numpy.isfinite(samples).all():
+        raise BadCell("broken audio: it has samples that are no numbers")
+    if not samples.any():
+        raise BadCell("silent audio: every sample is zero")
+    return samples if rate in (None, own) else soxr.resample(samples, own, rate)
+
+
+def open_video(cell: Any, folder: Path, frames: int = FRAMES) -> list[Image.Image]:
+    """Decode evenly spaced frames of a video: the middle one of each of `frames` equal parts.
+
+    A video with fewer frames gives some of them several times.
+
+    Raises:
+        BadCell: it is missing, no video, or has no frames.
+    """
+    try:
+        import av
+        import av.error
+    except ImportError:
+        raise UserError("Video takes the package av: pip install 'mope[video]'.") from None
+    source = _source(cell, folder, "video")
+    try:
+        count = _count_frames(source)
+        wanted = [int((part + 0.5) * count / frames) for part in range(frames)]
+        found: dict[int, Image.Image] = {}
+        with _container(source) as container:
+            for index, frame in enumerate(container.decode(video=0)):
+                if index in wanted:
+                    if frame.width * frame.height > MAX_PIXELS:
+                        raise BadCell(f"huge video: frames of {frame.width} x {frame.height} pixels")
+                    found[index] = frame.to_image()
+                if index >= wanted[-1]:
+                    break
+    except (av.error.FFmpegError, IndexError, OSError, ValueError) as error:
+        if isinstance(error, BadCell):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise BadCell(f"broken video, or none this library reads: {reason}") from None
+    if count == 0 or len(found) < len(set(wanted)):
+        raise BadCell("broken video: it has no frames" if not found else "broken video: it ends early")
+    return [found[index] for index in wanted]
+
+
+def _count_frames(source: Path | io.BytesIO) -> int:
+    """Frames of a video that can be decoded: a header's word isn't taken for it."""
+    with _container(source) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        return sum(1 for _ in container.decode(stream))
+
+
+def _container(source: Path | io.BytesIO) -> Any:
+    import av
+
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
+    return av.open(source)
+
+
+OPENERS: dict[str, Callable[[Any, Path], Any]] = {
+    "image": open_image,
+    "text": open_text,
+    "audio": open_audio,
+    "video": open_video,
+}
+"""What opens a cell, or says why it can't, by the kind of an input."""

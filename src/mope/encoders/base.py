@@ -1,0 +1,62 @@
+"""What fusion knows of an encoder: a global feature, and the widths at which it asks for prompts."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from mope.encoders.families import Kind
+from mope.prompts import PromptSource
+
+
+@dataclass
+class EncoderOutput:
+    """What an encoder makes of a batch.
+
+    Attributes:
+        pooled: global feature (B, D).
+        tokens: all tokens of the last layer, normed as the model does, without prompts (B, N, D); of a black
+            box its feature as the one token there is.
+        stages: feature maps of a hierarchical encoder's stages, (B, C_s, H_s, W_s) each, if asked for.
+    """
+
+    pooled: Tensor
+    tokens: Tensor
+    stages: tuple[Tensor, ...] = ()
+
+
+class Encoder(nn.Module, ABC):
+    """An encoder of one modality.
+
+    Attributes:
+        kind: what it encodes.
+        layer_dims: width of each layer that asks for prompts; empty where none does.
+        pooled_dim: width D of the global feature.
+        patch_area: pixels of a patch; 1 without patches.
+        commit: hub commit of its weights, if they came from the hub.
+    """
+
+    kind: Kind
+    layer_dims: list[int]
+    pooled_dim: int
+    patch_area: int = 1
+    commit: str | None = None
+
+    @abstractmethod
+    def forward(self, prompts: PromptSource | None = None, **inputs: Any) -> EncoderOutput:
+        """Encode a batch.
+
+        Args:
+            prompts: asked once per layer for that layer's prompts; None for the bare encoder.
+            inputs: the keyword arguments that its kind's reader makes.
+        """
+
+    def feature(self, **inputs: Any) -> Tensor:
+        """What `project` makes the global feature of; it depends on nothing that is trained if the encoder
+        is frozen, so it may be kept."""
+        return self(**inputs).pooled
+
+    def project(self, feature: Tensor) -> Tensor:
+        """The global feature (B, D) from what `feature` gave."""
+        return feature

@@ -1,0 +1,111 @@
+"""Features of frozen, unprompted encoders, computed once and kept on disk."""
+
+import hashlib
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mope.encoders.base import Encoder
+
+
+class FeatureCache:
+    """One encoder's features (B, D), by the content of its inputs.
+
+    A row is known by what its encoder is given, padding left out, so that neither its file's name nor its
+    batch matters; the cache itself by the encoder's weights, structure and arithmetic. One SQLite file per
+    encoder: several processes may use it at once, and a killed one leaves it whole.
+
+    Args:
+        folder: where caches are kept.
+        encoder: frozen; it must not change afterwards.
+    """
+
+    def __init__(self, folder: Path, encoder: Encoder):
+        self.folder = folder
+        self.weights = fingerprint(encoder)
+        self._files: dict[str, sqlite3.Connection] = {}
+        self.hits = self.misses = 0
+
+    def __deepcopy__(self, memo: dict) -> "FeatureCache":
+        return self
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_files": {}}
+
+    @torch.no_grad()
+    def feature(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The features of a batch, in float32; only rows that aren't known are computed."""
+        device = next(iter(inputs.values())).device
+        file = self._open(_arithmetic(device))
+        keys = row_keys(inputs)
+        marks = ",".join("?" * len(keys))
+        found = dict(file.execute(f"SELECT key, feature FROM features WHERE key IN ({marks})", keys))
+        new = [place for place, key in enumerate(keys) if key not in found]
+        self.hits, self.misses = self.hits + len(keys) - len(new), self.misses + len(new)
+        if new:
+            rows = torch.tensor(new, device=device)
+            made = encoder.feature(**{name: tensor[rows] for name, tensor in inputs.items()})
+            made = made.float().cpu().contiguous()
+            entries = [(keys[place], row.numpy().tobytes()) for place, row in zip(new, made, strict=True)]
+            with file:
+                file.executemany("INSERT OR REPLACE INTO features VALUES (?, ?)", entries)
+            found.update(entries)
+        rows = [torch.frombuffer(bytearray(found[key]), dtype=torch.float32) for key in keys]
+        return torch.stack(rows).to(device)
+
+    def _open(self, arithmetic: str) -> sqlite3.Connection:
+        if arithmetic not in self._files:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / f"{self.weights[:32]}-{arithmetic}.sqlite"
+            file = sqlite3.connect(path, timeout=60, check_same_thread=False)
+            file.execute("PRAGMA journal_mode=WAL")
+            file.execute("PRAGMA synchronous=NORMAL")
+            file.execute("CREATE TABLE IF NOT EXISTS features (key BLOB PRIMARY KEY, feature BLOB)")
+            self._files[arithmetic] = file
+        return self._files[arithmetic]
+
+
+def _arithmetic(device: torch.device) -> str:
+    """What features are computed in."""
+    if not torch.is_autocast_enabled(device.type):
+        return "float32"
+    return str(torch.get_autocast_dtype(device.type)).removeprefix("torch.")
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 of a module's structure, settings and tensors, leaving out what is trained."""
+    digest = hashlib.sha256(f"{getattr(module, 'pooling', None)}".encode())
+    for name, part in module.named_children():
+        if any(parameter.requires_grad for parameter in part.parameters()):
+            continue
+        config = getattr(part, "config", None)
+        digest.update(f"{name}|{part!r}|{config.to_json_string() if config else None}".encode())
+        for key, tensor in sorted(part.state_dict().items()):
+            digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
+            digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def row_keys(inputs: Mapping[str, Tensor]) -> list[bytes]:
+    """What each row of a batch is known by: a hash of its tensors, padding left out."""
+    mask = inputs.get("attention_mask")
+    keys = []
+    for row in range(len(next(iter(inputs.values())))):
+        digest = hashlib.blake2b(digest_size=20)
+        for name, tensor in sorted(inputs.items()):
+            values = tensor[row]
+            if mask is not None and values.shape == mask[row].shape:
+                values = values[mask[row].bool()]
+            digest.update(f"{name}|{values.dtype}|{tuple(values.shape)}".encode())
+            digest.update(_bytes(values))
+        keys.append(digest.digest())
+    return keys
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """A tensor's memory, for hashing."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

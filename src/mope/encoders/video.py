@@ -1,0 +1,63 @@
+"""Video as frames: an image encoder over each, averaged over time (section IV-B)."""
+
+from typing import Any
+
+from torch import Tensor
+
+from mope.encoders.base import Encoder, EncoderOutput
+from mope.errors import UserError
+from mope.prompts import PromptSource
+
+FRAMES = 8
+"""Frames of a video, evenly spaced."""
+
+
+class VideoEncoder(Encoder):
+    """An image encoder over the frames of a video.
+
+    Prompts belong to the video: a layer asks once per video, with the mean of its frames' x0, and every
+    frame gets the same.
+
+    Args:
+        frames: any image encoder.
+
+    Raises:
+        UserError: it encodes something else.
+    """
+
+    def __init__(self, frames: Encoder):
+        super().__init__()
+        if frames.kind != "image":
+            raise UserError(f"A video is encoded frame by frame: an encoder of {frames.kind}s can't do it.")
+        self.kind = "video"
+        self.frames = frames
+        self.layer_dims = frames.layer_dims
+        self.pooled_dim = frames.pooled_dim
+        self.patch_area = frames.patch_area
+        self.commit = frames.commit
+
+    def forward(self, prompts: PromptSource | None = None, **inputs: Any) -> EncoderOutput:
+        """Encode videos.
+
+        Args:
+            prompts: asked with the mean over time of x0, (B, D_i).
+            inputs: `pixel_values` (B, T, 3, H, W).
+
+        Returns:
+            `pooled` averaged over time (B, D); `tokens` of all frames (B, T * N, D).
+        """
+        pixels: Tensor = inputs["pixel_values"]
+        if pixels.ndim != 5:
+            raise UserError(f"Videos are (B, T, 3, H, W), not {tuple(pixels.shape)}.")
+        batch, time = pixels.shape[:2]
+
+        def per_frame(layer: int, x0: Tensor) -> Tensor | None:
+            assert prompts is not None
+            found = prompts(layer, x0.unflatten(0, (batch, time)).mean(dim=1))
+            return None if found is None else found.repeat_interleave(time, dim=0)
+
+        output = self.frames(
+            pixel_values=pixels.flatten(0, 1), prompts=None if prompts is None else per_frame
+        )
+        pooled = output.pooled.unflatten(0, (batch, time)).mean(dim=1)
+        return EncoderOutput(pooled, output.tokens.unflatten(0, (batch, time)).flatten(1, 2))
