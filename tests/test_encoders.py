@@ -9,7 +9,7 @@ from encoder_tester import LENGTH, EncoderTester, ImageTester, TextTester
 from torch.nn import functional
 
 from mope.encoders import FAMILIES, TransformerEncoder, TunedEncoder
-from mope.encoders.weights import build_backbone, read_architecture, wrap
+from mope.encoders.weights import build_backbone, read_architecture
 from mope.errors import UserError
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -325,46 +325,6 @@ def timm_config(architecture, **settings):
     return read_architecture(
         {"model_type": "timm_wrapper", "architecture": architecture, "model_args": {**small, **settings}}
     )
-
-
-@pytest.mark.parametrize("image_size", [32, 48])
-def test_timm_s_swin_is_transformers_swin(image_size):
-    settings = {
-        "img_size": image_size,
-        "patch_size": 2,
-        "embed_dim": 16,
-        "depths": (2, 2, 2),
-        "window_size": 4,
-    }
-    config = read_architecture(
-        {
-            "model_type": "timm_wrapper",
-            "architecture": "swin_tiny_patch4_window7_224",
-            "model_args": {**settings, "num_heads": (2, 4, 4)},
-        }
-    )
-    bare = build_backbone(config).eval()
-    for parameter in bare.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    encoder = wrap(bare).eval()
-    assert isinstance(encoder, TransformerEncoder)
-    assert encoder.family is FAMILIES["swin"]
-    pixels = torch.randn(2, 3, image_size, image_size)
-    expected, found = bare(pixels), encoder(pixel_values=pixels, stages=True)
-    torch.testing.assert_close(found.tokens, expected.last_hidden_state.flatten(1, 2), atol=3e-6, rtol=1e-5)
-    torch.testing.assert_close(found.pooled, expected.pooler_output, atol=3e-6, rtol=1e-5)
-    assert [tuple(stage.shape[1:]) for stage in found.stages] == [
-        (16 * 2**s, image_size // 2 ** (s + 1), image_size // 2 ** (s + 1)) for s in range(3)
-    ]
-
-
-def test_other_timm_models_are_black_boxes():
-    config = read_architecture({"model_type": "timm_wrapper", "architecture": "test_byobnet"})
-    encoder = wrap(build_backbone(config)).eval()
-    assert encoder.layer_dims == []
-    assert encoder(pixel_values=torch.randn(2, 3, 64, 64)).pooled.shape == (2, encoder.pooled_dim)
-    with pytest.raises(UserError, match="pools as it was trained to"):
-        wrap(build_backbone(config), pooling="mean")
 
 
 def test_every_family_is_tested():

@@ -41,7 +41,8 @@ class TransformerEncoder(Encoder):
         if name not in FAMILIES:
             raise UserError(
                 f"Models of type '{name}' aren't supported: add a row with its attribute paths to "
-                f"mope/encoders/families.py, or take one of {', '.join(FAMILIES)}."
+                "mope/encoders/families.py, wrap it as a BlackBoxEncoder, which takes no prompts, "
+                f"or take one of {', '.join(FAMILIES)}."
             )
         self.family = family = _family(model)
         self.insertion: Insertion = insertion or family.insertion
