@@ -72,7 +72,7 @@ def test_what_a_black_box_says_when_it_cannot():
         BlackBoxEncoder(len, dim=4, argument="x")(pixel_values=pixels)
     with pytest.raises(UserError, match="takes no prompts"):
         counting()(pixel_values=pixels, prompts=lambda layer, x0: None)
-    with pytest.raises(UserError, match="can't be tuned by them"):
+    with pytest.raises(UserError, match="can't be tuned by 'prompt'"):
         TunedEncoder(counting(), "prompt")
 
 

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from mope.config import Config, DataConfig, EncoderConfig, FusionConfig, InputConfig, TrainingConfig
     from mope.encoders import BlackBoxEncoder, TransformerEncoder, VideoEncoder, load_encoder
     from mope.errors import UserError
+    from mope.methods import register_method
     from mope.model import FusionModel
     from mope.predictor import Prediction, Predictor, evaluate
     from mope.training import train
@@ -28,6 +29,7 @@ _HOMES = {
     "VideoEncoder": "encoders",
     "evaluate": "predictor",
     "load_encoder": "encoders",
+    "register_method": "methods",
     "train": "training",
 }
 
@@ -47,6 +49,7 @@ __all__ = [
     "VideoEncoder",
     "evaluate",
     "load_encoder",
+    "register_method",
     "train",
 ]
 

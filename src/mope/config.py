@@ -46,8 +46,8 @@ class EncoderConfig(Section):
     """A model's `model_type` and settings, to build it without weights; else what must agree."""
     pooling: Literal["cls", "mean", "pooler"] | None = None
     """Global feature: first token, mean, or the model's own pooler; null for what the weights come with."""
-    tuning: Literal["frozen", "prompt", "full"] = "frozen"
-    """What is trained of it: nothing, vanilla deep prompts, or everything."""
+    tuning: Literal["frozen", "prompt", "full", "lora", "bitfit", "adaptformer"] = "frozen"
+    """What is trained of it: nothing, vanilla deep prompts, everything, LoRA, biases, or adapters."""
     prompt_length: PositiveInt = 4
     """Length l' of its vanilla deep prompts."""
     projection: PositiveInt | None = None
@@ -117,11 +117,12 @@ class FusionConfig(Section):
     """How the encoders are fused."""
 
     method: str = "sequential"
-    """`sequential` (MoPE and its relatives) or `unimodal` (the main input alone)."""
+    """`sequential` (MoPE, SeqFuse), `unimodal`, `concat`, `inputs` (PromptFuse, MMBT, Frozen), `pmf`, or a
+    registered one."""
     main: str
     """The input that is encoded last, guided by the others."""
     prompts: list[Literal["static", "dynamic", "mapped"]] = ["static", "dynamic", "mapped"]
-    """Which prompts the main encoder gets (Eq. 2)."""
+    """Which prompts the main encoder gets (Eq. 2); `inputs` knows `static` alone."""
     length: PositiveInt = 6
     """Prompt length l, of the static prompt and of each expert."""
     experts: Annotated[int, Field(ge=0)] = 4
@@ -142,6 +143,18 @@ class FusionConfig(Section):
     """Weight of the importance loss."""
     importance_threshold: Annotated[float, Field(ge=0)] = 0.1
     """Threshold gamma of the importance loss."""
+    deep: bool = False
+    """`inputs`: prompts in every layer, fresh, instead of at the input."""
+    blind: bool = False
+    """`inputs`: prompts and input tokens may not attend to the main input's own tokens."""
+    input_from: Literal["feature", "tokens"] = "feature"
+    """`inputs`: what the main encoder is given of the others, their global feature or all of their tokens."""
+    input_tokens: PositiveInt = 1
+    """`inputs`: number of tokens that a global feature is mapped to."""
+    exchange_layers: PositiveInt = 2
+    """`pmf`: number of last layers in which the streams exchange prompts."""
+    options: dict[str, Any] = {}
+    """What a registered method reads."""
 
 
 class TrainingConfig(Section):

@@ -34,6 +34,8 @@ class Family:
         inner: path from the loaded model to its encoder, where it has other parts.
         relay: whether the model keeps keyword arguments from its layers, so that the source takes a side way.
         frames: method of the model that gives the mask of its frames, (length, sample mask) -> (B, length).
+        mlp: path from a layer to the module that is its MLP; None where there is no such module.
+        mlp_adds: whether that module is called with the MLP's hidden states and with what the MLP saw.
         restore: attributes of a layer that a forward pass may change, and that are set back before each.
         options: arguments for building the model, to leave out parts that are never used.
         call: arguments of every forward pass.
@@ -54,9 +56,16 @@ class Family:
     inner: str | None = None
     relay: bool = False
     frames: str | None = None
+    mlp: str | None = "mlp"
+    mlp_adds: bool = False
     restore: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     call: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def query(self) -> str:
+        """Name of the query projection: as the key's."""
+        return self.key.replace("k_", "q_").replace("key", "query")
 
 
 _NO_POOLER = {"add_pooling_layer": False}
@@ -73,7 +82,18 @@ _VIT = Family(
     options=_NO_POOLER,
     call=_ANY_SIZE,
 )
-_BERT = Family("text", "encoder.layer", "attention.self", "key", "value", None, "cls", options=_NO_POOLER)
+_BERT = Family(
+    "text",
+    "encoder.layer",
+    "attention.self",
+    "key",
+    "value",
+    None,
+    "cls",
+    mlp="output",
+    mlp_adds=True,
+    options=_NO_POOLER,
+)
 _CLIP = Family(
     "image", "encoder.layers", "self_attn", "k_proj", "v_proj", "layer_norm1", "cls", pooling="pooler"
 )
@@ -87,6 +107,7 @@ _WAV2VEC2 = Family(
     "mean",
     norm_if="do_stable_layer_norm",
     frames="_get_feature_vector_attention_mask",
+    mlp="feed_forward",
 )
 
 FAMILIES: dict[str, Family] = {
@@ -117,13 +138,21 @@ FAMILIES: dict[str, Family] = {
     "bert": _BERT,
     "roberta": _BERT,
     "electra": replace(_BERT, options={}),
-    "distilbert": Family("text", "transformer.layer", "attention", "k_lin", "v_lin", None, "cls"),
+    "distilbert": Family("text", "transformer.layer", "attention", "k_lin", "v_lin", None, "cls", mlp="ffn"),
     "modernbert": Family("text", "layers", "attn", "Wqkv", "Wqkv", "attn_norm", "cls"),
     "clip_text_model": replace(_CLIP, kind="text", x0="mean"),
     "wav2vec2": _WAV2VEC2,
     "hubert": replace(_WAV2VEC2, relay=True),
     "whisper": Family(
-        "audio", "layers", "self_attn", "k_proj", "v_proj", "self_attn_layer_norm", "mean", inner="encoder"
+        "audio",
+        "layers",
+        "self_attn",
+        "k_proj",
+        "v_proj",
+        "self_attn_layer_norm",
+        "mean",
+        inner="encoder",
+        mlp=None,
     ),
     "audio-spectrogram-transformer": Family(
         "audio", "layers", "attention", "k_proj", "v_proj", "layernorm_before", "cls", pooling="pooler"

@@ -12,6 +12,7 @@ arguments from their layers get it by a context variable, for the time of their 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,30 +23,40 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from mope.encoders import kernels, windows
-from mope.encoders.families import Family
-from mope.prompts import PromptSource
+from mope.encoders.families import Family, Insertion
+from mope.errors import UserError
+from mope.prompts import CarryingSource, PromptSource
 
 ATTENTION = "mope_prefix"
 SOURCE = "mope_source"
 _PROMPTS = "mope_prompts"
-_LENGTH = "mope_length"
+_CALL = "mope_call"
+_MASK = "mope_mask"
 
 KeysAndValues = Callable[[nn.Module], tuple[Tensor, Tensor]]
 
 _relayed: ContextVar[PromptSource | None] = ContextVar("mope_relayed", default=None)
-_lengths: ContextVar[dict[int, int] | None] = ContextVar("mope_lengths", default=None)
+_calls: ContextVar["dict[int, _Call] | None"] = ContextVar("mope_calls", default=None)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a layer is being run with: how many prompts among its tokens, and who wants their outputs."""
+
+    length: int
+    source: CarryingSource | None
 
 
 @contextmanager
 def relayed(source: PromptSource | None) -> Iterator[None]:
     """Let layers find a source that their model doesn't hand down."""
     token = _relayed.set(source)
-    lengths = _lengths.set({})
+    calls = _calls.set({})
     try:
         yield
     finally:
         _relayed.reset(token)
-        _lengths.reset(lengths)
+        _calls.reset(calls)
 
 
 def prefix_attention(
@@ -56,6 +67,7 @@ def prefix_attention(
     attention_mask: Tensor | None,
     mope_prompts: KeysAndValues | None = None,
     mope_shift: Tensor | None = None,
+    mope_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention with the layer's prompts, if any, in front of the keys and values.
@@ -66,8 +78,11 @@ def prefix_attention(
         attention_mask: None, or (B or 1, H or 1, N, N), boolean (True = attend) or additive.
         mope_prompts: gives the keys and values of the prompts, (B, P, H * d) each.
         mope_shift: in a windowed encoder with prompts, the mask of its shifted windows, (windows, N, N).
+        mope_mask: a mask to use where the model has none, (1, 1, N, N), boolean.
         kwargs: handed on.
     """
+    if attention_mask is None:
+        attention_mask = mope_mask
     if mope_prompts is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     prompt_keys, prompt_values = mope_prompts(module)
@@ -119,25 +134,61 @@ def global_feature(hidden: Tensor, pooling: str, mask: Tensor | None = None) -> 
     return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
-def install_prefix(layer: nn.Module, index: int, family: Family, norm: str | None) -> None:
-    """Let a layer ask the source for its prompts and hand their keys and values to its attention.
+def install(layer: nn.Module, index: int, family: Family, norm: str | None, insertion: Insertion) -> None:
+    """Let a layer ask the source for its prompts.
+
+    By "prefix" their keys and values are handed to the layer's attention; by "tokens" they are put among the
+    layer's tokens, and their outputs are stripped. A `CarryingSource` gets these outputs, so for it prompts
+    are always tokens, where the family allows it.
 
     Args:
         layer: the layer.
         index: its index, which the source is asked with.
         family: the model's row.
         norm: path to what stands before the layer's attention, if anything does.
+        insertion: how prompts whose outputs nobody wants are put in.
     """
 
-    def ask(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        prompts, args, kwargs = _ask(index, family, args, kwargs)
-        if prompts is not None:
-            states = prompts if norm is None else layer.get_submodule(norm)(prompts)
-            kwargs[_PROMPTS] = lambda attention: _project(attention, family, states)
+    def insert(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        source, args, kwargs = _source(family, args, kwargs)
+        if source is None:
+            return args, kwargs
+        carrying = _carrying(source) if family.tokens else None
+        if carrying is not None and (queries := carrying.queries(index)) is not None:
+            carrying.answer(index, _run_with(layer, family, queries, args, kwargs))
+        prompts = source(index, _x0(family, args, kwargs))
+        if prompts is None:
+            return args, kwargs
+        if insertion == "tokens" or carrying is not None:
+            call = _Call(prompts.shape[1], carrying)
+            if (calls := _calls.get()) is None:
+                # Attention ignores arguments it doesn't know; this one tells `strip` what to take out again.
+                kwargs[_CALL] = call
+            else:
+                calls[index] = call
+            return _put_in(prompts, family, args, kwargs, carrying is not None and carrying.blind)
+        states = prompts if norm is None else layer.get_submodule(norm)(prompts)
+        kwargs[_PROMPTS] = lambda attention: _project(attention, family, states)
         return args, kwargs
 
+    def strip(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        calls = _calls.get()
+        call = kwargs.get(_CALL) if calls is None else calls.pop(index, None)
+        if call is None:
+            return output
+        hidden = output[0] if isinstance(output, tuple) else output
+        hidden, prompts = _take_out(hidden, family, call.length)
+        if call.source is not None:
+            call.source.receive(index, prompts)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
     _keep(layer, family)
-    layer.register_forward_pre_hook(ask, with_kwargs=True)
+    layer.register_forward_pre_hook(insert, with_kwargs=True)
+    layer.register_forward_hook(strip, with_kwargs=True)
+
+
+def _carrying(source: Any) -> CarryingSource | None:
+    return source if isinstance(source, CarryingSource) else None
 
 
 def _project(attention: nn.Module, family: Family, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,63 +212,95 @@ def _keep(layer: nn.Module, family: Family) -> None:
     layer.register_forward_pre_hook(restore)
 
 
-def install_tokens(layer: nn.Module, index: int, family: Family, norm: str | None) -> None:
-    """Let a layer ask the source for its prompts, put them among its tokens, and strip their outputs."""
-    first = 1 if family.x0 == "cls" else 0
+def _put_in(
+    prompts: Tensor, family: Family, args: tuple, kwargs: dict[str, Any], blind: bool = False
+) -> tuple[tuple, dict[str, Any]]:
+    """A layer's arguments with prompts (B, P, d) among its tokens, after the first where that is [CLS].
 
-    def insert(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        prompts, args, kwargs = _ask(index, family, args, kwargs)
-        if prompts is None:
+    Args:
+        prompts: the tokens to put in.
+        family: the model's row.
+        args, kwargs: the layer's arguments, hidden states first.
+        blind: whether prompts may attend to one another only.
+
+    Raises:
+        UserError: they are to be blind, and the model keeps masks from its attention.
+    """
+    first, hidden, length = _first(family), args[0], prompts.shape[1]
+    kwargs["position_embeddings"] = _widen_rotations(kwargs.get("position_embeddings"), hidden, first, length)
+    if kwargs["position_embeddings"] is None:
+        del kwargs["position_embeddings"]
+    mask = _mask(args, kwargs)
+    args = (torch.cat([hidden[:, :first], prompts, hidden[:, first:]], dim=1), *args[1:])
+    if mask is not None:
+        mask = _widen(mask, first, length)
+    if blind:
+        if family.insertion == "tokens":
+            raise UserError("This model keeps masks from its attention: its prompts can't be made blind.")
+        mask, own = _blind(mask, args[0], first, length), mask
+        if own is None:
+            kwargs[_MASK] = mask
             return args, kwargs
-        hidden, length = args[0], prompts.shape[1]
-        # Attention ignores arguments it doesn't know; this one tells `strip` what to take out again.
-        if (lengths := _lengths.get()) is None:
-            kwargs[_LENGTH] = length
+    if mask is not None:
+        if "attention_mask" in kwargs:
+            kwargs["attention_mask"] = mask
         else:
-            lengths[index] = length
-        kwargs["position_embeddings"] = _widen_rotations(
-            kwargs.get("position_embeddings"), hidden, first, length
-        )
-        if kwargs["position_embeddings"] is None:
-            del kwargs["position_embeddings"]
-        mask = _mask(args, kwargs)
-        args = (torch.cat([hidden[:, :first], prompts, hidden[:, first:]], dim=1), *args[1:])
-        if mask is not None:
-            mask = _widen(mask, first, length)
-            if "attention_mask" in kwargs:
-                kwargs["attention_mask"] = mask
-            else:
-                args = (args[0], mask, *args[2:])
-        return args, kwargs
-
-    def strip(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
-        lengths = _lengths.get()
-        length = kwargs.get(_LENGTH, 0) if lengths is None else lengths.pop(index, 0)
-        hidden = torch.cat([hidden[:, :first], hidden[:, first + length :]], dim=1)
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-    layer.register_forward_pre_hook(insert, with_kwargs=True)
-    layer.register_forward_hook(strip, with_kwargs=True)
+            args = (args[0], mask, *args[2:])
+    return args, kwargs
 
 
-def _ask(
-    index: int, family: Family, args: tuple, kwargs: dict[str, Any]
-) -> tuple[Tensor | None, tuple, dict[str, Any]]:
-    """The layer's prompts (B, P, d), or None; and its arguments, hidden states first, without the source."""
+def _take_out(hidden: Tensor, family: Family, length: int) -> tuple[Tensor, Tensor]:
+    """A layer's output without the tokens that were put in, and those."""
+    first = _first(family)
+    tokens = torch.cat([hidden[:, :first], hidden[:, first + length :]], dim=1)
+    return tokens, hidden[:, first : first + length]
+
+
+def _run_with(layer: Any, family: Family, queries: Tensor, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    """What a layer makes of tokens (B, Q, d) put among its own, which stay as they are."""
+    queries = queries.to(args[0].dtype).expand(len(args[0]), -1, -1)
+    args, kwargs = _put_in(queries, family, args, dict(kwargs))
+    output = layer.forward(*args, **kwargs)
+    return _take_out(output[0] if isinstance(output, tuple) else output, family, queries.shape[1])[1]
+
+
+def _first(family: Family) -> int:
+    """How many tokens stand before prompts."""
+    return 1 if family.x0 == "cls" else 0
+
+
+def _source(
+    family: Family, args: tuple, kwargs: dict[str, Any]
+) -> tuple[PromptSource | None, tuple, dict[str, Any]]:
+    """The source of this call, if any, and the layer's arguments without it, hidden states first."""
     kwargs = dict(kwargs)
     source = kwargs.pop(SOURCE, None)
     if family.relay:
         source = _relayed.get()
     if "hidden_states" in kwargs:
         args = (kwargs.pop("hidden_states"), *args)
-    if source is None:
-        return None, args, kwargs
+    return source, args, kwargs
+
+
+def _x0(family: Family, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    """The global feature (B, d) entering a layer."""
     real = None
     if family.x0 == "mean" and (mask := _mask(args, kwargs)) is not None:
         # What the last query may attend to is every real token, in a causal mask as well.
         real = mask[:, 0, -1] if mask.dtype == torch.bool else mask[:, 0, -1] >= 0
-    return source(index, global_feature(args[0], family.x0, real)), args, kwargs
+    return global_feature(args[0], family.x0, real)
+
+
+def _blind(mask: Tensor | None, hidden: Tensor, first: int, length: int) -> Tensor:
+    """A mask in which prompts see prompts alone, over what it hides already."""
+    count = hidden.shape[1]
+    if mask is None:
+        mask = torch.ones(1, 1, count, count, dtype=torch.bool, device=hidden.device)
+    hides = torch.zeros(count, count, dtype=torch.bool, device=hidden.device)
+    hides[first : first + length] = True
+    hides[first : first + length, first : first + length] = False
+    nothing = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    return mask.masked_fill(hides, nothing)
 
 
 def _mask(args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
@@ -227,14 +310,15 @@ def _mask(args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
 
 
 def _widen(mask: Tensor, first: int, length: int) -> Tensor:
-    """Make room for `length` prompts after the first token in both axes of a mask (B, H, N, N)."""
-    attend = mask.dtype == torch.bool
-    for axis in (2, 3):
-        shape = list(mask.shape)
-        shape[axis] = length
-        before, after = mask.tensor_split([first], dim=axis)
-        mask = torch.cat([before, mask.new_full(shape, attend), after], dim=axis)
-    return mask
+    """Make room for `length` prompts after the first token in both axes of a mask (B, H, N, N).
+
+    All attend to prompts. Prompts attend to what the last query does, which is every real token.
+    """
+    before, after = mask.tensor_split([first], dim=3)
+    room = mask.new_full((*mask.shape[:3], length), mask.dtype == torch.bool)
+    mask = torch.cat([before, room, after], dim=3)
+    before, after = mask.tensor_split([first], dim=2)
+    return torch.cat([before, mask[:, :, -1:].expand(-1, -1, length, -1), after], dim=2)
 
 
 def _widen_rotations(

@@ -68,7 +68,6 @@ class TransformerEncoder(Encoder):
         has_norm = family.norm is not None and (
             family.norm_if is None or getattr(self.backbone.config, family.norm_if)
         )
-        install = prefix.install_prefix if self.insertion == "prefix" else prefix.install_tokens
         if self.insertion == "prefix":
             self.backbone.set_attn_implementation(prefix.ATTENTION)
         for index, layer in enumerate(follow(self.backbone, family.layers)):
@@ -76,7 +75,7 @@ class TransformerEncoder(Encoder):
             widths.append(getattr(attention, family.key).in_features)
             if family.restore:
                 windows.share_masks(layer, attention)
-            install(layer, index, family, family.norm if has_norm else None)
+            prefix.install(layer, index, family, family.norm if has_norm else None, self.insertion)
         return widths
 
     def gradient_checkpointing(self) -> None:

@@ -1,18 +1,28 @@
-"""How an encoder is tuned: frozen, by vanilla deep prompts, or in full."""
+"""How an encoder is tuned: frozen, by vanilla deep prompts, in full, or by another way to train a little."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
 
+from mope.encoders.adapters import add_adapters, add_lora, train_biases
 from mope.encoders.base import Encoder, EncoderOutput
 from mope.encoders.blackbox import BlackBoxEncoder
 from mope.encoders.features import FeatureCache
+from mope.encoders.transformer import TransformerEncoder
+from mope.encoders.video import VideoEncoder
 from mope.errors import UserError
 from mope.prompts import DeepPrompts, PromptSource
 
-Tuning = Literal["frozen", "prompt", "full"]
+Tuning = Literal["frozen", "prompt", "full", "lora", "bitfit", "adaptformer"]
+
+
+_ADD: dict[str, Callable[[TransformerEncoder], None]] = {
+    "lora": add_lora,
+    "bitfit": train_biases,
+    "adaptformer": add_adapters,
+}
 
 
 class TunedEncoder(nn.Module):
@@ -23,12 +33,12 @@ class TunedEncoder(nn.Module):
 
     Args:
         encoder: the pre-trained encoder.
-        tuning: "frozen", "prompt" (vanilla deep prompts, Eq. 1) or "full".
+        tuning: "frozen", "prompt" (vanilla deep prompts, Eq. 1), "full", "lora", "bitfit" or "adaptformer".
         prompt_length: length l' of the deep prompts.
         dropout: dropout probability on the deep prompts.
 
     Raises:
-        UserError: it is to be tuned by prompts and takes none.
+        UserError: it takes no prompts, and is to be tuned neither in full nor not at all.
     """
 
     def __init__(self, encoder: Encoder, tuning: Tuning, *, prompt_length: int = 4, dropout: float = 0.1):
@@ -36,10 +46,14 @@ class TunedEncoder(nn.Module):
         self.encoder = encoder.requires_grad_(tuning == "full")
         if isinstance(encoder, BlackBoxEncoder) and encoder.projection is not None:
             encoder.projection.requires_grad_(True)
-        if tuning == "prompt" and not encoder.layer_dims:
+        if tuning not in ("frozen", "full") and not encoder.layer_dims:
             raise UserError(
-                "An encoder that takes no prompts can't be tuned by them: set its tuning to frozen or full."
+                f"A black-box encoder can't be tuned by '{tuning}': set its tuning to frozen or full."
             )
+        if tuning in _ADD:
+            inner = encoder.frames if isinstance(encoder, VideoEncoder) else encoder
+            assert isinstance(inner, TransformerEncoder)  # whatever has layers is one
+            _ADD[tuning](inner)
         self.tuning = tuning
         self.cache: FeatureCache | None = None
         self.prompts = (

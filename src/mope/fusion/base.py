@@ -14,6 +14,19 @@ Batch = Mapping[str, Mapping[str, Tensor]]
 """Inputs by name, each the keyword arguments of its encoder."""
 
 
+def tune(config: Config, encoders: Mapping[str, Encoder]) -> dict[str, TunedEncoder]:
+    """Loaded encoders, each tuned as its input says."""
+    return {
+        name: TunedEncoder(
+            encoder,
+            config.inputs[name].encoder.tuning,
+            prompt_length=config.inputs[name].encoder.prompt_length,
+            dropout=config.fusion.dropout,
+        )
+        for name, encoder in encoders.items()
+    }
+
+
 @dataclass
 class FusionOutput:
     """What a fusion makes of a batch.
@@ -49,6 +62,10 @@ class Fusion(nn.Module, ABC):
     def encoder(self, name: str) -> TunedEncoder:
         """An input's encoder."""
         return cast(TunedEncoder, self.encoders[name])
+
+    def feature(self, name: str, batch: Batch) -> Tensor:
+        """The global feature (B, D) of an input alone; from disk, if it is kept there."""
+        return self.encoder(name).feature(batch[name])
 
     @classmethod
     def needs(cls, config: Config) -> list[str]:

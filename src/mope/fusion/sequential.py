@@ -7,7 +7,7 @@ from torch import nn
 from mope.config import Config
 from mope.encoders import Encoder, TunedEncoder
 from mope.errors import UserError
-from mope.fusion.base import Batch, Fusion, FusionOutput
+from mope.fusion.base import Batch, Fusion, FusionOutput, tune
 from mope.prompts import FusionPrompts
 
 
@@ -47,15 +47,6 @@ class Sequential(Fusion):
             raise UserError(
                 f"The encoder of the main input '{main}' takes no prompts: make another the main one."
             )
-        tuned = {
-            name: TunedEncoder(
-                encoder,
-                config.inputs[name].encoder.tuning,
-                prompt_length=config.inputs[name].encoder.prompt_length,
-                dropout=settings.dropout,
-            )
-            for name, encoder in encoders.items()
-        }
         prompts = FusionPrompts(
             encoders[main].layer_dims,
             {name: encoders[name].pooled_dim for name in config.complementary},
@@ -70,10 +61,10 @@ class Sequential(Fusion):
             keys=settings.keys,
             top=settings.top,
         )
-        return cls(tuned, main, prompts)
+        return cls(tune(config, encoders), main, prompts)
 
     def forward(self, batch: Batch) -> FusionOutput:
-        psi = {name: self.encoder(name).feature(batch[name]) for name in self.encoders if name != self.main}
+        psi = {name: self.feature(name, batch) for name in self.encoders if name != self.main}
         source = self.prompts.bind(psi)
         output = self.encoders[self.main](batch[self.main], prompts=source)
         return FusionOutput(output.pooled, output.tokens, source.scores)

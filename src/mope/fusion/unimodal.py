@@ -6,7 +6,7 @@ from torch import nn
 
 from mope.config import Config
 from mope.encoders import Encoder, TunedEncoder
-from mope.fusion.base import Batch, Fusion, FusionOutput
+from mope.fusion.base import Batch, Fusion, FusionOutput, tune
 
 
 class Unimodal(Fusion):
@@ -24,14 +24,7 @@ class Unimodal(Fusion):
     @classmethod
     def build(cls, config: Config, encoders: Mapping[str, Encoder]) -> "Unimodal":
         main = config.fusion.main
-        settings = config.inputs[main].encoder
-        tuned = TunedEncoder(
-            encoders[main],
-            settings.tuning,
-            prompt_length=settings.prompt_length,
-            dropout=config.fusion.dropout,
-        )
-        return cls(tuned, main)
+        return cls(tune(config, {main: encoders[main]})[main], main)
 
     def forward(self, batch: Batch) -> FusionOutput:
         output = self.encoders[self.main](batch[self.main])

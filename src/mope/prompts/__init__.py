@@ -4,10 +4,18 @@ from mope.prompts.experts import Experts
 from mope.prompts.importance import importance_loss
 from mope.prompts.mapper import Mapper
 from mope.prompts.router import Router
-from mope.prompts.source import BoundPrompts, DeepPrompts, FusionPrompts, PromptSource, prompt_bound
+from mope.prompts.source import (
+    BoundPrompts,
+    CarryingSource,
+    DeepPrompts,
+    FusionPrompts,
+    PromptSource,
+    prompt_bound,
+)
 
 __all__ = [
     "BoundPrompts",
+    "CarryingSource",
     "DeepPrompts",
     "Experts",
     "FusionPrompts",

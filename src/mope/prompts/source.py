@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,31 @@ from mope.prompts.router import KeyInit, Router
 
 PromptSource = Callable[[int, Tensor], Tensor | None]
 """(layer index, global feature x0 (B, d_i)) -> prompts (B, P, d_i), or None for a layer without."""
+
+
+@runtime_checkable
+class CarryingSource(Protocol):
+    """A source that wants to know what becomes of its prompts, for methods whose tokens live on.
+
+    It works with encoders whose layers take other tokens among their own; others ask it as any source.
+
+    Attributes:
+        blind: whether prompts may attend to one another only.
+    """
+
+    blind: bool
+
+    def __call__(self, layer: int, x0: Tensor) -> Tensor | None: ...
+
+    def queries(self, layer: int) -> Tensor | None:
+        """Tokens (B, Q, d_i) whose outputs of the layer are wanted first, or None; they leave no trace."""
+
+    def answer(self, layer: int, outputs: Tensor) -> None:
+        """Take the outputs (B, Q, d_i) of the queries."""
+
+    def receive(self, layer: int, outputs: Tensor) -> None:
+        """Take the outputs (B, P, d_i) of the layer's prompts."""
+
 
 PromptPart = Literal["static", "dynamic", "mapped"]
 

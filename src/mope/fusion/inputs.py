@@ -1,0 +1,157 @@
+"""Fusion at the input: what other encoders say becomes tokens of the main one (PromptFuse, MMBT, Frozen)."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mope.config import Config
+from mope.encoders import Encoder, TunedEncoder
+from mope.errors import UserError
+from mope.fusion.base import Batch, Fusion, FusionOutput, tune
+from mope.prompts import prompt_bound
+
+
+class Inputs(Fusion):
+    """Tokens of the other inputs stand among the main encoder's, from the first layer to the last.
+
+    With a global feature each it is PromptFuse (Liang et al. 2022, arXiv 2203.08055): everything is frozen
+    but a prompt beside these tokens. BlindPrompt keeps prompt and features from attending to the main input's
+    own tokens. PromptFuse-deep gives every layer a fresh prompt. With all of an image's tokens and every
+    encoder trained it is MMBT (Kiela et al. 2019, arXiv 1909.02950); with a feature mapped to two tokens, the
+    image encoder trained and the text encoder frozen, Frozen (Tsimpoukelli et al. 2021, arXiv 2106.13884).
+
+    Readings of what the originals leave open:
+    - Tokens are put in behind the embedding layer, so they get no position or segment of the main input's:
+      an image's tokens carry their places already.
+    - A feature of another width than the main encoder's is mapped by a trained linear layer; one of the same
+      width goes in as it is, as in PromptFuse, unless it becomes several tokens.
+    - An encoder whose layers take no tokens among their own (Swin) has no place where they could live on:
+      there they are keys and values of the first layer alone, and BlindPrompt has nothing to hide.
+
+    Args:
+        encoders: tuned encoders by input name.
+        main: name of the main input.
+        length: prompt length l; 0 for none.
+        deep: whether every layer has a prompt of its own.
+        blind: whether prompts and input tokens attend to one another only.
+        source: "feature" or "tokens" of the other encoders.
+        tokens: how many tokens a feature is mapped to.
+        dropout: dropout probability on the prompts.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, TunedEncoder],
+        main: str,
+        *,
+        length: int = 6,
+        deep: bool = False,
+        blind: bool = False,
+        source: str = "feature",
+        tokens: int = 1,
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        self.main = main
+        self.encoders = nn.ModuleDict(dict(encoders))
+        inner = self.encoder(main).encoder
+        dims = inner.layer_dims if deep else inner.layer_dims[:1]
+        bound = prompt_bound(dims[0], inner.patch_area)
+        self.prompts = nn.ParameterList(
+            torch.empty(length, dim).uniform_(-bound, bound) for dim in (dims if length else [])
+        )
+        self.deep, self.blind, self.source, self.tokens = deep, blind, source, tokens
+        self.project = nn.ModuleDict()
+        for name in self.encoders:
+            width = self.encoder(name).pooled_dim
+            if name != main and (source == "tokens" or tokens > 1 or width != dims[0]):
+                self.project[name] = nn.Linear(width, tokens * dims[0])
+        self.dropout = nn.Dropout(dropout)
+
+    @classmethod
+    def build(cls, config: Config, encoders: Mapping[str, Encoder]) -> "Inputs":
+        main, settings = config.fusion.main, config.fusion
+        if not config.complementary:
+            raise UserError(
+                "Fusion at the input needs an input beside the main one: name a second in `inputs`."
+            )
+        if not encoders[main].layer_dims:
+            raise UserError(
+                f"The encoder of the main input '{main}' takes no tokens: make another the main one."
+            )
+        if config.inputs[main].encoder.tuning == "prompt":
+            raise UserError(
+                f"The main input '{main}' is prompted by the fusion: "
+                f"set inputs.{main}.encoder.tuning to frozen or full."
+            )
+        if settings.input_from == "tokens" and settings.input_tokens > 1:
+            raise UserError(
+                "fusion.input_tokens is for fusion.input_from: feature; tokens are taken as they are."
+            )
+        return cls(
+            tune(config, encoders),
+            main,
+            length=settings.length if "static" in settings.prompts else 0,
+            deep=settings.deep,
+            blind=settings.blind,
+            source=settings.input_from,
+            tokens=settings.input_tokens,
+            dropout=settings.dropout,
+        )
+
+    def forward(self, batch: Batch) -> FusionOutput:
+        found = [self._tokens(name, batch) for name in self.encoders if name != self.main]
+        source = InputSource(list(self.prompts), torch.cat(found, dim=1), self.deep, self.blind, self.dropout)
+        output = self.encoders[self.main](batch[self.main], prompts=source)
+        return FusionOutput(output.pooled, output.tokens)
+
+    def _tokens(self, name: str, batch: Batch) -> Tensor:
+        """Tokens (B, n, d) of one of the other inputs."""
+        if self.source == "tokens":
+            return self.project[name](self.encoders[name](batch[name]).tokens)
+        feature = self.feature(name, batch)
+        if name in self.project:
+            feature = self.project[name](feature)
+        return feature.unflatten(1, (self.tokens, -1))
+
+
+class InputSource:
+    """A `CarryingSource`: tokens that live on from layer to layer, and prompts that do, or are fresh in each.
+
+    Args:
+        prompts: of each layer, or one that lives on, (l, d) each; empty for none.
+        inputs: tokens of the other inputs (B, n, d).
+        deep: whether there is a fresh prompt in each layer.
+        blind: see `CarryingSource`.
+        dropout: on the prompts.
+    """
+
+    def __init__(
+        self, prompts: Sequence[Tensor], inputs: Tensor, deep: bool, blind: bool, dropout: nn.Module
+    ):
+        self.prompts, self.deep, self.blind, self.dropout = prompts, deep, blind, dropout
+        self.living: Tensor | None = inputs
+        self._fresh = 0
+
+    def __call__(self, layer: int, x0: Tensor) -> Tensor | None:
+        """What stands among the tokens of one layer, (B, P, d)."""
+        parts, self._fresh = [], 0
+        if self.prompts and (self.deep or layer == 0):
+            prompt = self.prompts[layer if self.deep else 0].expand(len(x0), -1, -1)
+            self._fresh = prompt.shape[1] if self.deep else 0
+            parts.append(self.dropout(prompt).to(x0.dtype))
+        if self.living is not None:
+            parts.append(self.living.to(x0.dtype))
+        self.living = None  # until an encoder that can hands them back
+        return torch.cat(parts, dim=1) if parts else None
+
+    def queries(self, layer: int) -> None:
+        """None: nothing is asked beforehand."""
+
+    def answer(self, layer: int, outputs: Tensor) -> None:
+        """Nothing was asked."""
+
+    def receive(self, layer: int, outputs: Tensor) -> None:
+        """What the layer made of the tokens is what stands in the next; fresh prompts are dropped."""
+        self.living = outputs[:, self._fresh :]

@@ -1,0 +1,320 @@
+"""Fusion methods by name: the rows of the paper's tables, and whatever users register beside them.
+
+A method is a fusion and settings of it, over any config: encoders, data and budget stay the config's. So a
+prompted twin is the same class with other settings.
+"""
+
+import difflib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mope.config import Config
+from mope.errors import UserError
+from mope.fusion import FUSIONS, Fusion
+
+MAIN, OTHERS = "main", "others"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named fusion method.
+
+    Attributes:
+        name: as in tables.
+        fusion: its class's name in `FUSIONS`.
+        settings: by dotted key of the config; `main.KEY` and `others.KEY` are of the encoders of the main and
+            the other inputs.
+        trained: what is trained, in words.
+        source: where it is from.
+        main_kind: kind that the main input must be of; None for the config's main input.
+        param: the paper's count of trained parameters in millions, with Swin-B and BERT-base; None where it
+            gives none.
+        note: why ours differs from it, where it does.
+    """
+
+    name: str
+    fusion: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    trained: str = ""
+    source: str = ""
+    main_kind: str | None = None
+    param: float | None = None
+    note: str = ""
+
+    def apply(self, config: Config) -> Config:
+        """The config with this method in the place of its own.
+
+        Raises:
+            UserError: the config has no input of the kind that the method's main input must be.
+        """
+        settings = config.model_dump()
+        settings["fusion"]["method"] = self.fusion
+        if self.main_kind is not None:
+            kinds = {name: values["kind"] for name, values in settings["inputs"].items()}
+            fitting = [name for name, kind in kinds.items() if kind == self.main_kind]
+            if not fitting:
+                raise UserError(f"{self.name} needs an input of kind {self.main_kind}: there is none.")
+            settings["fusion"]["main"] = fitting[0]
+        main = settings["fusion"]["main"]
+        for key, value in self.settings.items():
+            part, _, rest = key.partition(".")
+            if part in (MAIN, OTHERS):
+                for name in settings["inputs"]:
+                    if (name == main) == (part == MAIN):
+                        settings["inputs"][name]["encoder"][rest] = value
+            else:
+                section = settings[part]
+                section[rest] = value
+        return Config.parse(settings, f"the method {self.name}")
+
+
+METHODS: dict[str, Method] = {}
+"""By name, in the order of the tables."""
+
+
+def register_method(
+    name: str,
+    fusion: str | type[Fusion],
+    settings: Mapping[str, Any] | None = None,
+    *,
+    trained: str = "",
+    source: str = "",
+    main_kind: str | None = None,
+    param: float | None = None,
+    note: str = "",
+) -> Method:
+    """Let a method join `mope train --method`, `mope compare` and `mope compare --list`.
+
+    Args:
+        name: as in tables.
+        fusion: a subclass of `Fusion`, or the name of one that is there.
+        settings, trained, source, main_kind, param, note: see `Method`.
+
+    Raises:
+        UserError: the name is taken, or there is no such fusion.
+    """
+    if name in METHODS:
+        raise UserError(f"There is a method '{name}' already: register it under another name.")
+    if not isinstance(fusion, str):
+        FUSIONS[name] = fusion
+        fusion = name
+    if fusion not in FUSIONS:
+        raise UserError(f"There is no fusion '{fusion}': take one of {', '.join(FUSIONS)}, or give a class.")
+    METHODS[name] = Method(name, fusion, dict(settings or {}), trained, source, main_kind, param, note)
+    return METHODS[name]
+
+
+def find_method(name: str) -> Method:
+    """A method by name, in any case.
+
+    Raises:
+        UserError: there is none; with the nearest name.
+    """
+    by_case = {known.lower(): method for known, method in METHODS.items()}
+    if name.lower() in by_case:
+        return by_case[name.lower()]
+    near = difflib.get_close_matches(name.lower(), by_case, n=1, cutoff=0.5)
+    hint = f"did you mean '{by_case[near[0]].name}'?" if near else "see `mope compare --list`."
+    raise UserError(f"There is no method '{name}'; {hint}")
+
+
+def load_plugin(file: str | Path) -> None:
+    """Run a user's own Python file, which registers methods.
+
+    Raises:
+        UserError: there is no such file, or it can't be run.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"There is no plugin {path}.")
+    spec = importlib.util.spec_from_file_location(f"mope_plugin_{path.stem}", path)
+    assert spec is not None
+    if spec.loader is None:
+        raise UserError(f"The plugin {path} isn't a Python file: its name must end in .py.")
+    before = dict(METHODS)
+    try:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's file does
+        raise UserError(f"The plugin {path} can't be run: {type(error).__name__}: {error}") from error
+    if before == METHODS:
+        raise UserError(f"The plugin {path} registers no method: let it call mope.register_method.")
+
+
+_FULL = {"main.tuning": "full", "others.tuning": "full"}
+_FROZEN = {"main.tuning": "frozen", "others.tuning": "frozen"}
+_PROMPT = {"tuning": "prompt", "prompt_length": 6}
+# The rates that suit full fine-tuning of encoders of this kind; prompts keep the config's.
+_SLOW = {"training.learning_rate": 3e-5, "training.complementary_learning_rate": 3e-5}
+_MAPPED = {"others.tuning": "prompt", "others.prompt_length": 4}
+_MOPE = {"main.tuning": "frozen", **_MAPPED, "fusion.prompts": ["static", "dynamic", "mapped"]}
+_INPUT = {**_FROZEN, "fusion.prompts": ["static"]}
+
+
+def _both(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{part}.{key}": value for part in (MAIN, OTHERS) for key, value in settings.items()}
+
+
+def _register_paper() -> None:
+    """The rows of Tab. I and IX, and Frozen."""
+    for kind, word, full in (("image", "ImgOnly", 86.9), ("text", "TextOnly", 109.0)):
+        register_method(
+            word,
+            "unimodal",
+            {"main.tuning": "full", **_SLOW},
+            trained="the encoder",
+            source="section IV-C",
+            main_kind=kind,
+            param=full,
+        )
+        register_method(
+            f"P-{word}",
+            "unimodal",
+            {f"main.{key}": value for key, value in _PROMPT.items()},
+            trained="deep prompts (l=6)",
+            source="section IV-C",
+            main_kind=kind,
+            param=0.1,
+        )
+    register_method(
+        "LateConcat",
+        "concat",
+        {**_FULL, **_SLOW},
+        trained="both encoders",
+        source="section IV-C",
+        param=196.0,
+    )
+    register_method(
+        "P-LateConcat",
+        "concat",
+        _both(_PROMPT),
+        trained="deep prompts (l=6) of both",
+        source="section IV-C",
+        param=1.3,
+        note="Prompts of both encoders and a linear head over 1,792 features are 0.13 M; the paper's 1.3 M "
+        "leave room for a hidden layer of about 650 in the head, which its text doesn't have.",
+    )
+    register_method(
+        "SeqFuse",
+        "sequential",
+        {**_FULL, "fusion.prompts": ["mapped"], **_SLOW},
+        trained="both encoders, mapper",
+        source="section IV-C",
+        param=197.0,
+    )
+    register_method(
+        "P-SeqFuse",
+        "sequential",
+        {**_MOPE, "fusion.prompts": ["static", "mapped"]},
+        trained="static prompt, mapper, deep prompts (l'=4)",
+        source="section IV-C",
+        param=1.1,
+    )
+    mmbt = {"fusion.input_from": "tokens", "fusion.deep": True}
+    register_method(
+        "MMBT",
+        "inputs",
+        {**_FULL, **mmbt, "fusion.prompts": [], **_SLOW},
+        trained="both encoders, projection",
+        source="arXiv 1909.02950",
+        main_kind="text",
+        param=196.5,
+    )
+    register_method(
+        "P-MMBT",
+        "inputs",
+        {**mmbt, "main.tuning": "frozen", **{f"others.{k}": v for k, v in _PROMPT.items()}}
+        | {"fusion.prompts": ["static"], "fusion.length": 6},
+        trained="projection, deep prompts (l=6) of both",
+        source="arXiv 1909.02950",
+        main_kind="text",
+        param=0.9,
+    )
+    register_method(
+        "PromptFuse",
+        "inputs",
+        _INPUT,
+        trained="a prompt (l=6) at the input",
+        source="arXiv 2203.08055",
+        param=0.1,
+    )
+    register_method(
+        "BlindPrompt",
+        "inputs",
+        {**_INPUT, "fusion.blind": True},
+        trained="a prompt (l=6) at the input",
+        source="arXiv 2203.08055",
+        param=0.1,
+    )
+    register_method(
+        "PromptFuse-deep",
+        "inputs",
+        {**_INPUT, "fusion.deep": True},
+        trained="deep prompts (l=6)",
+        source="arXiv 2203.08055, Tab. I's dagger",
+        param=0.1,
+    )
+    register_method(
+        "Frozen",
+        "inputs",
+        {
+            "main.tuning": "frozen",
+            "others.tuning": "full",
+            "fusion.prompts": [],
+            "fusion.input_tokens": 2,
+            **_SLOW,
+        },
+        trained="the image encoder, projection",
+        source="arXiv 2106.13884",
+        main_kind="text",
+    )
+    register_method(
+        "PMF",
+        "pmf",
+        {**_FROZEN, "fusion.exchange_layers": 2},
+        trained="query, context and fusion prompts, maps",
+        source="arXiv 2304.06306",
+        param=2.5,
+        note="PMF needs plain transformers: counted with ViT-B and BERT-base, as its authors do.",
+    )
+    for experts, param in ((4, 1.6), (16, 2.6)):
+        register_method(
+            "MoPE" if experts == 4 else f"MoPE-k{experts}",
+            "sequential",
+            {**_MOPE, "fusion.experts": experts},
+            trained="static prompt, experts, routers, mapper, deep prompts (l'=4)",
+            source="section III",
+            param=param,
+        )
+    for tuning, name, param, note in (
+        ("lora", "LoRA + P_m", 2.1, ""),
+        (
+            "bitfit",
+            "BitFit + P_m",
+            1.9,
+            "The biases of both encoders are 0.24 M and the mapper 1.03 M; the paper does not say what is in "
+            "the rest of its 1.9 M.",
+        ),
+        (
+            "adaptformer",
+            "AdaptFormer + P_m",
+            3.2,
+            "Branches of width 64 in both encoders and the mapper; in the main encoder alone it is 2.6 M.",
+        ),
+    ):
+        register_method(
+            name,
+            "sequential",
+            {"main.tuning": tuning, "others.tuning": tuning, "fusion.prompts": ["mapped"]},
+            trained=f"{name.split()[0]} in both encoders, mapper",
+            source="section V-H, Tab. IX",
+            param=param,
+            note=note,
+        )
+
+
+_register_paper()

@@ -1,0 +1,355 @@
+"""Each method of the paper on tiny encoders, against formulas of what it trains."""
+
+import math
+
+import pytest
+import torch
+import transformers as hf
+
+from mope.config import Config
+from mope.encoders import TransformerEncoder, TunedEncoder
+from mope.errors import UserError
+from mope.fusion import FUSIONS, Fusion, Inputs, Pmf
+from mope.fusion.inputs import InputSource
+from mope.methods import METHODS, find_method, load_plugin, register_method
+from mope.model import FusionModel
+
+D, LAYERS, CLASSES = 32, 2, 3
+HEAD = D * CLASSES + CLASSES
+BOTH_HEAD = 2 * D * CLASSES + CLASSES
+HALF = math.ceil(D / 2)
+MAPPER = (D * HALF + HALF) + 2 * HALF + (HALF * D + D)
+DEEP = LAYERS * D  # per token of a prompt
+
+
+def size(*modules) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+@pytest.fixture
+def bare(weights):
+    return {name: hf.AutoModel.from_pretrained(weights[name], **_no_pooler(name)) for name in weights}
+
+
+def _no_pooler(name):
+    return {"add_pooling_layer": False} if name == "text" else {}
+
+
+def biases(module) -> int:
+    return sum(p.numel() for name, p in module.named_parameters() if name.endswith("bias"))
+
+
+def mope(k: int) -> int:
+    router = LAYERS * (D * 8 + D * 2)
+    return 6 * DEEP + k * 6 * DEEP + router + MAPPER + 4 * DEEP + HEAD
+
+
+FORMULAS = {
+    "ImgOnly": lambda image, text: size(image) + HEAD,
+    "TextOnly": lambda image, text: size(text) + HEAD,
+    "P-ImgOnly": lambda image, text: 6 * DEEP + HEAD,
+    "P-TextOnly": lambda image, text: 6 * DEEP + HEAD,
+    "LateConcat": lambda image, text: size(image, text) + BOTH_HEAD,
+    "P-LateConcat": lambda image, text: 12 * DEEP + BOTH_HEAD,
+    "SeqFuse": lambda image, text: size(image, text) + MAPPER + HEAD,
+    "P-SeqFuse": lambda image, text: 6 * DEEP + MAPPER + 4 * DEEP + HEAD,
+    "MMBT": lambda image, text: size(image, text) + (D * D + D) + HEAD,
+    "P-MMBT": lambda image, text: 12 * DEEP + (D * D + D) + HEAD,
+    "PromptFuse": lambda image, text: 6 * D + HEAD,
+    "BlindPrompt": lambda image, text: 6 * D + HEAD,
+    "PromptFuse-deep": lambda image, text: 6 * DEEP + HEAD,
+    "Frozen": lambda image, text: size(image) + (D * 2 * D + 2 * D) + HEAD,
+    "PMF": lambda image, text: 2 * (3 * 6 * DEEP + LAYERS * (D * D + D)) + BOTH_HEAD,
+    "MoPE": lambda image, text: mope(4),
+    "MoPE-k16": lambda image, text: mope(16),
+    "LoRA + P_m": lambda image, text: 2 * LAYERS * 3 * 8 * 2 * D + MAPPER + HEAD,
+    "BitFit + P_m": lambda image, text: biases(image) + biases(text) + MAPPER + HEAD,
+    "AdaptFormer + P_m": lambda image, text: 2 * LAYERS * (2 * 64 * D + 64 + D) + MAPPER + HEAD,
+}
+
+
+def batch_of(rows: int = 6) -> dict:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.ones(rows, 5, dtype=torch.long)
+    mask[1, 3:] = 0
+    return {
+        "image": {"pixel_values": torch.randn(rows, 3, 28, 28, generator=generator)},
+        "text": {
+            "input_ids": torch.randint(5, 13, (rows, 5), generator=generator),
+            "attention_mask": mask,
+        },
+    }
+
+
+def test_every_method_has_a_formula():
+    assert set(FORMULAS) == set(METHODS)
+
+
+@pytest.fixture
+def base(config: Config) -> Config:
+    settings = config.model_dump()
+    settings["fusion"].update(length=6, experts=4, cross_dim=8)
+    return Config.parse(settings)
+
+
+@pytest.mark.parametrize("name", list(FORMULAS))
+def test_a_method_trains_what_it_declares_and_learns(base, bare, name, tmp_path):
+    config = METHODS[name].apply(base)
+    config.output = str(tmp_path / "run")
+    torch.manual_seed(0)
+    model = FusionModel.build(config, ["a", "b", "c"])
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    # DINOv2's mask token is part of it but of no forward pass.
+    expected = FORMULAS[name](bare["image"], bare["text"])
+    assert sum(p.numel() for p in trained.values()) == expected
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    batch = {key: batch_of()[key] for key in model.fusion.encoders}
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    optimizer = torch.optim.AdamW(trained.values(), lr=3e-3 if expected < 30_000 else 1e-3)
+    losses = []
+    for _ in range(12):
+        loss = model.train()(**batch, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert min(losses[-3:]) < losses[0]
+    unused = {n for n, p in trained.items() if p.grad is None}
+    assert all("mask_token" in n for n in unused), unused
+    for n, p in model.named_parameters():
+        if n not in trained:
+            assert torch.equal(p, before[n]), n
+
+    model.eval().save_pretrained(config.output)
+    again = FusionModel.from_pretrained(config.output)
+    with torch.no_grad():
+        logits = model(**batch).logits
+        assert torch.equal(again(**batch).logits, logits)
+        for row in (0, 1):  # alone as in its batch
+            one = {key: {n: t[row : row + 1] for n, t in inputs.items()} for key, inputs in batch.items()}
+            torch.testing.assert_close(model(**one).logits, logits[row : row + 1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [n for n in FORMULAS if "Only" not in n])
+def test_every_input_bears_on_the_answer(base, name):
+    config = METHODS[name].apply(base)
+    model = FusionModel.build(config, ["a", "b", "c"]).eval()
+    batch = batch_of()
+    with torch.no_grad():
+        logits = model(**batch).logits
+        for key in batch:
+            other = {n: t.roll(1, dims=0) for n, t in batch[key].items()}
+            assert (model(**{**batch, key: other}).logits - logits).abs().max() > 1e-6, key
+
+
+def encoders():
+    shape = {"hidden_size": D, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+    image = hf.ViTModel(hf.ViTConfig(**shape, image_size=16, patch_size=8), add_pooling_layer=False)
+    text = hf.BertModel(
+        hf.BertConfig(**{**shape, "num_hidden_layers": 2}, vocab_size=50), add_pooling_layer=False
+    )
+    return {
+        name: TunedEncoder(TransformerEncoder(model), "frozen").eval()
+        for name, model in (("image", image), ("text", text))
+    }
+
+
+def small_batch():
+    full = batch_of(2)
+    return {"image": {"pixel_values": torch.randn(2, 3, 16, 16)}, "text": full["text"]}
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("main", ["image", "text"])
+def test_prompt_fuse_is_its_tokens_written_out(main, deep):
+    """Tokens put behind the embeddings and run through the bare layers, by hand."""
+    tuned = encoders()
+    fusion = Inputs(tuned, main, length=2, deep=deep, dropout=0.0).eval()
+    batch = small_batch()
+    output = fusion(batch)
+    other = "text" if main == "image" else "image"
+    feature = tuned[other](batch[other]).pooled.unsqueeze(1)
+    backbone = tuned[main].encoder.backbone
+    layers = backbone.layers if main == "image" else backbone.encoder.layer
+    hidden = backbone.embeddings(next(iter(batch[main].values())))
+    mask = torch.ones(hidden.shape[:2], dtype=torch.bool)
+    if main == "text":
+        mask = batch["text"]["attention_mask"].bool()
+    mask = torch.cat([mask[:, :1], torch.ones(2, 3, dtype=torch.bool), mask[:, 1:]], dim=1)[:, None, None]
+    mask = mask.expand(-1, -1, mask.shape[-1], -1)
+    living = feature if deep else torch.cat([fusion.prompts[0].expand(2, -1, -1), feature], dim=1)
+    for place, layer in enumerate(layers):
+        fresh = [fusion.prompts[place].expand(2, -1, -1)] if deep else []
+        whole = torch.cat([hidden[:, :1], *fresh, living, hidden[:, 1:]], dim=1)
+        output_ = layer(whole, attention_mask=mask) if main == "text" else layer(whole)
+        whole = output_[0] if isinstance(output_, tuple) else output_
+        living = whole[:, 1 + (2 if deep else 0) : 4]
+        hidden = torch.cat([whole[:, :1], whole[:, 4:]], dim=1)
+    if main == "image":
+        hidden = backbone.layernorm(hidden)
+    torch.testing.assert_close(output.features, hidden[:, 0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("blind", [True, False])
+@pytest.mark.parametrize("main", ["image", "text"])
+def test_blind_prompts_do_not_see_the_main_input(main, blind, monkeypatch):
+    """What becomes of the prompts doesn't change with the main input; without blindness it does."""
+    fusion, batch, seen = (
+        Inputs(encoders(), main, length=2, blind=blind, dropout=0.0).eval(),
+        small_batch(),
+        [],
+    )
+    receive = InputSource.receive
+
+    def watch(self, layer, outputs):
+        seen.append(outputs)
+        receive(self, layer, outputs)
+
+    monkeypatch.setattr(InputSource, "receive", watch)
+    fusion(batch)
+    fusion({**batch, main: {name: tensor.flip(0) for name, tensor in batch[main].items()}})
+    half = len(seen) // 2
+    pairs = zip(seen[:half], seen[half:], strict=True)
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in pairs) == blind
+
+
+def test_pmf_written_out():
+    """Both streams layer by layer: query, tell the other, fuse."""
+    tuned = encoders()
+    fusion = Pmf(tuned, "image", layers=2, length=2, dropout=0.0).eval()
+    batch = small_batch()
+    image, text = tuned["image"].encoder.backbone, tuned["text"].encoder.backbone
+    layers = {"image": list(image.layers), "text": list(text.encoder.layer)}
+    hidden = {
+        "image": image.embeddings(batch["image"]["pixel_values"]),
+        "text": text.embeddings(batch["text"]["input_ids"]),
+    }
+    real = batch["text"]["attention_mask"].bool()
+
+    def run(name, place, extra):
+        tokens = hidden[name]
+        whole = torch.cat([tokens[:, :1], extra, tokens[:, 1:]], dim=1)
+        if name == "image":
+            out = layers[name][place](whole)
+        else:
+            mask = torch.cat(
+                [real[:, :1], torch.ones(2, extra.shape[1], dtype=torch.bool), real[:, 1:]], dim=1
+            )
+            mask = mask[:, None, None].expand(-1, -1, mask.shape[1], -1)
+            out = layers[name][place](whole, attention_mask=mask)
+        out = out[0] if isinstance(out, tuple) else out
+        n = extra.shape[1]
+        return out[:, 1 : 1 + n], torch.cat([out[:, :1], out[:, 1 + n :]], dim=1)
+
+    hidden["image"] = run("image", 0, hidden["image"][:, :0])[1]
+    for step in range(2):
+        told = {}
+        for name in ("image", "text"):
+            place = len(layers[name]) - 2 + step
+            both = torch.cat([fusion.query[name][step], fusion.query_context[name][step]]).expand(2, -1, -1)
+            told[name] = run(name, place, both)[0][:, :2]
+        new = {}
+        for name, other in (("image", "text"), ("text", "image")):
+            place = len(layers[name]) - 2 + step
+            mapped = fusion.maps[name][step](told[other])
+            context = fusion.fusion_context[name][step].expand(2, -1, -1)
+            new[name] = run(name, place, torch.cat([context, mapped], dim=1))[1]
+        hidden = new
+    expected = torch.cat([image.layernorm(hidden["image"])[:, 0], hidden["text"][:, 0]], dim=1)
+    torch.testing.assert_close(fusion(batch).features, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_lora_and_adapters_start_as_the_frozen_encoder():
+    for tuning in ("lora", "adaptformer", "bitfit"):
+        for name, frozen in encoders().items():
+            inputs = small_batch()[name]
+            expected = frozen(inputs).tokens
+            tuned = TunedEncoder(frozen.encoder, tuning).eval()
+            torch.testing.assert_close(tuned(inputs).tokens, expected)
+
+
+def test_what_methods_say_when_they_cannot(base, weights):
+    with pytest.raises(UserError, match="did you mean 'P-SeqFuse'"):
+        find_method("P-SeqFus")
+    assert find_method("mope-K16").name == "MoPE-k16"
+    with pytest.raises(UserError, match="see `mope compare --list`"):
+        find_method("xyz")
+    alone = Config.parse(
+        {**base.model_dump(), "inputs": {"text": base.inputs["text"].model_dump()}}
+        | {"fusion": {"main": "text"}}
+    )
+    with pytest.raises(UserError, match="ImgOnly needs an input of kind image"):
+        METHODS["ImgOnly"].apply(alone)
+    with pytest.raises(UserError, match="PMF fuses two inputs, not 1"):
+        FusionModel.build(METHODS["PMF"].apply(alone), ["a", "b"])
+    swin = {
+        "model_type": "swin",
+        "image_size": 32,
+        "patch_size": 2,
+        "embed_dim": 16,
+        "depths": [2],
+        "num_heads": [2],
+    }
+    base.inputs["image"].encoder.weights = None
+    base.inputs["image"].encoder.architecture = {**swin, "window_size": 4}
+    with pytest.raises(UserError, match="PMF needs plain transformers"):
+        FusionModel.build(METHODS["PMF"].apply(base), ["a", "b"])
+    model = FusionModel.build(METHODS["PromptFuse"].apply(base), ["a", "b"]).eval()
+    batch = batch_of()
+    batch["image"]["pixel_values"] = torch.randn(6, 3, 32, 32)
+    other = {**batch, "text": {n: t.roll(1, dims=0) for n, t in batch["text"].items()}}
+    assert (model(**batch).logits - model(**other).logits).abs().max() > 1e-7
+
+
+PLUGIN = '''
+import torch
+from torch import nn
+import mope
+from mope.fusion import Fusion, FusionOutput
+from mope.fusion.base import tune
+
+class Product(Fusion):
+    """Features multiplied, elementwise."""
+
+    def __init__(self, encoders, main, power):
+        super().__init__()
+        self.main, self.power = main, power
+        self.encoders = nn.ModuleDict(encoders)
+
+    @classmethod
+    def build(cls, config, encoders):
+        return cls(tune(config, encoders), config.fusion.main, config.fusion.options["power"])
+
+    def forward(self, batch):
+        features = torch.stack([self.feature(name, batch) for name in self.encoders]).prod(0) ** self.power
+        return FusionOutput(features, features.unsqueeze(1))
+
+mope.register_method("Product", Product, {"fusion.options": {"power": 3}}, trained="head")
+'''
+
+
+def test_a_plugin_registers_a_method_in_one_call(base, tmp_path):
+    file = tmp_path / "my_fusion.py"
+    file.write_text(PLUGIN)
+    try:
+        load_plugin(file)
+        model = FusionModel.build(METHODS["Product"].apply(base), ["a", "b"])
+        assert isinstance(model.fusion, Fusion)
+        assert model.fusion.power == 3
+        assert model(**batch_of()).logits.shape == (6, 2)
+        with pytest.raises(UserError, match="There is a method 'Product' already"):
+            load_plugin(file)
+    finally:
+        METHODS.pop("Product")
+        FUSIONS.pop("Product")
+    for text, reason in (
+        ("x = 1", "registers no method"),
+        ("1 / 0", "can't be run: ZeroDivisionError"),
+        ("import mope; mope.register_method('Mine', 'nothing')", "There is no fusion 'nothing'"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=reason):
+            load_plugin(file)
+    with pytest.raises(UserError, match="There is no plugin"):
+        load_plugin(tmp_path / "none.py")
+    assert register_method is not None
