@@ -105,6 +105,8 @@ class DataConfig(Section):
     """Multi-label: what separates labels in a text cell."""
     class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
     """Weight of each class in the loss: equal, inverse to its frequency, or by label."""
+    train_rows: PositiveInt | None = None
+    """Use only this many training rows, drawn by seed; null for all."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
     """What training does with rows it can't use."""
     workers: Annotated[int, Field(ge=0)] = 1
@@ -259,7 +261,26 @@ class Config(Section):
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
-            raise UserError(f"In {where}: {_explain(cls, error)}") from None
+            raise UserError(f"In {where}: {explain(cls, error)}") from None
+
+    def with_settings(self, settings: Mapping[str, Any], where: str = "the settings") -> "Config":
+        """A copy with other values, by dotted key.
+
+        Raises:
+            UserError: see `parse`.
+        """
+        if not settings:
+            return self.model_copy(deep=True)
+        content = self.model_dump()
+        for key, value in settings.items():
+            _set(content, key, value)
+        return self.parse(content, where)
+
+    def with_typed(self, overrides: Sequence[tuple[str, str]]) -> "Config":
+        """A copy with typed `(dotted key, value)` pairs."""
+        return self.with_settings(
+            {key: yaml.safe_load(value) if value else value for key, value in overrides}, "the command line"
+        )
 
     def dump(self) -> str:
         """The settings as YAML."""
@@ -297,7 +318,7 @@ def _walk(model: type[BaseModel], path: Sequence[Any]) -> type[BaseModel] | None
     return model
 
 
-def _explain(model: type[BaseModel], error: ValidationError) -> str:
+def explain(model: type[BaseModel], error: ValidationError) -> str:
     """One sentence about the first thing that is wrong."""
     # A misspelt key is also a missing one: the spelling is the better news.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")

@@ -1,6 +1,7 @@
 """Which device and which arithmetic to use."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 
 import torch
 
@@ -32,6 +33,26 @@ def has_fast_bf16(device: torch.device) -> bool:
             for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         )
     return False
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start to measure peak memory anew, where that can be done: CUDA, and processes on Linux."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif (file := Path("/proc/self/clear_refs")).exists():
+        with suppress(OSError):
+            file.write_text("5")
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """Peak memory in MiB since the reset: of tensors on CUDA, of the process on Linux; else None."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    status = Path("/proc/self/status")
+    if device.type != "cpu" or not status.is_file():
+        return None
+    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return round(int(peak.split()[1]) / 1024, 1)
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

@@ -26,8 +26,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from mope.config import Config
 from mope.data.dataset import RowDataset, collate
 from mope.data.readers import build_readers
-from mope.data.splits import Report, check_split, hold_out, label_names, open_splits
-from mope.device import pick_device, use_bf16
+from mope.data.splits import Report, check_split, draw, hold_out, label_names, open_splits
+from mope.device import peak_memory, pick_device, reset_peak_memory, use_bf16
 from mope.encoders.packages import cache_folder
 from mope.errors import UserError
 from mope.files import replacing, write_json
@@ -93,6 +93,7 @@ def train(
     with replacing(folder / CONFIG) as draft:
         draft.write_text(config.dump(), encoding="utf-8")
     checkpoint = get_last_checkpoint(str(folder / CHECKPOINTS)) if (folder / CHECKPOINTS).is_dir() else None
+    reset_peak_memory(device)
     trainer.train(resume_from_checkpoint=checkpoint)
     result = _result(trainer, model, metric, time.monotonic() - started)
     if trainer.is_world_process_zero():
@@ -120,6 +121,7 @@ def _prepare(
             raise UserError(f"There are no {split} rows: name a table in data.{split}.")
         splits[split].require(*columns, label)
     model = FusionModel.build(config, label_names(config, splits["train"]))
+    splits["train"] = draw(splits["train"], config.data.train_rows, config.training.seed)
     deciding_metric(model.task, config.training.metric)
     checked = {
         split: check_split(config, splits[split], columns, model.task.encode, report) for split in _SPLITS
@@ -251,6 +253,8 @@ def _result(trainer: FusionTrainer, model: FusionModel, metric: str, seconds: fl
         "validation": {name: chosen[f"eval_{name}"] for name in ("loss", *model.task.metrics())},
         "best_epoch": chosen["epoch"],
         "seconds": round(seconds, 1),
+        "step_milliseconds": trainer.step_milliseconds,
+        "peak_mebibytes": peak_memory(trainer.args.device),
         "trainable": sum(count["trainable"] for count in counts.values()),
         "frozen": sum(count["frozen"] for count in counts.values()),
         "history": history,

@@ -30,6 +30,30 @@ def add_verb(
     return verb
 
 
+def add_plugin(verb: argparse.ArgumentParser) -> None:
+    """The flag for a user's own methods."""
+    verb.add_argument(
+        "--plugin", metavar="FILE", action="append", default=[], help="a Python file that registers methods"
+    )
+
+
+def add_method(verb: argparse.ArgumentParser) -> None:
+    """The flags for a method by name."""
+    verb.add_argument(
+        "--method", metavar="NAME", help="a method of `mope compare --list`, for the config's own"
+    )
+    add_plugin(verb)
+
+
+def load_plugins(options: argparse.Namespace) -> None:
+    """Run the plugins that are named."""
+    if options.plugin:
+        from mope.methods import load_plugin
+
+        for file in options.plugin:
+            load_plugin(file)
+
+
 class _ListSettings(argparse.Action):
     """Print every setting with its doc line and default."""
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mope.cli.output import add_verb, print_table
+from mope.cli.output import add_method, add_plugin, add_verb, load_plugins, print_table
 from mope.errors import UserError
 
 
@@ -16,10 +16,12 @@ def add(verbs: Any) -> None:
     verb = add_verb(verbs, "train", train, "train a model from a config", overrides=True)
     verb.add_argument("config", metavar="CONFIG", help="a YAML file")
     verb.add_argument("--resume", action="store_true", help="continue the run in the output folder")
+    add_method(verb)
 
     verb = add_verb(verbs, "evaluate", evaluate, "measure a run on its test rows, or on a table")
     verb.add_argument("run", metavar="RUN", help="a run's folder")
     verb.add_argument("--data", metavar="FILE", help="a table; without it, the test rows of the run's config")
+    add_plugin(verb)
     verb.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that can't be used")
     verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
 
@@ -33,20 +35,35 @@ def add(verbs: Any) -> None:
         "--routing", action="store_true", help="add the routing scores of every layer and expert"
     )
     verb.add_argument("--rows", type=int, metavar="N", help="only the first N rows")
+    add_plugin(verb)
     verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
 
     verb = add_verb(verbs, "params", params, "count a config's trained and frozen parameters", overrides=True)
     verb.add_argument("config", metavar="CONFIG", help="a YAML file")
+    add_method(verb)
+
+
+def _config(options: argparse.Namespace) -> Any:
+    """The config that is named, with the method that is, and with what is typed over both."""
+    from mope.config import Config
+
+    if options.method is None:
+        load_plugins(options)
+        return Config.load(options.config, options.settings)
+    from mope.methods import find_method
+
+    load_plugins(options)
+    chosen = find_method(options.method).apply(Config.load(options.config))
+    return chosen.with_typed(options.settings)
 
 
 def train(options: argparse.Namespace) -> None:
     """`mope train CONFIG`."""
     import functools
 
-    from mope.config import Config
     from mope.training import train as run
 
-    config = Config.load(options.config, options.settings)
+    config = _config(options)
     first = os.environ.get("RANK", "0") == "0"  # of several processes under torchrun, one speaks
     say = functools.partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
     result = run(config, resume=options.resume, report=_tqdm_write(say) if first else _say_nothing)
@@ -83,6 +100,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from mope.predictor import evaluate as run
     from mope.run import add_metrics
 
+    load_plugins(options)
     name = "test" if options.data is None else str(options.data)
     result = run(
         options.run,
@@ -109,6 +127,7 @@ def predict(options: argparse.Namespace) -> None:
     from mope.data.table import open_table
     from mope.predictor import FORMATS, Predictor, write_predictions
 
+    load_plugins(options)
     out = Path(options.out) if options.out else None
     if out is not None and out.suffix.lower() not in FORMATS:
         raise UserError(f"Can't write {out}: name a {', '.join(FORMATS)} file.")
@@ -166,11 +185,10 @@ def _shown(label: Any) -> str:
 
 def params(options: argparse.Namespace) -> None:
     """`mope params CONFIG`."""
-    from mope.config import Config
     from mope.data.splits import label_names, open_splits
     from mope.model import empty_model
 
-    config = Config.load(options.config, options.settings)
+    config = _config(options)
     labels = config.data.labels or (["label"] if config.task == "regression" else None)
     if labels is None:
         labels = label_names(config, open_splits(config)["train"]) if config.data.train else None

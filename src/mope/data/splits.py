@@ -56,6 +56,21 @@ def hold_out(splits: dict[str, Table], share: float, seed: int, report: Report) 
     return {**splits, "train": train.select(rest), "validation": train.select(held)}
 
 
+def draw(table: Table, count: int | None, seed: int) -> Table:
+    """So many rows of a table, by seed: fewer are some of more.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    if count is None or count == len(table):
+        return table
+    if count > len(table):
+        raise UserError(f"{table.name} has {len(table)} rows; data.train_rows asks for {count}.")
+    order = list(range(len(table)))
+    random.Random(seed).shuffle(order)
+    return table.select(sorted(order[:count]))
+
+
 def label_names(config: Config, train: Table) -> list[str]:
     """The labels of a config in order: as it says, else those of the training rows.
 

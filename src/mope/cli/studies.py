@@ -1,0 +1,131 @@
+"""`mope compare` and `mope tune`."""
+
+import argparse
+import json
+from typing import Any
+
+from mope.cli.output import add_plugin, add_verb, load_plugins, print_table
+from mope.errors import UserError
+
+
+def add(verbs: Any) -> None:
+    """Add the commands."""
+    verb = add_verb(
+        verbs, "compare", compare, "compare fusion methods: same encoders, data, seeds and budget"
+    )
+    verb.add_argument("study", metavar="STUDY", nargs="?", help="a YAML file")
+    verb.add_argument("--list", action="store_true", help="list the methods there are")
+    verb.add_argument("--quick", action="store_true", help="the study's small size")
+    verb.add_argument(
+        "--workers", type=int, metavar="N", help="runs at a time; without it, one per GPU, or one on a CPU"
+    )
+    add_plugin(verb)
+
+    verb = add_verb(verbs, "tune", tune, "search learning rates for a study's rows, on validation rows")
+    verb.add_argument("study", metavar="STUDY", help="a YAML file")
+    verb.add_argument("--quick", action="store_true", help="the study's small size")
+    verb.add_argument("--row", metavar="NAME", action="append", help="only this row")
+    add_plugin(verb)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """`mope compare STUDY`."""
+    load_plugins(options)
+    if options.list:
+        _list_methods(options)
+        return
+    if options.study is None:
+        raise UserError(
+            "Name a study, a YAML file such as configs/studies/table1.yaml; or --list the methods."
+        )
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"--workers is {options.workers}: at least one run at a time.")
+    from pathlib import Path
+
+    from mope.studies.compare import compare as run
+    from mope.studies.study import Study
+    from mope.studies.table import cells_of
+
+    study = Study.load(options.study, options.quick)
+    report = _to_stderr if options.json else _at_once
+    table = run(study, workers=options.workers, plugins=options.plugin, report=report)
+    if options.json:
+        print(json.dumps(table, indent=2))
+        return
+    print_table(*cells_of(study, table))
+    folder = Path(study.output)
+    names = ("table.md", "table.csv", "table.json", "plot.png")
+    print(f"Written: {', '.join(str(folder / name) for name in names)}")
+
+
+def _at_once(line: str) -> None:
+    print(line, flush=True)
+
+
+def _to_stderr(line: str) -> None:
+    import sys
+
+    print(line, file=sys.stderr, flush=True)
+
+
+def _list_methods(options: argparse.Namespace) -> None:
+    from mope.methods import METHODS
+    from mope.studies.counts import paper_counts
+
+    counts = paper_counts()
+    if options.json:
+        rows = [
+            {
+                "name": method.name,
+                "trained": method.trained,
+                "source": method.source,
+                "param": counts[method.name],
+                "paper": method.param,
+                "note": method.note,
+            }
+            for method in METHODS.values()
+        ]
+        print(json.dumps(rows, indent=2))
+        return
+    print_table(
+        ["name", "trained", "source", "Param (M)", "paper (M)"],
+        [
+            [
+                method.name,
+                method.trained,
+                method.source,
+                f"{count:.2f}" if (count := counts[method.name]) is not None else "-",
+                f"{method.param:.1f}" if method.param is not None else "-",
+            ]
+            for method in METHODS.values()
+        ],
+    )
+    print("Param: with Swin-B and BERT-base, three labels.")
+    for method in METHODS.values():
+        if method.note:
+            print(f"{method.name}: {method.note}")
+
+
+def tune(options: argparse.Namespace) -> None:
+    """`mope tune STUDY`."""
+    load_plugins(options)
+    from mope.studies.study import Study
+    from mope.studies.tune import tune as run
+
+    study = Study.load(options.study, options.quick)
+    result = run(study, options.row, _to_stderr if options.json else _at_once)
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return
+    print_table(
+        ["row", "learning rate", "complementary", "trials (factor: validation)"],
+        [
+            [
+                name,
+                *(f"{rate:.2g}" for rate in entry["settings"].values()),
+                ", ".join(f"{factor}: {value}" for factor, value in entry["validation"].items()),
+            ]
+            for name, entry in result["rows"].items()
+        ],
+    )
+    print(f"Written: {study.tuned}")

@@ -1,0 +1,180 @@
+"""A study's table: means over seeds, cost, and paired differences to a chosen row."""
+
+import csv
+import io
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mope.files import replacing, write_json
+from mope.studies.study import Cell, Study
+
+Done = Sequence[tuple[Cell, Mapping[str, Any]]]
+
+
+def build_table(study: Study, done: Done) -> dict[str, Any]:
+    """The table of what is done so far.
+
+    Args:
+        study: its rows, metrics and reference.
+        done: runs with the content of their `metrics.json`.
+
+    Returns:
+        `title`, `metrics`, `reference`, and `rows`: `name`, `size`, `seeds`, `trainable`,
+        `step_milliseconds` and `peak_mebibytes` (medians over seeds), and `values` by metric: `by_seed`,
+        `mean`, `std` (of a sample; None for one seed) and `difference` to the reference: `mean`, `low` and
+        `high` of a 95 % interval, paired by seed.
+    """
+    names = study.metrics or ([done[0][1]["metric"]] if done else [])
+    groups: dict[tuple[str, int | None], dict[int, Mapping[str, Any]]] = {}
+    for cell, metrics in done:
+        groups.setdefault((cell.row.label, cell.size), {})[cell.seed] = metrics
+    rows = []
+    for row in study.rows:
+        for size in study.sizes or [None]:
+            if found := groups.get((row.label, size)):
+                against = groups.get((study.reference or "", size), {})
+                rows.append(_row(row.label, size, found, against, names, row.label == study.reference))
+    return {
+        "title": study.title,
+        "metrics": names,
+        "reference": study.reference,
+        "seeds": study.seeds,
+        "date": date.today().isoformat(),
+        "machine": describe_machine(),
+        "rows": rows,
+    }
+
+
+def _row(
+    name: str,
+    size: int | None,
+    found: Mapping[int, Mapping[str, Any]],
+    against: Mapping[int, Mapping[str, Any]],
+    metrics: Sequence[str],
+    is_reference: bool,
+) -> dict[str, Any]:
+    values = {}
+    for metric in metrics:
+        by_seed = {seed: run["test"][metric] for seed, run in sorted(found.items())}
+        values[metric] = {"by_seed": by_seed, **_spread(list(by_seed.values())), "difference": None}
+        pairs = [value - against[seed]["test"][metric] for seed, value in by_seed.items() if seed in against]
+        if pairs and not is_reference:
+            values[metric]["difference"] = interval(pairs)
+    first = next(iter(found.values()))
+    return {
+        "name": name,
+        "size": size,
+        "seeds": sorted(found),
+        "trainable": first["trainable"],
+        "step_milliseconds": _median(run.get("step_milliseconds") for run in found.values()),
+        "peak_mebibytes": _median(run.get("peak_mebibytes") for run in found.values()),
+        "values": values,
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
+    return {
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+    }
+
+
+def _median(values: Any) -> float | None:
+    there = [value for value in values if value is not None]
+    return statistics.median(there) if there else None
+
+
+def interval(differences: Sequence[float], confidence: float = 0.95) -> dict[str, float | None]:
+    """Mean of paired differences, and the bounds of Student's interval for it; no bounds for one pair."""
+    mean = statistics.fmean(differences)
+    if len(differences) < 2:
+        return {"mean": mean, "low": None, "high": None}
+    from scipy.stats import t
+
+    error = statistics.stdev(differences) / len(differences) ** 0.5
+    reach = float(t.ppf((1 + confidence) / 2, len(differences) - 1)) * error
+    return {"mean": mean, "low": mean - reach, "high": mean + reach}
+
+
+def write_table(study: Study, table: Mapping[str, Any], done: Done) -> None:
+    """Write `table.json`, `table.csv`, `table.md` and `plot.png` into the study's folder."""
+    folder = Path(study.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "table.json", table)
+    header, rows = cells_of(study, table)
+    text = io.StringIO()
+    csv.writer(text).writerows([header, *rows])
+    for name, content in (("table.csv", text.getvalue()), ("table.md", markdown(study, table))):
+        with replacing(folder / name) as draft:
+            draft.write_text(content, encoding="utf-8")
+    if table["rows"]:
+        from mope.studies.plot import plot
+
+        plot(study, table, done, folder / "plot.png")
+
+
+def cells_of(study: Study, table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table as text."""
+    sizes = any(row["size"] for row in table["rows"])
+    paper = {row.label: row.paper for row in study.rows if row.paper}
+    header = ["method", *(["training rows"] if sizes else []), "Param (M)"]
+    for metric in table["metrics"]:
+        header += [metric, *([f"to {table['reference']}"] if table["reference"] else [])]
+        header += ["paper"] if paper else []
+    header += ["ms per step", "peak MiB", "seeds"]
+    rows = []
+    for row in table["rows"]:
+        line = [row["name"], *([str(row["size"])] if sizes else []), f"{row['trainable'] / 1e6:.3f}"]
+        for metric in table["metrics"]:
+            value = row["values"][metric]
+            spread = f" ± {value['std']:.3f}" if value["std"] is not None else ""
+            line.append(f"{value['mean']:.3f}{spread}")
+            if table["reference"]:
+                line.append(_difference(value["difference"]))
+            if paper:
+                line.append(str(paper.get(row["name"], {}).get(metric, "")))
+        line += [f"{row[key]:.0f}" if row[key] else "" for key in ("step_milliseconds", "peak_mebibytes")]
+        rows.append([*line, str(len(row["seeds"]))])
+    return header, rows
+
+
+def _difference(value: Mapping[str, float | None] | None) -> str:
+    if value is None:
+        return ""
+    text = f"{value['mean']:+.3f}"
+    return text if value["low"] is None else f"{text} [{value['low']:+.3f}, {value['high']:+.3f}]"
+
+
+def markdown(study: Study, table: Mapping[str, Any]) -> str:
+    """The table as Markdown, with what it says of itself."""
+    header, rows = cells_of(study, table)
+    lines = [f"## {study.title}", ""]
+    if study.about:
+        lines += [study.about, ""]
+    lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    notes = f"Test rows; mean ± standard deviation over seeds {', '.join(map(str, study.seeds))}."
+    if table["reference"]:
+        notes += f" Differences to {table['reference']} are paired by seed, with a 95 % interval (Student)."
+    lines += ["", f"{notes} {table['date']}, {table['machine']}."]
+    return "\n".join(lines) + "\n"
+
+
+def describe_machine() -> str:
+    """What the runs were made on."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line
+        ]
+        model = names[0] if names else model
+    return f"{torch.get_num_threads()} CPU cores ({model})"

@@ -1,0 +1,108 @@
+"""Learning rates by search on validation rows, with the same small budget for every row of a study."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mope.config import Config
+from mope.errors import UserError
+from mope.files import replacing
+from mope.studies.compare import Report
+from mope.studies.study import RowConfig, Study, read_tuned, row_config, slug
+from mope.training import CHECKPOINTS, train
+
+RATES = ("training.learning_rate", "training.complementary_learning_rate")
+
+
+def tune(study: Study, rows: list[str] | None = None, report: Report = print) -> dict[str, Any]:
+    """Search each row's learning rates, and write the study's file of tuned settings.
+
+    Both rates move together, by one factor. The search is optuna's; the first trial is the method's own
+    rates. Its trials are kept, so a killed search goes on where it was. Test rows are never read.
+
+    Args:
+        study: its `tune` says how much is tried, its `tuned` where to write.
+        rows: only these; None for all.
+        report: takes each line that is said.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        UserError: the study names no file, or there is no such row.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise UserError("Tuning takes the package optuna: pip install 'mope[studies]'.") from None
+    if study.tuned is None:
+        raise UserError("The study names no file for what is tuned: give it a `tuned`.")
+    labels = [row.label for row in study.rows]
+    for row in rows or []:
+        if row not in labels:
+            raise UserError(f"There is no row '{row}': there are {', '.join(labels)}.")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    file, folder = Path(study.tuned), Path(study.output) / "tuning"
+    folder.mkdir(parents=True, exist_ok=True)
+    known = yaml.safe_load(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else {}
+    for row in study.rows:
+        if rows is None or row.label in rows:
+            known[row.label] = _tune_row(study, row, folder, report)
+            content = {"trials": study.tune.trials, "rows": {k: known[k] for k in labels if k in known}}
+            with replacing(file) as draft:
+                draft.write_text("# Written by `mope tune`.\n" + yaml.safe_dump(content, sort_keys=False))
+    return {"rows": known}
+
+
+def _tune_row(study: Study, row: RowConfig, folder: Path, report: Report) -> dict[str, Any]:
+    import optuna
+
+    base = row_config(study, row).with_settings(study.tune.settings, "the study's tune.settings")
+    search = optuna.create_study(
+        study_name=slug(row.label),
+        storage=f"sqlite:///{folder / 'trials.sqlite'}",
+        sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=min(4, study.tune.trials)),
+        direction="minimize" if _lower_is_better(base) else "maximize",
+        load_if_exists=True,
+    )
+    if not search.trials:
+        search.enqueue_trial({"factor": 1.0})
+
+    def objective(trial: Any) -> float:
+        factor = trial.suggest_float("factor", 1 / study.tune.factor, study.tune.factor, log=True)
+        target = folder / slug(row.label) / f"trial{trial.number}"
+        shutil.rmtree(target, ignore_errors=True)
+        config = base.with_settings({**_rates(base, factor), "output": str(target)})
+        result = train(config, report=lambda line: None)
+        value = result["validation"][result["metric"]]
+        for waste in (target / CHECKPOINTS, target / "model.safetensors"):
+            shutil.rmtree(waste, ignore_errors=True) if waste.is_dir() else waste.unlink(missing_ok=True)
+        report(f"{row.label}, trial {trial.number + 1}: rates x {factor:.2f}, {result['metric']} {value:.4f}")
+        return value
+
+    done = sum(trial.state.name == "COMPLETE" for trial in search.trials)
+    search.optimize(objective, n_trials=max(0, study.tune.trials - done))
+    trials = {
+        f"{trial.params['factor']:.3g}": round(float(trial.value or 0), 4)
+        for trial in search.trials
+        if trial.state.name == "COMPLETE"
+    }
+    return {"settings": _rates(base, search.best_params["factor"]), "validation": trials}
+
+
+def _rates(config: Config, factor: float) -> dict[str, float]:
+    rates = (config.training.learning_rate, config.training.complementary_learning_rate)
+    return {key: float(f"{rate * factor:.3g}") for key, rate in zip(RATES, rates, strict=True)}
+
+
+def _lower_is_better(config: Config) -> bool:
+    from mope.metrics import deciding_metric
+    from mope.tasks import build_task
+
+    task = build_task(config.task, ["a", "b"] if config.task != "regression" else ["a"], "|")
+    return not deciding_metric(task, config.training.metric)[1]
+
+
+__all__ = ["read_tuned", "tune"]
