@@ -223,3 +223,12 @@ def test_a_scene_knows_what_is_where():
     scene = Scene(2, (Thing("cat", (0, 1)),))
     assert scene.at((0, 1)).kind == "cat"
     assert scene.at((1, 1)) is None
+
+
+def test_fewer_kinds_are_some_of_all(tmp_path):
+    build_scenes(tmp_path / "few", SceneSettings("full", kinds=12, **TINY))
+    shown = {row["answer"] for row in rows(tmp_path / "few" / "train.csv") if row["type"] == "position"}
+    assert 4 < len(shown) <= 12
+    assert shown < set(kinds("full"))
+    with pytest.raises(UserError, match="take 12 to"):
+        build_scenes(tmp_path / "none", SceneSettings("full", kinds=3, **TINY))

@@ -39,6 +39,7 @@ def add(verbs: Any) -> None:
             f"--{split}", type=int, default=count, metavar="N", help=f"{split} pictures ({count})"
         )
     verb.add_argument("--size", type=int, default=98, help="side of a picture in pixels (98)")
+    verb.add_argument("--kinds", type=int, metavar="N", help="only so many of the level's kinds of things")
     verb.add_argument("--seed", type=int, default=0, help="of everything (0)")
 
 
@@ -85,6 +86,7 @@ def data_scenes(options: argparse.Namespace) -> None:
         options.test,
         options.size,
         options.seed,
+        options.kinds,
     )
     manifest = build_scenes(options.out, settings)
     if options.json:

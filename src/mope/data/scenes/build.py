@@ -38,6 +38,7 @@ class SceneSettings:
         train, validation, test: pictures per split.
         size: side of a picture in pixels.
         seed: of everything.
+        kinds: how many of the level's kinds are used, spread evenly over its list; None for all.
     """
 
     level: Level = "easy"
@@ -47,6 +48,7 @@ class SceneSettings:
     test: int = 1000
     size: int = 98
     seed: int = 0
+    kinds: int | None = None
 
 
 def build_scenes(folder: str | Path, settings: SceneSettings) -> dict[str, Any]:
@@ -63,7 +65,8 @@ def build_scenes(folder: str | Path, settings: SceneSettings) -> dict[str, Any]:
         UserError: the folder holds something else.
     """
     folder = Path(folder)
-    wanted = {**asdict(settings), "version": _VERSION}
+    wanted = {key: value for key, value in asdict(settings).items() if value is not None}
+    wanted["version"] = _VERSION
     if (folder / MANIFEST).is_file():
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["settings"] == wanted:
@@ -121,7 +124,7 @@ def _split_rows(
     bar: tqdm,
 ) -> Iterator[dict[str, str]]:
     """Draw pictures that no split has yet, and the rows about each."""
-    pool = kinds(settings.level)
+    pool = _pool(settings)
     for number in range(count):
         while True:
             scene = _scene(rng, settings, split, pool)
@@ -135,6 +138,18 @@ def _split_rows(
         for row in _texts(rng, settings, split, scene, pool):
             yield {"image": name, **row}
         bar.update()
+
+
+def _pool(settings: SceneSettings) -> tuple[str, ...]:
+    """The kinds that are used."""
+    whole = kinds(settings.level)
+    if settings.kinds is None:
+        return whole
+    if not 12 <= settings.kinds <= len(whole):
+        raise UserError(
+            f"The level {settings.level} has {len(whole)} kinds: take 12 to {len(whole)} of them."
+        )
+    return tuple(whole[place * len(whole) // settings.kinds] for place in range(settings.kinds))
 
 
 def _scene(rng: random.Random, settings: SceneSettings, split: str, pool: Sequence[str]) -> Scene:
