@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from mope.cli.output import add_verb, print_table
 from mope.errors import UserError
 
+MANIFEST = "manifest.json"
 KINDS = ("image", "text", "audio", "video")
 
 
@@ -22,6 +24,12 @@ def add(verbs: Any) -> None:
         verb.add_argument(f"--{kind}", metavar="COLUMN", action="append", help=f"a column of {kind}")
     verb.add_argument("--label", metavar="COLUMN", help="the label's column")
     verb.add_argument("--labels", metavar="A,B,...", help="the labels that are known")
+
+    verb = add_verb(data, "prepare", data_prepare, "turn a published data set's files into a table per split")
+    verb.add_argument("name", metavar="NAME", nargs="?", help="which; see --list")
+    verb.add_argument("--from", dest="source", metavar="FOLDER", help="its files, as published")
+    verb.add_argument("--out", metavar="FOLDER", help="a new folder")
+    verb.add_argument("--list", action="store_true", help="the data sets, and where to get them")
 
     verb = add_verb(
         data, "scenes", data_scenes, "make the offline demo set: pictures of OpenMoji glyphs, and texts"
@@ -41,6 +49,41 @@ def add(verbs: Any) -> None:
     verb.add_argument("--size", type=int, default=98, help="side of a picture in pixels (98)")
     verb.add_argument("--kinds", type=int, metavar="N", help="only so many of the level's kinds of things")
     verb.add_argument("--seed", type=int, default=0, help="of everything (0)")
+
+
+def data_prepare(options: argparse.Namespace) -> None:
+    """`mope data prepare NAME --from FOLDER --out FOLDER`."""
+    from mope.data.published import PUBLISHED, prepare
+
+    if options.list or options.name is None:
+        if not options.list:
+            raise UserError("Name a data set, or --list those there are.")
+        if options.json:
+            print(json.dumps([_about(dataset) for dataset in PUBLISHED.values()], indent=2))
+            return
+        for dataset in PUBLISHED.values():
+            print(f"{dataset.name}: {dataset.title}, {dataset.task}")
+            print(f"  from     {dataset.where}")
+            print(f"  licence  {dataset.licence}")
+            print(f"  rows     {', '.join(f'{count:,} {split}' for split, count in dataset.counts.items())}")
+            for file, what in dataset.files.items():
+                print(f"  expects  {file}: {what}")
+        return
+    if options.source is None or options.out is None:
+        raise UserError("Say where its files are with --from FOLDER, and where to write with --out FOLDER.")
+    say = (lambda line: print(line, file=sys.stderr)) if options.json else print
+    manifest = prepare(options.name, options.source, options.out, say)
+    if options.json:
+        print(json.dumps(manifest, indent=2, ensure_ascii=False))
+        return
+    rows = [[split, str(entry["rows"]), entry["sha256"][:12]] for split, entry in manifest["splits"].items()]
+    print_table(["split", "rows", "SHA-256"], rows)
+    print(f"The tables are in {options.out}, beside {MANIFEST}. Licence: {manifest['licence']}.")
+
+
+def _about(dataset: Any) -> dict[str, Any]:
+    names = ("name", "title", "task", "where", "licence", "files", "counts")
+    return {name: getattr(dataset, name) for name in names}
 
 
 def data_check(options: argparse.Namespace) -> None:

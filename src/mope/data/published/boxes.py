@@ -1,0 +1,79 @@
+"""NLVR (Suhr et al. 2017)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mope.data.published.base import Dropped, Published, Rows, held_out, read_jsonl
+
+
+class Nlvr(Published):
+    """Sentences that people wrote about three boxes of things, true or false; each example in six box orders.
+
+    From the published JSON and PNG files, or from Parquet files with the pictures in them. Without the
+    published test split the dev split stands for it. A tenth of the training examples is held out for
+    validation, all box orders of an example together, by a hash of its identifier.
+    """
+
+    name = "nlvr"
+    title = "NLVR"
+    where = "https://github.com/lil-lab/nlvr (the folder nlvr)"
+    licence = "CC BY 4.0"
+    files: Mapping[str, str] = {
+        "train/train.json": "an example per line: sentence, label, identifier, directory",
+        "dev/dev.json, test/test.json": "the same",
+        "SPLIT/images/DIRECTORY/SPLIT-IDENTIFIER-ORDER.png": "six pictures per example",
+        "train.parquet, dev.parquet": "instead: rows with sentence, label, identifier, image",
+    }
+    counts: Mapping[str, int] = {"all": 92244}
+
+    def splits(self, folder: Path, dropped: Dropped) -> dict[str, Rows]:
+        if (folder / "train.parquet").is_file():
+            return self._embedded(folder)
+        train = list(read_jsonl(self.need(folder, "train/train.json", "train.json")))
+        held = held_out(sorted({example["identifier"] for example in train}), round(len(train) / 10))
+        tables = {"train": "train", "validation": "train", "test": "test"}
+        if not (folder / "test" / "test.json").is_file():
+            tables["test"] = "dev"
+
+        def rows(ours: str, theirs: str) -> Rows:
+            file = self.need(folder, f"{theirs}/{theirs}.json", f"{theirs}.json")
+            for example in read_jsonl(file):
+                identifier = example["identifier"]
+                if theirs == "train" and (identifier in held) != (ours == "validation"):
+                    continue
+                if "label" not in example:
+                    dropped.add("no label", identifier)
+                    continue
+                pictures = folder / theirs / "images" / str(example["directory"])
+                for order in range(6):
+                    image = self.image(pictures / f"{theirs}-{identifier}-{order}.png", identifier, dropped)
+                    if image is not None:
+                        label = str(example["label"]).lower()
+                        yield {
+                            "image": image,
+                            "sentence": example["sentence"],
+                            "label": label,
+                            "identifier": identifier,
+                        }
+
+        return {ours: rows(ours, theirs) for ours, theirs in tables.items()}
+
+    def _embedded(self, folder: Path) -> dict[str, Rows]:
+        """Rows of Parquet files; their pictures are written beside the tables by `prepare`."""
+        import pyarrow.parquet
+
+        tables = {
+            name: pyarrow.parquet.read_table(self.need(folder, f"{name}.parquet"))
+            for name in ("train", "dev")
+        }
+        names = sorted(set(tables["train"].column("identifier").to_pylist()))
+        held = held_out(names, round(len(names) / 10))
+
+        def rows(name: str, keep: bool | None) -> Rows:
+            for batch in tables[name].to_batches(1000):
+                for row in batch.to_pylist():
+                    if keep is not None and (row["identifier"] in held) != keep:
+                        continue
+                    yield {**row, "image": row["image"]["bytes"]}
+
+        return {"train": rows("train", False), "validation": rows("train", True), "test": rows("dev", None)}
