@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 RUN := runs/demo
 SCENES := data/scenes/easy
 
-.PHONY: help install demo demo-baselines results check format test clean
+.PHONY: help install demo scenes-full demo-baselines results check format test clean
 
 help:
 	@echo "make install   the environment in .venv; afterwards .venv/bin/mope works"
@@ -38,6 +38,10 @@ demo: $(STAMP)
 	@echo "  $(BIN)/mope data check configs/demo.yaml                   is every row sound? (yours: name your table)"
 	@echo "  $(BIN)/mope train configs/demo.yaml --fusion.experts 16 --output runs/demo16"
 	@echo "  your own table: copy configs/demo.yaml, name your columns and encoders, mope train it"
+
+# What the quick studies are run on (configs/scenes_full.yaml).
+scenes-full: $(STAMP)
+	$(BIN)/mope data scenes data/scenes/full24 --level full --kinds 24 --validation 150 --test 500
 
 # The two rows beside MoPE in the README's table: one input alone.
 demo-baselines: $(STAMP)

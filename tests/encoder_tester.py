@@ -7,6 +7,7 @@ import torch
 
 from mope.encoders import TransformerEncoder, kernels
 from mope.encoders.families import follow
+from mope.errors import UserError
 
 LENGTH = 3
 
@@ -82,6 +83,23 @@ class EncoderTester:
         assert prompted.tokens.shape == plain.tokens.shape
         assert prompted.pooled.shape == (2, encoder.pooled_dim)
         assert (prompted.tokens - plain.tokens).abs().max() > 1e-3
+
+    def test_a_hidden_prompt_is_no_prompt(self, bare):
+        for insertion in self.insertions:
+            encoder, inputs = self.encoder(bare, insertion), self.inputs(2)
+            prompts = self.source(encoder, 2)
+            first, all_, none = (
+                lambda layer, x0, n=n, prompts=prompts: prompts(layer, x0)[:, :n] for n in (1, 3, 3)
+            )
+            none.hidden = torch.tensor([[False, True, True], [False, False, False]])
+            if encoder.family.relay and insertion == "tokens" and "attention_mask" not in inputs:
+                with pytest.raises(UserError, match="keeps masks from its attention"):
+                    encoder(**inputs, prompts=none)
+                return
+            found = encoder(**inputs, prompts=none).tokens
+            for row, source in enumerate((first, all_)):
+                expected = encoder(**inputs, prompts=source).tokens[row]
+                torch.testing.assert_close(found[row], expected, atol=3e-6, rtol=1e-5)
 
     def test_a_row_does_not_depend_on_its_batch(self, bare):
         encoder, inputs = self.encoder(bare), self.inputs(3)

@@ -71,6 +71,10 @@ class InputConfig(Section):
     """Image, video: augmentation while training; RandAugment as in appendix B (N=2, M=5)."""
     max_length: PositiveInt = 128
     """Text: number of tokens after which it is cut off."""
+    missing: Literal["refuse", "drop", "learn"] = "refuse"
+    """Empty cells: refuse them, drop their rows, or learn a stand-in for their feature."""
+    drop: Probability = 0.0
+    """Share of training rows from which this input is taken away, so that the stand-in is learned."""
     seconds: Annotated[float, Field(gt=0)] = 10.0
     """Audio: length after which it is cut off."""
 
@@ -216,7 +220,9 @@ class Config(Section):
             raise ValueError(
                 f"fusion.top ({self.fusion.top}) is more than fusion.experts ({self.fusion.experts})"
             )
-        for name in self.inputs:
+        for name, entry in self.inputs.items():
+            if entry.drop and entry.missing != "learn":
+                raise ValueError(f"inputs.{name}.drop takes inputs.{name}.missing: learn")
             if not name.isidentifier() or name == "labels":
                 raise ValueError(
                     f"inputs.{name}: an input's name is letters, digits and underscores, not 'labels'"

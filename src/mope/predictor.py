@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mope.data.dataset import RowDataset, collate
-from mope.data.decode import BadCell
+from mope.data.decode import BadCell, is_missing
 from mope.data.readers import Reader, build_readers
 from mope.data.splits import Report, check_split, open_splits
 from mope.data.table import Table, dataset_of, open_table
@@ -176,6 +176,7 @@ def evaluate(
     data: str | Path | None = None,
     *,
     skip_bad_rows: bool = False,
+    by_pattern: bool = False,
     device: str | None = None,
     report: Report = print,
 ) -> dict[str, Any]:
@@ -185,11 +186,12 @@ def evaluate(
         run: the run's folder.
         data: a table; None for the test rows of the run's config.
         skip_bad_rows: leave out rows that can't be used, and say how many; else they are refused.
+        by_pattern: also give the metrics of the rows that have the same inputs, by what these are.
         device: see `Predictor`.
         report: takes each line that is said.
 
     Returns:
-        Metrics by name, and `rows`.
+        Metrics by name, and `rows`; with `by_pattern`, the same under `patterns`, by such as `image+text`.
     """
     predictor = Predictor(run, device=device, workers=1)
     settings = predictor.settings.model_copy(deep=True)
@@ -204,7 +206,23 @@ def evaluate(
     columns = {settings.inputs[name].column: settings.inputs[name].kind for name in predictor.readers}
     table = check_split(settings, table, columns, predictor.model.task.encode, report)
     logits, targets = predictor.logits(table)
-    return {**compute_metrics(predictor.model.task, logits, targets), "rows": len(table)}
+    task = predictor.model.task
+    result: dict[str, Any] = {**compute_metrics(task, logits, targets), "rows": len(table)}
+    if by_pattern:
+        places: dict[str, list[int]] = {}
+        for place, row in enumerate(table):
+            places.setdefault(_pattern(row, predictor.readers), []).append(place)
+        result["patterns"] = {
+            pattern: {**compute_metrics(task, logits[rows], targets[rows]), "rows": len(rows)}
+            for pattern, rows in sorted(places.items())
+        }
+    return result
+
+
+def _pattern(row: Mapping[str, Any], readers: Mapping[str, Reader]) -> str:
+    """Names of the inputs that a row has, such as `image+text`."""
+    there = [name for name, reader in readers.items() if not is_missing(row.get(reader.column))]
+    return "+".join(there) or "none"
 
 
 def write_predictions(

@@ -119,7 +119,7 @@ def _prepare(
     for split in _SPLITS:
         if split not in splits:
             raise UserError(f"There are no {split} rows: name a table in data.{split}.")
-        splits[split].require(*columns, label)
+        splits[split].require(*(s.column for s in needed.values() if s.missing != "learn"), label)
     model = FusionModel.build(config, label_names(config, splits["train"]))
     splits["train"] = draw(splits["train"], config.data.train_rows, config.training.seed)
     deciding_metric(model.task, config.training.metric)

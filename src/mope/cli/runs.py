@@ -17,11 +17,19 @@ def add(verbs: Any) -> None:
     verb.add_argument("config", metavar="CONFIG", help="a YAML file")
     verb.add_argument("--resume", action="store_true", help="continue the run in the output folder")
     add_method(verb)
+    verb.add_argument(
+        "--drop-modality",
+        metavar="NAME=SHARE",
+        action="append",
+        default=[],
+        help="take an input from this share of the training rows, and learn a stand-in for it",
+    )
 
     verb = add_verb(verbs, "evaluate", evaluate, "measure a run on its test rows, or on a table")
     verb.add_argument("run", metavar="RUN", help="a run's folder")
     verb.add_argument("--data", metavar="FILE", help="a table; without it, the test rows of the run's config")
     add_plugin(verb)
+    verb.add_argument("--by-pattern", action="store_true", help="also by which inputs rows have")
     verb.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that can't be used")
     verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
 
@@ -63,7 +71,7 @@ def train(options: argparse.Namespace) -> None:
 
     from mope.training import train as run
 
-    config = _config(options)
+    config = _drop(_config(options), options.drop_modality)
     first = os.environ.get("RANK", "0") == "0"  # of several processes under torchrun, one speaks
     say = functools.partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
     result = run(config, resume=options.resume, report=_tqdm_write(say) if first else _say_nothing)
@@ -77,6 +85,19 @@ def train(options: argparse.Namespace) -> None:
         [[name, f"{value:.4f}"] for name, value in result["validation"].items()],
     )
     print(f"The run is in {config.output}. Next: mope evaluate {config.output}")
+
+
+def _drop(config: Any, words: list[str]) -> Any:
+    """The config with `--drop-modality NAME=SHARE`."""
+    for word in words:
+        name, equals, share = word.partition("=")
+        if not equals or name not in config.inputs:
+            raise UserError(
+                f"--drop-modality is NAME=SHARE, such as {next(iter(config.inputs))}=0.3, not '{word}'."
+            )
+        pairs = [(f"inputs.{name}.missing", "learn"), (f"inputs.{name}.drop", share)]
+        config = config.with_typed(pairs)
+    return config
 
 
 def _say_nothing(line: str) -> None:
@@ -106,6 +127,7 @@ def evaluate(options: argparse.Namespace) -> None:
         options.run,
         options.data,
         skip_bad_rows=options.skip_bad_rows,
+        by_pattern=options.by_pattern,
         device=options.device,
         report=lambda line: print(line, file=sys.stderr),
     )
@@ -113,13 +135,16 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(result, indent=2))
     else:
+        patterns = result.pop("patterns", {})
+        columns = {name: result, **patterns}
         print_table(
-            [name, ""],
-            [
-                [key, f"{value:.4f}" if isinstance(value, float) else f"{value}"]
-                for key, value in result.items()
-            ],
+            ["", *columns],
+            [[key, *(_number(column[key]) for column in columns.values())] for key in result],
         )
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else f"{value}"
 
 
 def predict(options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from mope.data.decode import OPENERS, BadCell
+from mope.data.decode import OPENERS, BadCell, is_missing
 from mope.data.table import Table
 from mope.errors import UserError
 
@@ -27,11 +27,13 @@ class Problem:
         row: its number in its file, from 1.
         column: where.
         reason: what is wrong.
+        missing: whether the cell is empty, and its row may be dropped for that.
     """
 
     row: int
     column: str
     reason: str
+    missing: bool = False
 
     def __str__(self) -> str:
         return f"row {self.row}, column '{self.column}': {self.reason}"
@@ -41,9 +43,15 @@ class _Rows(Dataset):
     """The problems of each row."""
 
     def __init__(
-        self, table: Table, columns: Mapping[str, str], label: str | None, encode: Callable[[Any], Any] | None
+        self,
+        table: Table,
+        columns: Mapping[str, str],
+        label: str | None,
+        encode: Callable[[Any], Any] | None,
+        missing: Mapping[str, str],
     ):
         self.table, self.columns, self.label, self.encode = table, columns, label, encode
+        self.missing = missing
 
     def __len__(self) -> int:
         return len(self.table)
@@ -52,10 +60,13 @@ class _Rows(Dataset):
         row, number = self.table[index], self.table.numbers[index]
         found = []
         for column, kind in self.columns.items():
+            policy, empty = self.missing.get(column, "refuse"), is_missing(row.get(column))
+            if empty and policy == "learn":
+                continue
             try:
                 OPENERS[kind](row[column], self.table.folder)
             except BadCell as error:
-                found.append(Problem(number, column, str(error)))
+                found.append(Problem(number, column, str(error), empty and policy == "drop"))
         if self.label is not None and self.encode is not None:
             try:
                 self.encode(row[self.label])
@@ -70,6 +81,7 @@ def find_problems(
     label: str | None = None,
     encode: Callable[[Any], Any] | None = None,
     workers: int = 0,
+    missing: Mapping[str, str] | None = None,
 ) -> list[Problem]:
     """Read every row, with a progress bar, and list what is wrong, in order.
 
@@ -79,10 +91,12 @@ def find_problems(
         label: the label's column, if labels are to be checked.
         encode: raises ValueError for a label that can't be used, see `Task.encode`.
         workers: processes that read.
+        missing: what to do with empty cells, by column: "refuse" (default), "drop" or "learn".
     """
-    table.require(*columns, *([label] if label else []))
+    needed = [column for column in columns if (missing or {}).get(column) != "learn"]
+    table.require(*needed, *([label] if label else []))
     loader = DataLoader(
-        _Rows(table, columns, label, encode),
+        _Rows(table, columns, label, encode, missing or {}),
         batch_size=64,
         num_workers=workers if len(table) >= 1000 else 0,
         collate_fn=_flatten,
@@ -107,12 +121,14 @@ def usable(table: Table, problems: Sequence[Problem], policy: str) -> Table:
     """
     if not problems:
         return table
-    bad = {problem.row for problem in problems}
-    if policy == "refuse":
+    refused = [problem for problem in problems if not problem.missing]
+    if policy == "refuse" and refused:
         raise UserError(
-            f"{table.name}: {len(bad)} of {len(table)} rows can't be used, such as {problems[0]}; list "
-            "them all with `mope data check`, mend them, or set data.bad_rows to skip."
+            f"{table.name}: {len({p.row for p in refused})} of {len(table)} rows can't be used, such as "
+            f"{refused[0]}; list them all with `mope data check`, mend them, set data.bad_rows to skip, or "
+            "`missing` of an input whose cells may be empty."
         )
+    bad = {problem.row for problem in problems}
     kept = [index for index, number in enumerate(table.numbers) if number not in bad]
     if not kept:
         raise UserError(

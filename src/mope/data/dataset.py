@@ -32,7 +32,8 @@ class RowDataset(Dataset):
         label: str | None = None,
         train: bool = False,
     ):
-        table.require(*(reader.column for reader in readers.values()))
+        # A column of which every cell may be missing may be missing itself.
+        table.require(*(reader.column for reader in readers.values() if not reader.learns))
         if task is not None and label is not None:
             table.require(label)
         self.table, self.readers, self.task, self.label, self.train = table, readers, task, label, train
@@ -43,7 +44,7 @@ class RowDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.table[index]
         sample = {
-            name: reader.read(row[reader.column], self.table.folder, self.train)
+            name: reader.sample(row.get(reader.column), self.table.folder, self.train)
             for name, reader in self.readers.items()
         }
         if self.task is not None and self.label is not None:
@@ -56,7 +57,7 @@ def collate(
 ) -> dict[str, Any]:
     """Samples as a batch: `{"image": {...}, "text": {...}, "labels": ...}`."""
     batch: dict[str, Any] = {
-        name: reader.collate([sample[name] for sample in samples]) for name, reader in readers.items()
+        name: reader.batch([sample[name] for sample in samples]) for name, reader in readers.items()
     }
     if task is not None and "labels" in samples[0]:
         batch["labels"] = task.targets([sample["labels"] for sample in samples])

@@ -1,6 +1,7 @@
 """From a table's cell to what it holds: a picture, a text, a wave, a video's frames; or why it has none."""
 
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ class BadCell(ValueError):
     """A cell that can't be used; the message says why."""
 
 
+def is_missing(cell: Any) -> bool:
+    """Whether a cell holds nothing: null, NaN, an empty or blank text, no bytes and no path."""
+    if isinstance(cell, dict):
+        return not (cell.get("bytes") or cell.get("path"))
+    if isinstance(cell, float):
+        return math.isnan(cell)
+    return cell is None or (isinstance(cell, str | bytes) and not cell.strip())
+
+
 def _source(cell: Any, folder: Path, kind: str) -> Path | io.BytesIO:
     """The file or the bytes that a cell names or holds.
 
@@ -30,7 +40,7 @@ def _source(cell: Any, folder: Path, kind: str) -> Path | io.BytesIO:
     """
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
-    if cell is None or cell in ("", b""):
+    if is_missing(cell):
         raise BadCell(f"no {kind}: the cell is empty")
     if isinstance(cell, bytes):
         return io.BytesIO(cell)
@@ -90,7 +100,7 @@ def open_text(cell: Any, folder: Path) -> str:
     Raises:
         BadCell: it is empty or no text.
     """
-    if cell is None or (isinstance(cell, str) and not cell.strip()):
+    if is_missing(cell):
         raise BadCell("empty text")
     if not isinstance(cell, str):
         raise BadCell(f"wrong type: {type(cell).__name__} where text is expected")

@@ -17,8 +17,9 @@ from torchvision.transforms import v2
 from transformers import Wav2Vec2FeatureExtractor
 
 from mope.config import InputConfig
-from mope.data.decode import open_audio, open_image, open_text, open_video
+from mope.data.decode import FRAMES, is_missing, open_audio, open_image, open_text, open_video
 from mope.encoders.preparation import image_settings, load_extractor, load_tokenizer
+from mope.encoders.tuning import PRESENT
 from mope.errors import UserError
 
 
@@ -27,9 +28,31 @@ class Reader(ABC):
 
     Attributes:
         column: the table's column.
+        learns: whether a stand-in is learned for missing cells.
+        drop: share of training rows from which the input is taken away.
     """
 
     column: str
+    learns: bool = False
+    drop: float = 0.0
+
+    def sample(self, cell: Any, folder: Path, train: bool = False) -> Any:
+        """A cell as a sample, as `read`; None for one that is missing, if a stand-in is learned for it."""
+        if self.learns and (is_missing(cell) or (train and float(torch.rand(())) < self.drop)):
+            return None
+        return self.read(cell, folder, train)
+
+    def batch(self, samples: Sequence[Any]) -> dict[str, Tensor]:
+        """Samples as the keyword arguments of the encoder; with `present` (B,), if some may be missing."""
+        if not self.learns:
+            return self.collate(samples)
+        filled = [self.blank() if sample is None else sample for sample in samples]
+        present = torch.tensor([sample is not None for sample in samples])
+        return {**self.collate(filled), PRESENT: present}
+
+    @abstractmethod
+    def blank(self) -> Any:
+        """A sample that says nothing."""
 
     @abstractmethod
     def read(self, cell: Any, folder: Path, train: bool = False) -> Any:
@@ -76,6 +99,10 @@ class ImageReader(Reader):
         transform = self.train_transform if train else self.transform
         return transform(open_image(cell, folder))
 
+    def blank(self) -> Tensor:
+        grey = (255 * self.mean).round().to(torch.uint8).view(3, 1, 1)
+        return grey.expand(3, self.size, self.size).contiguous()
+
     def collate(self, samples: Sequence[Tensor]) -> dict[str, Tensor]:
         pixels = torch.stack(list(samples)).float().div_(255)
         return {"pixel_values": pixels.sub_(self.mean).div_(self.std)}
@@ -97,6 +124,9 @@ class TextReader(Reader):
     def read(self, cell: Any, folder: Path, train: bool = False) -> str:
         return open_text(cell, folder)
 
+    def blank(self) -> str:
+        return ""
+
     def collate(self, samples: Sequence[str]) -> dict[str, Tensor]:
         batch = self.tokenizer(
             list(samples), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
@@ -116,6 +146,9 @@ class VideoReader(ImageReader):
         frames = torch.stack([first(frame) for frame in open_video(cell, folder)])
         return v2.Compose(rest)(frames)
 
+    def blank(self) -> Tensor:
+        return super().blank().expand(FRAMES, -1, -1, -1)
+
     def collate(self, samples: Sequence[Tensor]) -> dict[str, Tensor]:
         pixels = super().collate([frame for sample in samples for frame in sample])["pixel_values"]
         return {"pixel_values": pixels.unflatten(0, (len(samples), -1))}
@@ -133,6 +166,9 @@ class AudioReader(Reader):
 
     def read(self, cell: Any, folder: Path, train: bool = False) -> NDArray[numpy.float32]:
         return open_audio(cell, folder, self.rate, self.seconds)
+
+    def blank(self) -> NDArray[numpy.float32]:
+        return numpy.zeros(self.rate // 2, dtype=numpy.float32)
 
     def collate(self, samples: Sequence[NDArray[numpy.float32]]) -> dict[str, Tensor]:
         options: dict[str, Any] = {}
@@ -154,4 +190,7 @@ READERS: dict[str, Callable[[InputConfig], Reader]] = {
 
 def build_readers(inputs: dict[str, InputConfig]) -> dict[str, Reader]:
     """The readers of a config's inputs, by name."""
-    return {name: READERS[config.kind](config) for name, config in inputs.items()}
+    readers = {name: READERS[config.kind](config) for name, config in inputs.items()}
+    for name, config in inputs.items():
+        readers[name].learns, readers[name].drop = config.missing == "learn", config.drop
+    return readers

@@ -83,6 +83,7 @@ def check_config(file: str | Path) -> list[TableReport]:
     columns = {entry.column: entry.kind for entry in config.inputs.values()}
     reports = []
     for table in splits.values():
-        problems = find_problems(table, columns, config.data.label, task.encode, config.data.workers)
+        missing = {entry.column: entry.missing for entry in config.inputs.values()}
+        problems = find_problems(table, columns, config.data.label, task.encode, config.data.workers, missing)
         reports.append(TableReport(table.name, len(table), {**columns, config.data.label: "label"}, problems))
     return reports

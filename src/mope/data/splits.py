@@ -100,7 +100,10 @@ def check_split(
     config: Config, table: Table, columns: Mapping[str, str], encode: Callable[[Any], Any], report: Report
 ) -> Table:
     """The rows of a table that can be used, as `data.bad_rows` says."""
-    problems: list[Problem] = find_problems(table, columns, config.data.label, encode, config.data.workers)
+    missing = {entry.column: entry.missing for entry in config.inputs.values()}
+    problems: list[Problem] = find_problems(
+        table, columns, config.data.label, encode, config.data.workers, missing
+    )
     kept = usable(table, problems, config.data.bad_rows)
     if len(kept) < len(table):
         report(f"{table.name}: skipped {len(table) - len(kept)} of {len(table)} rows; first {problems[0]}.")

@@ -68,6 +68,22 @@ def plain_attention(
         return (weights @ value).transpose(1, 2).contiguous()
 
 
+def hide(mask: Tensor | None, hidden: Tensor, count: int, keys: int) -> Tensor:
+    """Keep rows from attending to some of their prompts, which stand in front of the keys.
+
+    Args:
+        mask: (B * count or 1, H or 1, N or 1, K), boolean or additive, or None.
+        hidden: (B, P), True for prompts that a row must not see.
+        count: windows per row, batch-major.
+        keys: K.
+    """
+    if mask is None:
+        mask = torch.ones(1, 1, 1, keys, dtype=torch.bool, device=hidden.device)
+    cover = functional.pad(hidden.repeat_interleave(count, dim=0), (0, keys - hidden.shape[1]))
+    nothing = mask.new_full((), False if mask.dtype == torch.bool else float("-inf"))
+    return torch.where(cover[:, None, None], nothing, mask)
+
+
 def widen_mask(
     mask: Tensor | None, prompts: int, pads: int, query: Tensor, keys: int, causal: bool
 ) -> Tensor | None:

@@ -32,6 +32,7 @@ SOURCE = "mope_source"
 _PROMPTS = "mope_prompts"
 _CALL = "mope_call"
 _MASK = "mope_mask"
+_HIDDEN = "mope_hidden"
 
 KeysAndValues = Callable[[nn.Module], tuple[Tensor, Tensor]]
 
@@ -68,6 +69,7 @@ def prefix_attention(
     mope_prompts: KeysAndValues | None = None,
     mope_shift: Tensor | None = None,
     mope_mask: Tensor | None = None,
+    mope_hidden: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention with the layer's prompts, if any, in front of the keys and values.
@@ -79,6 +81,7 @@ def prefix_attention(
         mope_prompts: gives the keys and values of the prompts, (B, P, H * d) each.
         mope_shift: in a windowed encoder with prompts, the mask of its shifted windows, (windows, N, N).
         mope_mask: a mask to use where the model has none, (1, 1, N, N), boolean.
+        mope_hidden: prompts that a row must not see, (B, P), boolean.
         kwargs: handed on.
     """
     if attention_mask is None:
@@ -95,6 +98,8 @@ def prefix_attention(
         causal = kwargs.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
         mask = kernels.widen_mask(attention_mask, length, pads, query, key.shape[2], causal)
+    if mope_hidden is not None:
+        mask = kernels.hide(mask, mope_hidden, count, length + pads + key.shape[2])
     key = _in_front(prompt_keys, key, pads, count)
     value = _in_front(prompt_values, value, pads, count)
     return kernels.attend(module, query, key, value, mask, kwargs), None
@@ -166,9 +171,12 @@ def install(layer: nn.Module, index: int, family: Family, norm: str | None, inse
                 kwargs[_CALL] = call
             else:
                 calls[index] = call
-            return _put_in(prompts, family, args, kwargs, carrying is not None and carrying.blind)
+            blind = carrying is not None and carrying.blind
+            return _put_in(prompts, family, args, kwargs, blind, getattr(source, "hidden", None))
         states = prompts if norm is None else layer.get_submodule(norm)(prompts)
         kwargs[_PROMPTS] = lambda attention: _project(attention, family, states)
+        if (hidden := getattr(source, "hidden", None)) is not None:
+            kwargs[_HIDDEN] = hidden
         return args, kwargs
 
     def strip(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
@@ -213,7 +221,12 @@ def _keep(layer: nn.Module, family: Family) -> None:
 
 
 def _put_in(
-    prompts: Tensor, family: Family, args: tuple, kwargs: dict[str, Any], blind: bool = False
+    prompts: Tensor,
+    family: Family,
+    args: tuple,
+    kwargs: dict[str, Any],
+    blind: bool = False,
+    unseen: Tensor | None = None,
 ) -> tuple[tuple, dict[str, Any]]:
     """A layer's arguments with prompts (B, P, d) among its tokens, after the first where that is [CLS].
 
@@ -222,31 +235,47 @@ def _put_in(
         family: the model's row.
         args, kwargs: the layer's arguments, hidden states first.
         blind: whether prompts may attend to one another only.
+        unseen: prompts that a row must not see, (B, P), boolean.
 
     Raises:
-        UserError: they are to be blind, and the model keeps masks from its attention.
+        UserError: a mask is needed, and the model keeps masks from its attention.
     """
     first, hidden, length = _first(family), args[0], prompts.shape[1]
     kwargs["position_embeddings"] = _widen_rotations(kwargs.get("position_embeddings"), hidden, first, length)
     if kwargs["position_embeddings"] is None:
         del kwargs["position_embeddings"]
-    mask = _mask(args, kwargs)
+    own = _mask(args, kwargs)
     args = (torch.cat([hidden[:, :first], prompts, hidden[:, first:]], dim=1), *args[1:])
-    if mask is not None:
-        mask = _widen(mask, first, length)
-    if blind:
-        if family.insertion == "tokens":
-            raise UserError("This model keeps masks from its attention: its prompts can't be made blind.")
-        mask, own = _blind(mask, args[0], first, length), mask
-        if own is None:
-            kwargs[_MASK] = mask
-            return args, kwargs
-    if mask is not None:
-        if "attention_mask" in kwargs:
-            kwargs["attention_mask"] = mask
-        else:
-            args = (args[0], mask, *args[2:])
+    mask = None if own is None else _widen(own, first, length)
+    if blind or unseen is not None:
+        count = args[0].shape[1]
+        if mask is None:
+            mask = torch.ones(1, 1, count, count, dtype=torch.bool, device=hidden.device)
+        mask = _cover(mask, first, length, blind, unseen)
+    if mask is None:
+        return args, kwargs
+    if len(args) > 1 and "attention_mask" not in kwargs and (own is not None or family.insertion == "tokens"):
+        return (args[0], mask, *args[2:]), kwargs
+    if own is None and family.relay:
+        raise UserError(
+            "This model keeps masks from its attention: prompts can't be blind in it, nor left out of a row."
+        )
+    kwargs["attention_mask" if own is not None or family.insertion == "tokens" else _MASK] = mask
     return args, kwargs
+
+
+def _cover(mask: Tensor, first: int, length: int, blind: bool, unseen: Tensor | None) -> Tensor:
+    """A mask (B or 1, H, N, N) that hides all but prompts from prompts, or some prompts from all in a row."""
+    count = mask.shape[-1]
+    hides = torch.zeros(1, 1, count, count, dtype=torch.bool, device=mask.device)
+    if blind:
+        hides[:, :, first : first + length] = True
+        hides[:, :, first : first + length, first : first + length] = False
+    if unseen is not None:
+        columns = functional.pad(unseen, (first, count - first - length))
+        hides = hides | columns[:, None, None]
+    nothing = mask.new_full((), False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
+    return torch.where(hides, nothing, mask)
 
 
 def _take_out(hidden: Tensor, family: Family, length: int) -> tuple[Tensor, Tensor]:
@@ -289,18 +318,6 @@ def _x0(family: Family, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         # What the last query may attend to is every real token, in a causal mask as well.
         real = mask[:, 0, -1] if mask.dtype == torch.bool else mask[:, 0, -1] >= 0
     return global_feature(args[0], family.x0, real)
-
-
-def _blind(mask: Tensor | None, hidden: Tensor, first: int, length: int) -> Tensor:
-    """A mask in which prompts see prompts alone, over what it hides already."""
-    count = hidden.shape[1]
-    if mask is None:
-        mask = torch.ones(1, 1, count, count, dtype=torch.bool, device=hidden.device)
-    hides = torch.zeros(count, count, dtype=torch.bool, device=hidden.device)
-    hides[first : first + length] = True
-    hides[first : first + length, first : first + length] = False
-    nothing = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-    return mask.masked_fill(hides, nothing)
 
 
 def _mask(args: tuple, kwargs: dict[str, Any]) -> Tensor | None:

@@ -68,7 +68,7 @@ class TransformerEncoder(Encoder):
         has_norm = family.norm is not None and (
             family.norm_if is None or getattr(self.backbone.config, family.norm_if)
         )
-        if self.insertion == "prefix":
+        if family.insertion == "prefix":
             self.backbone.set_attn_implementation(prefix.ATTENTION)
         for index, layer in enumerate(follow(self.backbone, family.layers)):
             attention = layer.get_submodule(family.attention)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from mope.encoders.adapters import add_adapters, add_lora, train_biases
@@ -17,6 +18,9 @@ from mope.prompts import DeepPrompts, PromptSource
 
 Tuning = Literal["frozen", "prompt", "full", "lora", "bitfit", "adaptformer"]
 
+
+PRESENT = "present"
+"""Key of an input's mask of rows that are there, (B,), boolean."""
 
 _ADD: dict[str, Callable[[TransformerEncoder], None]] = {
     "lora": add_lora,
@@ -36,12 +40,22 @@ class TunedEncoder(nn.Module):
         tuning: "frozen", "prompt" (vanilla deep prompts, Eq. 1), "full", "lora", "bitfit" or "adaptformer".
         prompt_length: length l' of the deep prompts.
         dropout: dropout probability on the deep prompts.
+        stand_in: whether a learned vector stands in for the feature of an input that isn't there, as inputs
+            with `present` (B,), boolean, say.
 
     Raises:
         UserError: it takes no prompts, and is to be tuned neither in full nor not at all.
     """
 
-    def __init__(self, encoder: Encoder, tuning: Tuning, *, prompt_length: int = 4, dropout: float = 0.1):
+    def __init__(
+        self,
+        encoder: Encoder,
+        tuning: Tuning,
+        *,
+        prompt_length: int = 4,
+        dropout: float = 0.1,
+        stand_in: bool = False,
+    ):
         super().__init__()
         self.encoder = encoder.requires_grad_(tuning == "full")
         if isinstance(encoder, BlackBoxEncoder) and encoder.projection is not None:
@@ -55,6 +69,7 @@ class TunedEncoder(nn.Module):
             assert isinstance(inner, TransformerEncoder)  # whatever has layers is one
             _ADD[tuning](inner)
         self.tuning = tuning
+        self.stand_in = nn.Parameter(torch.zeros(encoder.pooled_dim)) if stand_in else None
         self.cache: FeatureCache | None = None
         self.prompts = (
             DeepPrompts(
@@ -76,8 +91,24 @@ class TunedEncoder(nn.Module):
         return self
 
     def forward(self, inputs: Mapping[str, Tensor], prompts: PromptSource | None = None) -> EncoderOutput:
-        """Encode a batch; without a source the encoder's own prompts are used, if it has any."""
-        return self.encoder(**inputs, prompts=self.prompts if prompts is None else prompts)
+        """Encode a batch; without a source the encoder's own prompts are used, if it has any.
+
+        With one the encoder is the main one: where its input isn't there it sees a blank, and what the source
+        tells it. Without, the stand-in takes the place of its feature and tokens.
+        """
+        inputs, present = _split(inputs)
+        output = self.encoder(**inputs, prompts=self.prompts if prompts is None else prompts)
+        if self.stand_in is None or present is None or prompts is not None:
+            return output
+        return EncoderOutput(
+            self._stand_in(output.pooled, present), self._stand_in(output.tokens, present), output.stages
+        )
+
+    def _stand_in(self, found: Tensor, present: Tensor) -> Tensor:
+        """The learned vector in the rows that aren't there."""
+        assert self.stand_in is not None
+        rows = present.view(-1, *[1] * (found.ndim - 1))
+        return torch.where(rows, found, self.stand_in.to(found.dtype))
 
     def keep_features(self, folder: Path) -> None:
         """Keep features on disk from now on, if nothing that is trained bears on them."""
@@ -92,4 +123,15 @@ class TunedEncoder(nn.Module):
         """The global feature (B, D) alone; from disk, if it is kept there."""
         if self.cache is None:
             return self(inputs).pooled
-        return self.encoder.project(self.cache.feature(self.encoder, inputs))
+        inputs, present = _split(inputs)
+        feature = self.encoder.project(self.cache.feature(self.encoder, inputs))
+        if self.stand_in is None or present is None:
+            return feature
+        return self._stand_in(feature, present)
+
+
+def _split(inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The encoder's inputs, and which rows are there."""
+    rest = dict(inputs)
+    present = rest.pop(PRESENT, None)
+    return rest, present

@@ -56,6 +56,8 @@ class VideoEncoder(Encoder):
             found = prompts(layer, x0.unflatten(0, (batch, time)).mean(dim=1))
             return None if found is None else found.repeat_interleave(time, dim=0)
 
+        if (hidden := getattr(prompts, "hidden", None)) is not None:
+            per_frame.hidden = hidden.repeat_interleave(time, dim=0)  # type: ignore[attr-defined]
         output = self.frames(
             pixel_values=pixels.flatten(0, 1), prompts=None if prompts is None else per_frame
         )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mope.config import Config
 from mope.encoders import Encoder, TunedEncoder
+from mope.encoders.tuning import PRESENT
 
 Batch = Mapping[str, Mapping[str, Tensor]]
 """Inputs by name, each the keyword arguments of its encoder."""
@@ -22,6 +23,7 @@ def tune(config: Config, encoders: Mapping[str, Encoder]) -> dict[str, TunedEnco
             config.inputs[name].encoder.tuning,
             prompt_length=config.inputs[name].encoder.prompt_length,
             dropout=config.fusion.dropout,
+            stand_in=config.inputs[name].missing == "learn",
         )
         for name, encoder in encoders.items()
     }
@@ -66,6 +68,10 @@ class Fusion(nn.Module, ABC):
     def feature(self, name: str, batch: Batch) -> Tensor:
         """The global feature (B, D) of an input alone; from disk, if it is kept there."""
         return self.encoder(name).feature(batch[name])
+
+    def missing(self, batch: Batch) -> dict[str, Tensor]:
+        """Rows (B,), boolean, of each input that may be missing, where it is."""
+        return {name: ~batch[name][PRESENT] for name in self.encoders if PRESENT in batch[name]}
 
     @classmethod
     def needs(cls, config: Config) -> list[str]:

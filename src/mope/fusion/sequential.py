@@ -65,6 +65,6 @@ class Sequential(Fusion):
 
     def forward(self, batch: Batch) -> FusionOutput:
         psi = {name: self.feature(name, batch) for name in self.encoders if name != self.main}
-        source = self.prompts.bind(psi)
+        source = self.prompts.bind(psi, self.missing(batch))
         output = self.encoders[self.main](batch[self.main], prompts=source)
         return FusionOutput(output.pooled, output.tokens, source.scores)

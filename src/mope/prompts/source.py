@@ -104,6 +104,7 @@ class FusionPrompts(nn.Module):
         top: int | None = None,
     ):
         super().__init__()
+        self.length = length
         bound = prompt_bound(layer_dims[0], patch_area)
         dynamic = "dynamic" in parts and experts > 0
         self.static = (
@@ -131,9 +132,15 @@ class FusionPrompts(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def bind(self, psi: Mapping[str, Tensor]) -> "BoundPrompts":
-        """The prompt source for one batch, whose complementary features are psi (B, d_y), by name."""
-        return BoundPrompts(self, psi)
+    def bind(self, psi: Mapping[str, Tensor], missing: Mapping[str, Tensor] | None = None) -> "BoundPrompts":
+        """The prompt source for one batch.
+
+        Args:
+            psi: complementary features by name, (B, d_y) each.
+            missing: rows (B,), boolean, whose feature stands in for an input that isn't there, by name: they
+                don't see its mapped prompt.
+        """
+        return BoundPrompts(self, psi, missing)
 
 
 class BoundPrompts:
@@ -144,10 +151,14 @@ class BoundPrompts:
     Attributes:
         scores: routing scores by layer, (B, k) each, as the encoder's forward pass produced them; empty
             without a router.
+        hidden: prompts that a row must not see, (B, P), boolean; None where every row sees all.
     """
 
-    def __init__(self, prompts: FusionPrompts, psi: Mapping[str, Tensor]):
+    def __init__(
+        self, prompts: FusionPrompts, psi: Mapping[str, Tensor], missing: Mapping[str, Tensor] | None = None
+    ):
         self.prompts = prompts
+        self.hidden = self._hidden(missing or {})
         self.mapped = [mapper(psi[name].float()) for name, mapper in prompts.mappers.items()]
         self._scores: dict[int, Tensor] = {}
         if prompts.router is not None:
@@ -155,6 +166,17 @@ class BoundPrompts:
             device = next(iter(features.values())).device if features else prompts.router.keys.device
             with torch.autocast(device.type, enabled=False):
                 self.cross = prompts.router.embed(features)
+
+    def _hidden(self, missing: Mapping[str, Tensor]) -> Tensor | None:
+        prompts = self.prompts
+        found = [missing.get(name) for name in prompts.mappers]
+        first = next((rows for rows in found if rows is not None), None)
+        if first is None or not any(rows is not None and bool(rows.any()) for rows in found):
+            return None
+        seen = (prompts.static is not None) + (prompts.experts is not None)
+        before = first.new_zeros(len(first), seen * prompts.length)
+        mapped = [torch.zeros_like(first) if rows is None else rows for rows in found]
+        return torch.cat([before, torch.stack(mapped, dim=1)], dim=1)
 
     @property
     def scores(self) -> list[Tensor]:

@@ -19,8 +19,9 @@ RATES = ("training.learning_rate", "training.complementary_learning_rate")
 def tune(study: Study, rows: list[str] | None = None, report: Report = print) -> dict[str, Any]:
     """Search each row's learning rates, and write the study's file of tuned settings.
 
-    Both rates move together, by one factor. The search is optuna's; the first trial is the method's own
-    rates. Its trials are kept, so a killed search goes on where it was. Test rows are never read.
+    Both rates move together, by one factor. The search is optuna's; its first trials are the method's own
+    rates, and larger and smaller ones. Trials are kept, so a killed search goes on where it was. Test rows
+    are never read.
 
     Args:
         study: its `tune` says how much is tried, its `tuned` where to write.
@@ -68,7 +69,9 @@ def _tune_row(study: Study, row: RowConfig, folder: Path, report: Report) -> dic
         load_if_exists=True,
     )
     if not search.trials:
-        search.enqueue_trial({"factor": 1.0})
+        step = study.tune.factor**0.5
+        for factor in (1.0, step, 1 / step):
+            search.enqueue_trial({"factor": factor})
 
     def objective(trial: Any) -> float:
         factor = trial.suggest_float("factor", 1 / study.tune.factor, study.tune.factor, log=True)
