@@ -111,6 +111,10 @@ class DataConfig(Section):
     """Weight of each class in the loss: equal, inverse to its frequency, or by label."""
     train_rows: PositiveInt | None = None
     """Use only this many training rows, drawn by seed; null for all."""
+    encoding: str | None = None
+    """Of CSV and JSONL tables; null for UTF-8, or UTF-16 where a file is in it."""
+    trusted: bool = True
+    """Whether the tables' paths may leave the tables' folders."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
     """What training does with rows it can't use."""
     workers: Annotated[int, Field(ge=0)] = 1

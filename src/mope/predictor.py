@@ -197,7 +197,7 @@ def evaluate(
     settings = predictor.settings.model_copy(deep=True)
     settings.data.bad_rows = "skip" if skip_bad_rows else "refuse"
     if data is not None:
-        table = open_table(data)
+        table = open_table(data, settings.data.trusted, settings.data.encoding)
     else:
         splits = open_splits(settings)
         if "test" not in splits:

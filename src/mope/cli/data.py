@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mope.cli.output import add_verb, print_table
+from mope.cli.output import add_table, add_verb, print_table
 from mope.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -23,6 +23,7 @@ def add(verbs: Any) -> None:
     for kind in KINDS:
         verb.add_argument(f"--{kind}", metavar="COLUMN", action="append", help=f"a column of {kind}")
     verb.add_argument("--label", metavar="COLUMN", help="the label's column")
+    add_table(verb)
     verb.add_argument("--labels", metavar="A,B,...", help="the labels that are known")
 
     verb = add_verb(data, "prepare", data_prepare, "turn a published data set's files into a table per split")
@@ -98,7 +99,16 @@ def data_check(options: argparse.Namespace) -> None:
     else:
         kinds = {column: kind for kind in KINDS for column in getattr(options, kind) or []}
         known = options.labels.split(",") if options.labels else None
-        reports = [check_table(options.file, kinds, options.label, known)]
+        reports = [
+            check_table(
+                options.file,
+                kinds,
+                options.label,
+                known,
+                trusted=not options.untrusted,
+                encoding=options.encoding,
+            )
+        ]
     bad = sum(len(report.bad_rows) for report in reports)
     if options.json:
         print(json.dumps([report.as_json() for report in reports], indent=2, ensure_ascii=False))

@@ -37,6 +37,12 @@ def add_plugin(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def add_table(verb: argparse.ArgumentParser) -> None:
+    """The flags for how a table is read."""
+    verb.add_argument("--encoding", help="of a CSV or JSONL file; without it, UTF-8, or UTF-16 where it is")
+    verb.add_argument("--untrusted", action="store_true", help="refuse paths that leave the table's folder")
+
+
 def add_method(verb: argparse.ArgumentParser) -> None:
     """The flags for a method by name."""
     verb.add_argument(

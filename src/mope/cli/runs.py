@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mope.cli.output import add_method, add_plugin, add_verb, load_plugins, print_table
+from mope.cli.output import add_method, add_plugin, add_table, add_verb, load_plugins, print_table
 from mope.errors import UserError
 
 
@@ -43,6 +43,7 @@ def add(verbs: Any) -> None:
         "--routing", action="store_true", help="add the routing scores of every layer and expert"
     )
     verb.add_argument("--rows", type=int, metavar="N", help="only the first N rows")
+    add_table(verb)
     add_plugin(verb)
     verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
 
@@ -156,7 +157,7 @@ def predict(options: argparse.Namespace) -> None:
     out = Path(options.out) if options.out else None
     if out is not None and out.suffix.lower() not in FORMATS:
         raise UserError(f"Can't write {out}: name a {', '.join(FORMATS)} file.")
-    table = open_table(options.file)
+    table = open_table(options.file, not options.untrusted, options.encoding)
     if options.rows is not None:
         table = table.select(range(min(options.rows, len(table))))
     predictor = Predictor(options.run, device=options.device, workers=1)

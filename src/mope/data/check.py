@@ -121,7 +121,8 @@ def usable(table: Table, problems: Sequence[Problem], policy: str) -> Table:
     """
     if not problems:
         return table
-    refused = [problem for problem in problems if not problem.missing]
+    dropped = {problem.row for problem in problems if problem.missing}
+    refused = [problem for problem in problems if problem.row not in dropped]
     if policy == "refuse" and refused:
         raise UserError(
             f"{table.name}: {len({p.row for p in refused})} of {len(table)} rows can't be used, such as "

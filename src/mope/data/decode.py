@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ FRAMES = 8
 
 MAX_PIXELS = 64_000_000
 """Largest image that is decoded; above it a small file can take gigabytes of memory."""
+
+
+# Characters that no text has by intention: C0 and C1 but tab and line ends, and lone halves of pairs.
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 
 
 class BadCell(ValueError):
@@ -46,11 +51,33 @@ def _source(cell: Any, folder: Path, kind: str) -> Path | io.BytesIO:
         return io.BytesIO(cell)
     if not isinstance(cell, str):
         raise BadCell(f"wrong type: {type(cell).__name__} where {_an(kind)} is expected")
-    file = folder / cell
-    if not file.is_file():
-        raise BadCell(f"missing file {cell}")
+    file = _inside(cell, folder) if isinstance(folder, UntrustedFolder) else folder / cell
+    try:
+        there = file.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        there = False
+    if not there:
+        raise BadCell(f"missing file {cell!r}" if not cell.isprintable() else f"missing file {cell}")
     if file.stat().st_size == 0:
         raise BadCell(f"broken {kind}: the file is empty")
+    return file
+
+
+class UntrustedFolder(type(Path())):
+    """The folder of a table from somebody else, whose paths may name nothing outside it."""
+
+
+def _inside(cell: str, folder: Path) -> Path:
+    """The file that an untrusted cell names.
+
+    Raises:
+        BadCell: it is outside the folder, also by way of a link.
+    """
+    if "\0" in cell or Path(cell).is_absolute() or ".." in Path(cell).parts:
+        raise BadCell(f"a path that leaves the table's folder: {cell!r}")
+    file = Path(folder) / cell
+    if not file.resolve().is_relative_to(Path(folder).resolve()):
+        raise BadCell(f"a path that leaves the table's folder: {cell!r}")
     return file
 
 
@@ -86,12 +113,22 @@ def open_image(cell: Any, folder: Path) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB, with transparency laid on white."""
+    """Upright RGB, with transparency laid on white, of 8 bits per channel; the first picture of several."""
     image = ImageOps.exif_transpose(image) or image
+    if image.mode.startswith(("I", "F")):
+        image = _to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits as grey of 8; `convert` would cut off what is above 255."""
+    values = numpy.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise BadCell(f"pixels of a kind this library doesn't read: mode {image.mode}")
+    return Image.fromarray((values.astype(numpy.uint32) >> 8).astype(numpy.uint8))
 
 
 def open_text(cell: Any, folder: Path) -> str:
@@ -104,13 +141,15 @@ def open_text(cell: Any, folder: Path) -> str:
         raise BadCell("empty text")
     if not isinstance(cell, str):
         raise BadCell(f"wrong type: {type(cell).__name__} where text is expected")
+    if found := _CONTROL.search(cell):
+        raise BadCell(f"control character U+{ord(found[0]):04X} at position {found.start() + 1}")
     return cell
 
 
 def open_audio(
     cell: Any, folder: Path, rate: int | None = None, seconds: float | None = None
 ) -> NDArray[numpy.float32]:
-    """Decode an audio cell (WAV, FLAC, OGG, MP3) to one channel, (samples,) from -1 to 1.
+    """Decode an audio cell to one channel, (samples,) from -1 to 1: WAV, FLAC, OGG, MP3, or a video's track.
 
     Args:
         cell: a path, bytes, or a mapping with `bytes` and `path`.
@@ -133,8 +172,7 @@ def open_audio(
             frames = -1 if seconds is None else round(seconds * own)
             samples = file.read(frames, dtype="float32", always_2d=True).mean(axis=1)
     except (soundfile.SoundFileError, OSError, ValueError) as error:
-        reason = str(error).split(": ")[-1]
-        raise BadCell(f"broken audio, or none this library reads: {reason}") from None
+        samples, own = _sound_track(source, seconds, str(error).split(": ")[-1])
     if not len(samples):
         raise BadCell("broken audio: it has no samples")
     if not numpy.isfinite(samples).all():
@@ -142,6 +180,40 @@ def open_audio(
     if not samples.any():
         raise BadCell("silent audio: every sample is zero")
     return samples if rate in (None, own) else soxr.resample(samples, own, rate)
+
+
+def _sound_track(
+    source: Path | io.BytesIO, seconds: float | None, reason: str
+) -> tuple[NDArray[numpy.float32], int]:
+    """Samples and rate of a file that soundfile can't read: the first sound track that FFmpeg finds.
+
+    Raises:
+        BadCell: it finds none, or the package av isn't there; with soundfile's reason.
+    """
+    bad = BadCell(f"broken audio, or none this library reads: {reason}")
+    try:
+        import av
+        import av.error
+    except ImportError:
+        raise bad from None
+    try:
+        with _container(source) as container:
+            if not container.streams.audio:
+                raise bad
+            stream = container.streams.audio[0]
+            rate, parts, count = stream.rate, [], 0
+            resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
+            for frame in container.decode(stream):
+                parts += [resampled.to_ndarray()[0] for resampled in resampler.resample(frame)]
+                count += len(parts[-1]) if parts else 0
+                if seconds is not None and count >= seconds * rate:
+                    break
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        if isinstance(error, BadCell):
+            raise
+        raise bad from None
+    samples = numpy.concatenate(parts).astype(numpy.float32) if parts else numpy.zeros(0, numpy.float32)
+    return (samples if seconds is None else samples[: round(seconds * rate)]), rate
 
 
 def open_video(cell: Any, folder: Path, frames: int = FRAMES) -> list[Image.Image]:

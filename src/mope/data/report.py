@@ -50,6 +50,9 @@ def check_table(
     columns: Mapping[str, str],
     label: str | None = None,
     labels: Sequence[str] | None = None,
+    *,
+    trusted: bool = True,
+    encoding: str | None = None,
 ) -> TableReport:
     """Read every row of a table.
 
@@ -58,8 +61,9 @@ def check_table(
         columns: kind of each input's column; empty to recognise them by their first rows.
         label: the label's column, if it is to be checked.
         labels: the labels that are known; None for any.
+        trusted, encoding: see `open_table`.
     """
-    table = open_table(file)
+    table = open_table(file, trusted, encoding)
     if labels is not None and label is None:
         raise UserError("--labels needs --label COLUMN, the column that holds them.")
     kinds = dict(columns) or {name: kind for name, kind in guess_columns(table).items() if name != label}

@@ -28,13 +28,13 @@ def open_splits(config: Config, tables: Mapping[str, Any] | None = None) -> dict
         unknown = sorted(set(tables) - set(SPLITS))
         if unknown:
             raise UserError(f"There is no split '{unknown[0]}': name {', '.join(SPLITS)}.")
-        return {split: open_table(source) for split, source in tables.items()}
+        return {split: open_table(source, data.trusted, data.encoding) for split, source in tables.items()}
     named = {split: getattr(data, split) for split in SPLITS if getattr(data, split) is not None}
     if data.split_column is None:
-        return {split: open_table(file) for split, file in named.items()}
+        return {split: open_table(file, data.trusted, data.encoding) for split, file in named.items()}
     if set(named) != {"train"}:
         raise UserError("With data.split_column all rows come from data.train: name no other table.")
-    return open_table(named["train"]).split(data.split_column)
+    return open_table(named["train"], data.trusted, data.encoding).split(data.split_column)
 
 
 def hold_out(splits: dict[str, Table], share: float, seed: int, report: Report) -> dict[str, Table]:

@@ -1,5 +1,7 @@
 """Tables of rows: CSV, JSONL, Parquet, or a saved `datasets.Dataset`."""
 
+import codecs
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 from datasets import Dataset, load_from_disk
 from datasets.features import Image
 
+from mope.data.decode import UntrustedFolder
 from mope.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -92,38 +95,79 @@ class Table:
         return {split: self.select(indices) for split, indices in found.items() if indices}
 
 
-def open_table(source: str | Path | Dataset) -> Table:
+def open_table(source: str | Path | Dataset, trusted: bool = True, encoding: str | None = None) -> Table:
     """Read a table: a .csv, .jsonl or .parquet file, a folder of `Dataset.save_to_disk`, or a `Dataset`.
 
     Every cell of a CSV file is text. Paths in a file are relative to it.
+
+    Args:
+        source: which.
+        trusted: whether paths may leave the table's folder.
+        encoding: of a CSV or JSONL file; None for UTF-8, or UTF-16 where a file is.
 
     Raises:
         UserError: it can't be read as what its name says, or has no rows.
     """
     if isinstance(source, Dataset):
-        return Table(source)
+        return Table(source, Path() if trusted else UntrustedFolder())
     file = Path(source)
     if not file.exists():
         raise UserError(f"There is no table {file}.")
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    texts = {".csv": _read_csv, ".jsonl": _read_jsonl}
+    suffix = file.suffix.lower()
     if file.is_dir():
         rows, folder = _read_folder(file), file
-    elif file.suffix.lower() in readers:
-        rows, folder = readers[file.suffix.lower()](file), file.parent
+    elif suffix in texts:
+        rows, folder = texts[suffix](file, read_text(file, encoding)), file.parent
+    elif suffix == ".parquet":
+        rows, folder = _read_parquet(file), file.parent
     else:
         raise UserError(f"{file} is no table this library reads: name a .csv, .jsonl or .parquet file.")
     if len(rows) == 0:
         raise UserError(f"{file} has no rows.")
-    return Table(rows, folder, str(file))
+    return Table(rows, folder if trusted else UntrustedFolder(folder), str(file))
 
 
-def _read_csv(file: Path) -> Dataset:
+def read_text(file: Path, encoding: str | None = None) -> str:
+    """A text file's content, without a byte order mark.
+
+    Args:
+        file: which.
+        encoding: None for UTF-8, or for UTF-16 where a mark or every other byte being zero says so.
+
+    Raises:
+        UserError: it is in another encoding, with the line where that shows.
+    """
+    content = file.read_bytes()
+    if encoding is None:
+        head = content[:2000]
+        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            encoding = "utf-16"
+        elif head[1::2].count(0) > len(head) // 4:
+            encoding = "utf-16-le"
+        elif head[::2].count(0) > len(head) // 4:
+            encoding = "utf-16-be"
+    try:
+        return content.decode(encoding or "utf-8-sig").removeprefix("\ufeff")
+    except LookupError:
+        raise UserError(
+            f"There is no encoding '{encoding}': set data.encoding to one that Python knows."
+        ) from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        hint = "" if encoding else "; if it is in another encoding, such as gb18030, set data.encoding"
+        raise UserError(
+            f"{file}, line {line}: not {error.encoding.upper()} ({error.reason} at byte {error.start}){hint}."
+        ) from None
+
+
+def _read_csv(file: Path, text: str) -> Dataset:
     import pandas
 
     try:
-        frame = pandas.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} isn't a CSV file in UTF-8: {' '.join(str(error).split())}.") from None
+        frame = pandas.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    except (pandas.errors.ParserError, pandas.errors.EmptyDataError) as error:
+        raise UserError(f"{file} isn't a CSV file: {' '.join(str(error).split())}.") from None
     if not isinstance(frame.index, pandas.RangeIndex):
         raise UserError(
             f"{file}: rows have more cells than the header has columns; quote cells that hold commas."
@@ -131,10 +175,10 @@ def _read_csv(file: Path) -> Dataset:
     return Dataset.from_pandas(frame, preserve_index=False)
 
 
-def _read_jsonl(file: Path) -> Dataset:
+def _read_jsonl(file: Path, text: str) -> Dataset:
     rows, number = [], 0
     try:
-        for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 row = json.loads(line)
                 if not isinstance(row, dict):
@@ -144,8 +188,6 @@ def _read_jsonl(file: Path) -> Dataset:
                 rows.append(row)
     except json.JSONDecodeError as error:
         raise UserError(f"{file}, line {number}: not JSON ({error.msg}).") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} isn't in UTF-8: {error.reason} at byte {error.start}.") from None
     return dataset_of(rows, str(file))
 
 
