@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy
 import pytest
 import soundfile
+import torch
 from PIL import Image
 
 from mope.cli import main
-from mope.data.decode import BadCell, UntrustedFolder, open_audio, open_image, open_text
+from mope.data.decode import BadCell, UntrustedFolder, open_audio, open_image, open_pixels, open_text
 from mope.data.table import open_table
 from mope.errors import UserError
 
@@ -125,6 +126,23 @@ def test_each_bad_row_gets_its_row_column_and_reason(folder, capsys):
         assert found[row]["column"] == column
         assert reason in found[row]["reason"], (row, reason)
     assert f"{len(expected)} of {len(rows)} rows can't be used" in output.err
+
+
+def test_the_reader_agrees_with_the_check(folder):
+    """Pictures are checked by one decoder and may be read by another."""
+    for name, (_, reason) in FILES.items():
+        if reason is None:
+            seen = torch.from_numpy(numpy.array(open_image(name, folder))).permute(2, 0, 1)
+            read = open_pixels(name, folder)
+            assert read.shape == seen.shape
+            assert (read.int() - seen.int()).abs().max() <= 3, name
+        else:
+            with pytest.raises(BadCell, match=reason):
+                open_pixels(name, folder)
+    turned = Image.new("L", (10, 20), 99)
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    assert open_pixels(jpeg(turned, exif=exif), folder).shape == (3, 10, 20)
 
 
 def test_unusual_images_look_as_they_should(folder):

@@ -1,6 +1,7 @@
 """Tables, cells and what is wrong with them."""
 
 import json
+import shutil
 import zlib
 from pathlib import Path
 
@@ -13,14 +14,17 @@ from datasets.features import Image as ImageFeature
 from PIL import Image
 
 from mope.config import Config, InputConfig
+from mope.data import readers as readers_module
 from mope.data.check import find_problems, guess_columns, usable
 from mope.data.dataset import RowDataset, collate
-from mope.data.decode import BadCell, open_image, open_text
+from mope.data.decode import BadCell, open_image, open_text, reduce_noise
 from mope.data.readers import build_readers
 from mope.data.splits import hold_out, label_names, open_splits
 from mope.data.table import open_table
 from mope.errors import UserError
+from mope.model import FusionModel
 from mope.tasks import Classification
+from mope.training import train
 
 
 def picture(file: Path, mode: str = "RGB", size=(8, 6), **options) -> Path:
@@ -276,8 +280,8 @@ def test_batches_are_what_the_encoders_take(config, tables, weights):
     rows = RowDataset(open_table(tables / "train.csv"), readers, task, "colour")
     batch = collate([rows[0], rows[1]], readers, task)
     assert batch["image"]["pixel_values"].shape == (2, 3, 28, 28)
-    pixels = torch.from_numpy(numpy.array(Image.open(tables / "train_0.png"))).permute(2, 0, 1) / 255
-    torch.testing.assert_close(batch["image"]["pixel_values"][0], (pixels - 0.5) / 0.25)
+    pixels = torch.from_numpy(numpy.array(Image.open(tables / "train_0.png"))).permute(2, 0, 1)
+    assert torch.equal(batch["image"]["pixel_values"][0], pixels)
     assert batch["text"]["input_ids"].shape == batch["text"]["attention_mask"].shape
     assert batch["labels"].tolist() == [task.encode(rows.table[i]["colour"]) for i in range(2)]
 
@@ -308,3 +312,57 @@ def test_texts_longer_than_the_encoder_are_refused_early(weights):
     settings = {"kind": "text", "column": "q", "encoder": {"weights": weights["text"]}, "max_length": 64}
     with pytest.raises(UserError, match="has max_length 64; its encoder takes 32"):
         build_readers({"text": InputConfig.model_validate(settings)})
+
+
+def test_the_model_norms_pictures_as_its_encoder_was_trained(config, tables):
+    model = FusionModel.build(config, ["blue", "green", "red"]).eval()
+    rows = RowDataset(open_table(tables / "train.csv"), build_readers(config.inputs))
+    batch = collate([rows[0], rows[1]], rows.readers, None)
+    floats = (batch["image"]["pixel_values"] / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        expected = model(**{**batch, "image": {"pixel_values": floats}}).logits
+        torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_pictures_are_kept_on_disk(config, tables, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOPE_CACHE", str(tmp_path))
+    plain = build_readers(config.inputs)["image"]
+    cached = build_readers(config.with_settings({"inputs.image.cache": True}).inputs)["image"]
+    expected = plain.sample("train_0.png", tables)
+    assert torch.equal(cached.sample("train_0.png", tables), expected)
+    opened = []
+    monkeypatch.setattr(readers_module, "open_pixels", lambda *a: opened.append(a))
+    for _ in range(2):
+        assert torch.equal(cached.sample("train_0.png", tables), expected)
+    assert not opened
+    (tmp_path / "other").mkdir()
+    shutil.copy(tables / "train_1.png", tmp_path / "other" / "train_0.png")
+    monkeypatch.undo()
+    changed = cached.sample("train_0.png", tmp_path / "other")
+    assert torch.equal(changed, plain.sample("train_1.png", tables))
+    content = (tables / "train_2.png").read_bytes()
+    for _ in range(2):
+        assert torch.equal(cached.sample(content, tables), plain.sample("train_2.png", tables))
+    with pytest.raises(UserError, match="cache is for images without augmentation"):
+        config.with_settings({"inputs.image.cache": True, "inputs.image.augment": "randaugment"})
+
+
+def test_texts_that_are_cut_off_are_counted(config, tables):
+    reader = build_readers(config.with_settings({"inputs.text.max_length": 6}).inputs)["text"]
+    assert reader.count_cut(["what is ?", "what is on the left side ?", "what is left ?"]) == 1
+    lines = []
+    train(config.with_settings({"inputs.text.max_length": 6, "training.epochs": 1}), report=lines.append)
+    assert any("32 of 48 texts of 'text' are longer than 6 tokens" in line for line in lines)
+
+
+def test_noise_reduction_keeps_what_varies_and_mutes_what_repeats():
+    rate, rng = 8000, numpy.random.default_rng(0)
+    hum = 0.3 * numpy.sin(2 * numpy.pi * 100 * numpy.arange(8 * rate) / rate)
+    voice = numpy.zeros(8 * rate)
+    voice[3 * rate : 4 * rate] = rng.normal(0, 0.3, rate)
+    cleaned = reduce_noise((hum + voice).astype(numpy.float32), rate)
+    assert len(cleaned) == 8 * rate
+    assert cleaned[:rate].std() < 0.2 * hum[:rate].std()
+    assert cleaned[3 * rate : 4 * rate].std() > 0.5 * voice[3 * rate : 4 * rate].std()
+    short = hum[:rate].astype(numpy.float32)
+    assert reduce_noise(short, rate) is short

@@ -238,7 +238,7 @@ def test_readers_make_what_encoders_take(config: Config, clips):
     assert len(set(audio["attention_mask"].sum(dim=1).tolist())) == 3
     video = readers["video"].collate([readers["video"].read(row["film"], clips) for row in rows])
     assert video["pixel_values"].shape == (3, 8, 3, 16, 16)
-    assert video["pixel_values"].dtype == torch.float32
+    assert video["pixel_values"].dtype == torch.uint8
 
 
 @pytest.mark.parametrize(

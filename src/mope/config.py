@@ -63,10 +63,14 @@ class InputConfig(Section):
     """The column's name."""
     encoder: EncoderConfig
     """What encodes it."""
-    size: PositiveInt | None = None
-    """Image, video: side in pixels given to the encoder; null for the size its weights come with."""
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    """Image, video: side in pixels given to the encoder, or [height, width]; null for its weights' own."""
     resize: PositiveInt | None = None
     """Image, video: side it is resized to before the centre is cropped to `size`; null for no crop."""
+    cache: bool = False
+    """Image: keep decoded and resized pictures on disk; not with augmentation."""
+    denoise: bool = False
+    """Audio: reduce the background, as MUStARD's authors do (librosa's vocal separation)."""
     augment: Literal["none", "randaugment"] = "none"
     """Image, video: augmentation while training; RandAugment as in appendix B (N=2, M=5)."""
     max_length: PositiveInt = 128
@@ -225,6 +229,10 @@ class Config(Section):
                 f"fusion.top ({self.fusion.top}) is more than fusion.experts ({self.fusion.experts})"
             )
         for name, entry in self.inputs.items():
+            if entry.resize and isinstance(entry.size, tuple):
+                raise ValueError(f"inputs.{name}.resize takes a square size, not [height, width]")
+            if entry.cache and (entry.kind != "image" or entry.augment != "none"):
+                raise ValueError(f"inputs.{name}.cache is for images without augmentation")
             if entry.drop and entry.missing != "learn":
                 raise ValueError(f"inputs.{name}.drop takes inputs.{name}.missing: learn")
             if not name.isidentifier() or name == "labels":
@@ -294,7 +302,7 @@ class Config(Section):
 
     def dump(self) -> str:
         """The settings as YAML."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, Any]]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mope.config import Config, InputConfig
 from mope.encoders import Encoder, load_encoder
 from mope.encoders.packages import version_of
+from mope.encoders.preparation import ImageSettings, image_settings
 from mope.encoders.weights import empty_encoder
 from mope.errors import UserError
 from mope.files import replacing
@@ -58,6 +59,7 @@ class FusionModel(nn.Module):
         self.settings = config
         self.fusion = fusion
         self.task = task
+        self._pixel_settings: dict[str, ImageSettings] = {}
         self.head = LinearHead(fusion.feature_dim, task.outputs)
 
     @classmethod
@@ -88,7 +90,7 @@ class FusionModel(nn.Module):
             labels: encoded labels as `Task.targets` returns them.
             batch: the encoder's inputs by input name.
         """
-        output = self.fusion(batch)
+        output = self.fusion({name: self._normed(name, inputs) for name, inputs in batch.items()})
         logits = self.head(output.features)
         if labels is None:
             return ModelOutput(logits, output.scores)
@@ -99,6 +101,26 @@ class FusionModel(nn.Module):
             losses["importance"] = importance_loss(output.scores, fusion.importance_threshold)
             loss = loss + fusion.importance_weight * losses["importance"]
         return ModelOutput(logits, output.scores, loss, losses)
+
+    def _normed(self, name: str, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """An input whose pictures, if they are bytes, are normed as its encoder's weights were trained.
+
+        Here rather than where rows are read: bytes are a quarter of the floats to move.
+        """
+        pixels = inputs.get("pixel_values")
+        if pixels is None or pixels.dtype != torch.uint8:
+            return inputs
+        if name not in self._pixel_settings:
+            encoder = self.settings.inputs[name].encoder
+            self._pixel_settings[name] = image_settings(
+                encoder.weights, encoder.revision, encoder.architecture
+            )
+        settings = self._pixel_settings[name]
+        mean, std = (
+            255 * torch.tensor(values, device=pixels.device).view(3, 1, 1)
+            for values in (settings.mean, settings.std)
+        )
+        return {**inputs, "pixel_values": (pixels - mean) / std}
 
     def trained_state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold: trained parameters, and every buffer outside frozen encoders."""
@@ -171,7 +193,7 @@ class FusionModel(nn.Module):
         with replacing(folder / WEIGHTS) as draft:
             save_file(_contiguous(self.trained_state()), draft, metadata={"format": "pt"})
         run = {"labels": self.task.labels, "versions": self._versions(), **(facts or {})}
-        settings = self._pinned().model_dump()
+        settings = self._pinned().model_dump(mode="json")
         with replacing(folder / CONFIG) as draft:
             draft.write_text(yaml.safe_dump({**settings, "run": run}, sort_keys=False, allow_unicode=True))
 

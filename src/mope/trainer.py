@@ -23,8 +23,8 @@ class FusionTrainer(Trainer):
         super().__init__(model, *args, **kwargs)
         self.model_accepts_loss_kwargs = False
         self.report = report
-        self._step_seconds: list[float] = []
-        self.add_callback(_StepTimer(self._step_seconds))
+        self._timer = _StepTimer()
+        self.add_callback(self._timer)
         self._start_epoch()
 
     @property
@@ -35,7 +35,14 @@ class FusionTrainer(Trainer):
     @property
     def step_milliseconds(self) -> float | None:
         """Median time of a training step: forward, backward and optimizer, without reading rows."""
-        return round(1000 * statistics.median(self._step_seconds), 1) if self._step_seconds else None
+        seconds = self._timer.seconds
+        return round(1000 * statistics.median(seconds), 1) if seconds else None
+
+    @property
+    def waiting_share(self) -> float | None:
+        """Share of the training steps' time that is waiting for rows, first steps of epochs left out."""
+        waits, seconds = sum(self._timer.waits), sum(self._timer.seconds)
+        return round(waits / (waits + seconds), 4) if seconds else None
 
     def _start_epoch(self) -> None:
         self._losses: dict[str, Tensor] = {}
@@ -155,17 +162,25 @@ def effective_experts(importance: Tensor) -> Tensor:
 
 
 class _StepTimer(TrainerCallback):
-    """Time from the start of each step to its end."""
+    """Time from the start of each step to its end, and from there to the next step of the same epoch."""
 
-    def __init__(self, seconds: list[float]):
-        self.seconds = seconds
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.waits: list[float] = []
         self._started = 0.0
+        self._ended: float | None = None
+
+    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._ended = None
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         self._started = time.perf_counter()
+        if self._ended is not None:
+            self.waits.append(self._started - self._ended)
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.seconds.append(time.perf_counter() - self._started)
+        self._ended = time.perf_counter()
+        self.seconds.append(self._ended - self._started)
 
 
 class ProgressBar(ProgressCallback):

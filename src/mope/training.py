@@ -25,8 +25,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from mope.config import Config
 from mope.data.dataset import RowDataset, collate
-from mope.data.readers import build_readers
+from mope.data.readers import Reader, TextReader, build_readers
 from mope.data.splits import Report, check_split, draw, hold_out, label_names, open_splits
+from mope.data.table import Table
 from mope.device import peak_memory, pick_device, reset_peak_memory, use_bf16
 from mope.encoders.packages import cache_folder
 from mope.errors import UserError
@@ -129,10 +130,23 @@ def _prepare(
     values = [model.task.encode(value) for value in checked["train"].column(label)]
     model.task.fit(values, config.data.class_weights)
     readers = build_readers(needed)
+    _say_cut_texts(readers, checked["train"], report)
     return model, {
         split: RowDataset(table, readers, model.task, label, train=split == "train")
         for split, table in checked.items()
     }
+
+
+def _say_cut_texts(readers: Mapping[str, Reader], table: Table, report: Report) -> None:
+    """Say how many training texts are longer than what their encoder is given."""
+    for name, reader in readers.items():
+        if isinstance(reader, TextReader) and reader.column in table.columns:
+            texts = [text for text in table.column(reader.column) if isinstance(text, str)]
+            if count := reader.count_cut(texts):
+                report(
+                    f"{table.name}: {count} of {len(texts)} texts of '{name}' are longer than "
+                    f"{reader.max_length} tokens and are cut off; set inputs.{name}.max_length to keep more."
+                )
 
 
 def _check_folder(folder: Path, config: Config, resume: bool, report: Report) -> dict[str, Any] | None:
@@ -254,6 +268,7 @@ def _result(trainer: FusionTrainer, model: FusionModel, metric: str, seconds: fl
         "best_epoch": chosen["epoch"],
         "seconds": round(seconds, 1),
         "step_milliseconds": trainer.step_milliseconds,
+        "waiting_share": trainer.waiting_share,
         "peak_mebibytes": peak_memory(trainer.args.device),
         "trainable": sum(count["trainable"] for count in counts.values()),
         "frozen": sum(count["frozen"] for count in counts.values()),

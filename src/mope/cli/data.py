@@ -26,6 +26,14 @@ def add(verbs: Any) -> None:
     add_table(verb)
     verb.add_argument("--labels", metavar="A,B,...", help="the labels that are known")
 
+    verb = add_verb(data, "describe", data_describe, "look at tables: balance, lengths, gaps, duplicates")
+    verb.add_argument("file", metavar="FILE", help="a config, or a table")
+    for kind in KINDS:
+        verb.add_argument(f"--{kind}", metavar="COLUMN", action="append", help=f"a column of {kind}")
+    verb.add_argument("--label", metavar="COLUMN", help="the label's column")
+    add_table(verb)
+    verb.add_argument("--out", metavar="FILE", help="also write a page with samples, an .html file")
+
     verb = add_verb(data, "prepare", data_prepare, "turn a published data set's files into a table per split")
     verb.add_argument("name", metavar="NAME", nargs="?", help="which; see --list")
     verb.add_argument("--from", dest="source", metavar="FOLDER", help="its files, as published")
@@ -50,6 +58,51 @@ def add(verbs: Any) -> None:
     verb.add_argument("--size", type=int, default=98, help="side of a picture in pixels (98)")
     verb.add_argument("--kinds", type=int, metavar="N", help="only so many of the level's kinds of things")
     verb.add_argument("--seed", type=int, default=0, help="of everything (0)")
+
+
+def data_describe(options: argparse.Namespace) -> None:
+    """`mope data describe FILE`."""
+    from mope.data.check import guess_columns
+    from mope.data.describe import as_rows, describe, write_report
+    from mope.data.splits import open_splits
+    from mope.data.table import open_table
+
+    if options.out and not options.out.endswith(".html"):
+        raise UserError(f"Can't write {options.out}: name an .html file.")
+    columns = {column: kind for kind in KINDS for column in getattr(options, kind) or []}
+    label = options.label
+    if Path(options.file).suffix.lower() in (".yaml", ".yml"):
+        from mope.config import Config
+
+        config = Config.load(options.file)
+        tables = open_splits(config)
+        if not tables:
+            raise UserError(f"The config {options.file} names no tables.")
+        columns = columns or {entry.column: entry.kind for entry in config.inputs.values()}
+        label = label or config.data.label
+    else:
+        table = open_table(options.file, not options.untrusted, options.encoding)
+        guessed = {name: kind for name, kind in guess_columns(table).items() if name != label}
+        tables, columns = {Path(options.file).stem: table}, columns or guessed
+    for table in tables.values():
+        table.require(*columns, *([label] if label else []))
+    content = describe(tables, columns, label)
+    if options.out:
+        write_report(content, tables, columns, label, Path(options.out))
+    if options.json:
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+        return
+    header = ["split", "column", "kind", "missing", "broken", "different", "sizes (least, median, most)"]
+    print_table(header, as_rows(content))
+    for split, entry in content["splits"].items():
+        if entry["labels"]:
+            total = sum(entry["labels"].values())
+            shown = [f"{name} {count / total:.1%}" for name, count in list(entry["labels"].items())[:8]]
+            print(f"{split}: {entry['rows']:,} rows, {len(entry['labels'])} labels: {', '.join(shown)}")
+    for found in content["duplicates"]:
+        print(f"{' and '.join(found['splits'])} share {found['shared']:,} of '{found['column']}'.")
+    if options.out:
+        print(f"Written: {options.out}")
 
 
 def data_prepare(options: argparse.Namespace) -> None:

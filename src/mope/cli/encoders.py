@@ -1,4 +1,4 @@
-"""`mope encoders list | check` and `mope bench prompts`."""
+"""`mope encoders list | check` and `mope bench prompts | data`."""
 
 import argparse
 import json
@@ -25,6 +25,11 @@ def add(verbs: Any) -> None:
     bench = verbs.add_parser("bench", help="measure what things cost").add_subparsers(
         dest="what", required=True, metavar="WHAT"
     )
+    verb = add_verb(bench, "data", bench_data, "measure reading pictures beside a bare loop of torchvision's")
+    verb.add_argument("--rows", type=int, default=256, metavar="N", help="pictures per turn (256)")
+    verb.add_argument("--repeats", type=int, default=7, metavar="N", help="turns of each variant (7)")
+    verb.add_argument("--size", type=int, default=224, help="side they are resized to (224)")
+
     verb = add_verb(
         bench, "prompts", bench_prompts, "measure prompts beside the bare model and full fine-tuning"
     )
@@ -101,6 +106,23 @@ def encoders_check(options: argparse.Namespace) -> None:
         raise UserError(
             f"{options.weights} fails {len(failed)} of {len(checks)} checks, such as '{failed[0]}'."
         )
+
+
+def bench_data(options: argparse.Namespace) -> None:
+    """`mope bench data`."""
+    from mope.bench.data import bench_data as run
+
+    if min(options.rows, options.repeats, options.size) < 1:
+        raise UserError("A benchmark takes rows, repeats and a size of at least 1.")
+    result = run(options.rows, options.repeats, options.size)
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return
+    rows = [
+        [name, f"{entry['per_second']:.0f}", f"{entry['ratio']:.3f}"]
+        for name, entry in result["variants"].items()
+    ]
+    print_table(["one process, one thread", "pictures per second", "over the bare loop"], rows)
 
 
 def bench_prompts(options: argparse.Namespace) -> None:

@@ -1,0 +1,70 @@
+"""Decoded and resized pictures on disk."""
+
+import hashlib
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mope.data.decode import UntrustedFolder
+
+
+class PixelCache:
+    """Pictures of one size, uint8 (3, height, width), by what their cells hold; one SQLite file.
+
+    Several processes may use it at once. It may be deleted at any time.
+
+    Args:
+        file: where it is kept.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        self._connection: sqlite3.Connection | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"file": self.file, "_connection": None}
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(self.file, timeout=60, check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=OFF")
+            self._connection.execute(
+                "CREATE TABLE IF NOT EXISTS pictures (key BLOB PRIMARY KEY, height INT, pixels BLOB)"
+            )
+        return self._connection
+
+    def get(self, key: bytes) -> Tensor | None:
+        """A picture, or None if it isn't kept."""
+        found = self._open().execute("SELECT height, pixels FROM pictures WHERE key = ?", (key,)).fetchone()
+        if found is None:
+            return None
+        height, pixels = found
+        return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(3, height, -1)
+
+    def put(self, key: bytes, picture: Tensor) -> None:
+        """Keep a picture."""
+        entry = (key, picture.shape[1], picture.contiguous().numpy().tobytes())
+        with self._open() as file:
+            file.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?)", entry)
+
+
+def content_key(cell: Any, folder: Path) -> bytes | None:
+    """What a picture's cell is known by: its bytes, or its file's path, size and time; None for neither."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, bytes):
+        return hashlib.blake2b(cell, digest_size=20).digest()
+    # A path from somebody else must be looked at before anything is said about it.
+    if not isinstance(cell, str) or isinstance(folder, UntrustedFolder):
+        return None
+    try:
+        state = (folder / cell).stat()
+    except (OSError, ValueError):
+        return None
+    name = f"{(folder / cell).resolve()}|{state.st_size}|{state.st_mtime_ns}"
+    return hashlib.blake2b(name.encode(), digest_size=20).digest()
