@@ -156,6 +156,9 @@ class _Rows(Table):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return dict(self.rows[index])
 
+    def rows_at(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        return [self[index] for index in indices]
+
     @property
     def columns(self) -> list[str]:
         return [name for name in self.rows[0] if all(name in row for row in self.rows)]

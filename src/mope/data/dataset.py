@@ -42,7 +42,13 @@ class RowDataset(Dataset):
         return len(self.table)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.table[index]
+        return self._sample(self.table[index])
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        """The samples of a batch, whose rows are read at once."""
+        return [self._sample(row) for row in self.table.rows_at(indices)]
+
+    def _sample(self, row: dict[str, Any]) -> dict[str, Any]:
         sample = {
             name: reader.sample(row.get(reader.column), self.table.folder, self.train)
             for name, reader in self.readers.items()

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from mope.errors import UserError
 
@@ -132,6 +131,10 @@ def open_pixels(cell: Any, folder: Path) -> Tensor:
 
 def _decode_jpeg(content: bytes) -> Tensor | None:
     """A plain JPEG by torchvision; None for what Pillow had better look at, broken ones too."""
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg
+    except ImportError:  # announced to move to another package
+        return None
     try:
         with Image.open(io.BytesIO(content)) as header:
             plain = header.format == "JPEG" and header.mode in ("RGB", "L")

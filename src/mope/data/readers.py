@@ -92,7 +92,7 @@ class ImageReader(Reader):
         ]
         if config.resize:
             steps.append(v2.CenterCrop(self.size))
-        self.transform = v2.Compose(steps)
+        self.transform = v2.Compose(steps) if len(steps) > 1 else steps[0]
         name = f"{self.size[0]}x{self.size[1]}-{config.resize or 'whole'}"
         self.cache = PixelCache(cache_folder() / "images" / f"{name}.sqlite") if config.cache else None
         augment = [v2.RandAugment(num_ops=2, magnitude=5)] if config.augment == "randaugment" else []

@@ -47,6 +47,11 @@ class Table:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.rows[index]
 
+    def rows_at(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Rows at these positions, read at once."""
+        columns = self.rows[list(indices)]
+        return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))
 
