@@ -159,162 +159,145 @@ def _both(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{part}.{key}": value for part in (MAIN, OTHERS) for key, value in settings.items()}
 
 
-def _register_paper() -> None:
-    """The rows of Tab. I and IX, and Frozen."""
-    for kind, word, full in (("image", "ImgOnly", 86.9), ("text", "TextOnly", 109.0)):
-        register_method(
-            word,
-            "unimodal",
-            {"main.tuning": "full", **_SLOW},
-            trained="the encoder",
-            source="section IV-C",
-            main_kind=kind,
-            param=full,
-        )
-        register_method(
-            f"P-{word}",
-            "unimodal",
-            {f"main.{key}": value for key, value in _PROMPT.items()},
-            trained="deep prompts (l=6)",
-            source="section IV-C",
-            main_kind=kind,
-            param=0.1,
-        )
-    register_method(
-        "LateConcat",
-        "concat",
-        {**_FULL, **_SLOW},
-        trained="both encoders",
-        source="section IV-C",
-        param=196.0,
+_IV_C, _SECOND_PROMPTS = "section IV-C", {f"others.{key}": value for key, value in _PROMPT.items()}
+_MMBT = {"fusion.input_from": "tokens", "fusion.deep": True}
+_FROZEN_LM = {
+    "main.tuning": "frozen",
+    "others.tuning": "full",
+    "fusion.input_tokens": 2,
+    "fusion.prompts": [],
+}
+_PARTS = "static prompt, experts, routers, mapper, deep prompts (l'=4)"
+
+
+def _pair(word: str, kind: str, param: float) -> tuple[Method, Method]:
+    """One encoder alone, and its prompted twin."""
+    full = {"main.tuning": "full", **_SLOW}
+    prompt = {f"main.{key}": value for key, value in _PROMPT.items()}
+    return (
+        Method(word, "unimodal", full, "the encoder", _IV_C, kind, param),
+        Method(f"P-{word}", "unimodal", prompt, "deep prompts (l=6)", _IV_C, kind, 0.1),
     )
-    register_method(
+
+
+def _other(name: str, tuning: str, param: float, note: str = "") -> Method:
+    """Another parameter-efficient method in the place of static and dynamic prompts (Tab. IX)."""
+    settings = {"main.tuning": tuning, "others.tuning": tuning, "fusion.prompts": ["mapped"]}
+    trained = f"{name} in both encoders, mapper"
+    return Method(f"{name} + P_m", "sequential", settings, trained, "section V-H, Tab. IX", None, param, note)
+
+
+_PAPER = (
+    *_pair("ImgOnly", "image", 86.9),
+    *_pair("TextOnly", "text", 109.0),
+    Method("LateConcat", "concat", {**_FULL, **_SLOW}, "both encoders", _IV_C, None, 196.0),
+    Method(
         "P-LateConcat",
         "concat",
         _both(_PROMPT),
-        trained="deep prompts (l=6) of both",
-        source="section IV-C",
-        param=1.3,
-        note="Prompts of both encoders and a linear head over 1,792 features are 0.13 M; the paper's 1.3 M "
-        "leave room for a hidden layer of about 650 in the head, which its text doesn't have.",
-    )
-    register_method(
+        "deep prompts (l=6) of both",
+        _IV_C,
+        None,
+        1.3,
+        "Prompts of both encoders and a linear head over 1,792 features are 0.13 M; the paper's 1.3 M leave "
+        "room for a hidden layer of about 650 in the head, which its text doesn't have.",
+    ),
+    Method(
         "SeqFuse",
         "sequential",
         {**_FULL, "fusion.prompts": ["mapped"], **_SLOW},
-        trained="both encoders, mapper",
-        source="section IV-C",
-        param=197.0,
-    )
-    register_method(
+        "both encoders, mapper",
+        _IV_C,
+        None,
+        197.0,
+    ),
+    Method(
         "P-SeqFuse",
         "sequential",
         {**_MOPE, "fusion.prompts": ["static", "mapped"]},
-        trained="static prompt, mapper, deep prompts (l'=4)",
-        source="section IV-C",
-        param=1.1,
-    )
-    mmbt = {"fusion.input_from": "tokens", "fusion.deep": True}
-    register_method(
+        "static prompt, mapper, deep prompts (l'=4)",
+        _IV_C,
+        None,
+        1.1,
+    ),
+    Method(
         "MMBT",
         "inputs",
-        {**_FULL, **mmbt, "fusion.prompts": [], **_SLOW},
-        trained="both encoders, projection",
-        source="arXiv 1909.02950",
-        main_kind="text",
-        param=196.5,
-    )
-    register_method(
+        {**_FULL, **_MMBT, "fusion.prompts": [], **_SLOW},
+        "both encoders, projection",
+        "arXiv 1909.02950",
+        "text",
+        196.5,
+    ),
+    Method(
         "P-MMBT",
         "inputs",
-        {**mmbt, "main.tuning": "frozen", **{f"others.{k}": v for k, v in _PROMPT.items()}}
-        | {"fusion.prompts": ["static"], "fusion.length": 6},
-        trained="projection, deep prompts (l=6) of both",
-        source="arXiv 1909.02950",
-        main_kind="text",
-        param=0.9,
-    )
-    register_method(
-        "PromptFuse",
-        "inputs",
-        _INPUT,
-        trained="a prompt (l=6) at the input",
-        source="arXiv 2203.08055",
-        param=0.1,
-    )
-    register_method(
+        {
+            **_MMBT,
+            "main.tuning": "frozen",
+            **_SECOND_PROMPTS,
+            "fusion.prompts": ["static"],
+            "fusion.length": 6,
+        },
+        "projection, deep prompts (l=6) of both",
+        "arXiv 1909.02950",
+        "text",
+        0.9,
+    ),
+    Method("PromptFuse", "inputs", _INPUT, "a prompt (l=6) at the input", "arXiv 2203.08055", None, 0.1),
+    Method(
         "BlindPrompt",
         "inputs",
         {**_INPUT, "fusion.blind": True},
-        trained="a prompt (l=6) at the input",
-        source="arXiv 2203.08055",
-        param=0.1,
-    )
-    register_method(
+        "a prompt (l=6) at the input",
+        "arXiv 2203.08055",
+        None,
+        0.1,
+    ),
+    Method(
         "PromptFuse-deep",
         "inputs",
         {**_INPUT, "fusion.deep": True},
-        trained="deep prompts (l=6)",
-        source="arXiv 2203.08055, Tab. I's dagger",
-        param=0.1,
-    )
-    register_method(
+        "deep prompts (l=6)",
+        "arXiv 2203.08055, Tab. I's dagger",
+        None,
+        0.1,
+    ),
+    Method(
         "Frozen",
         "inputs",
-        {
-            "main.tuning": "frozen",
-            "others.tuning": "full",
-            "fusion.prompts": [],
-            "fusion.input_tokens": 2,
-            **_SLOW,
-        },
-        trained="the image encoder, projection",
-        source="arXiv 2106.13884",
-        main_kind="text",
-    )
-    register_method(
+        {**_FROZEN_LM, **_SLOW},
+        "the image encoder, projection",
+        "arXiv 2106.13884",
+        "text",
+    ),
+    Method(
         "PMF",
         "pmf",
         {**_FROZEN, "fusion.exchange_layers": 2},
-        trained="query, context and fusion prompts, maps",
-        source="arXiv 2304.06306",
-        param=2.5,
-        note="PMF needs plain transformers: counted with ViT-B and BERT-base, as its authors do.",
-    )
-    for experts, param in ((4, 1.6), (16, 2.6)):
-        register_method(
-            "MoPE" if experts == 4 else f"MoPE-k{experts}",
-            "sequential",
-            {**_MOPE, "fusion.experts": experts},
-            trained="static prompt, experts, routers, mapper, deep prompts (l'=4)",
-            source="section III",
-            param=param,
-        )
-    for tuning, name, param, note in (
-        ("lora", "LoRA + P_m", 2.1, ""),
-        (
-            "bitfit",
-            "BitFit + P_m",
-            1.9,
-            "The biases of both encoders are 0.24 M and the mapper 1.03 M; the paper does not say what is in "
-            "the rest of its 1.9 M.",
-        ),
-        (
-            "adaptformer",
-            "AdaptFormer + P_m",
-            3.2,
-            "Branches of width 64 in both encoders and the mapper; in the main encoder alone it is 2.6 M.",
-        ),
-    ):
-        register_method(
-            name,
-            "sequential",
-            {"main.tuning": tuning, "others.tuning": tuning, "fusion.prompts": ["mapped"]},
-            trained=f"{name.split()[0]} in both encoders, mapper",
-            source="section V-H, Tab. IX",
-            param=param,
-            note=note,
-        )
+        "query, context and fusion prompts, maps",
+        "arXiv 2304.06306",
+        None,
+        2.5,
+        "PMF needs plain transformers: counted with ViT-B and BERT-base, as its authors do.",
+    ),
+    Method("MoPE", "sequential", {**_MOPE, "fusion.experts": 4}, _PARTS, "section III", None, 1.6),
+    Method("MoPE-k16", "sequential", {**_MOPE, "fusion.experts": 16}, _PARTS, "section III", None, 2.6),
+    _other("LoRA", "lora", 2.1),
+    _other(
+        "BitFit",
+        "bitfit",
+        1.9,
+        "The biases of both encoders are 0.24 M and the mapper 1.03 M; the paper does not say what is in the "
+        "rest of its 1.9 M.",
+    ),
+    _other(
+        "AdaptFormer",
+        "adaptformer",
+        3.2,
+        "Branches of width 64 in both encoders and the mapper; in the main encoder alone it is 2.6 M.",
+    ),
+)
+"""The rows of Tab. I and IX, and Frozen."""
 
-
-_register_paper()
+METHODS.update({method.name: method for method in _PAPER})

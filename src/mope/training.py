@@ -98,12 +98,19 @@ def train(
     trainer.train(resume_from_checkpoint=checkpoint)
     result = _result(trainer, model, metric, time.monotonic() - started)
     if trainer.is_world_process_zero():
-        counts = {f"{split}_rows": len(rows) for split, rows in datasets.items()}
-        model.save_pretrained(folder, {**counts, "metric": metric})
-        write_json(folder / METRICS, result)
-        with replacing(folder / "README.md") as draft:
-            draft.write_text(model_card(model, result), encoding="utf-8")
+        _write_run(folder, model, datasets, result)
     return result
+
+
+def _write_run(
+    folder: Path, model: FusionModel, datasets: Mapping[str, RowDataset], result: dict[str, Any]
+) -> None:
+    """Write what a finished run is, each file whole or not at all."""
+    counts = {f"{split}_rows": len(rows) for split, rows in datasets.items()}
+    model.save_pretrained(folder, {**counts, "metric": result["metric"]})
+    write_json(folder / METRICS, result)
+    with replacing(folder / "README.md") as draft:
+        draft.write_text(model_card(model, result), encoding="utf-8")
 
 
 def _prepare(
