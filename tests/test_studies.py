@@ -5,6 +5,7 @@ import json
 import statistics
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
 
@@ -23,6 +24,9 @@ from mope.studies.tune import tune
 
 SHIPPED = sorted((Path(__file__).parent.parent / "configs" / "studies").glob("*.yaml"))
 STUDIES = [file for file in SHIPPED if not file.stem.endswith("_tuned")]
+
+
+FACTOR = optuna.distributions.FloatDistribution(0.1, 10.0, log=True)
 
 
 @pytest.fixture
@@ -68,6 +72,12 @@ def test_a_study_is_rows_times_seeds_times_sizes(study):
     assert [cell.seed for cell in quick] == [5, 5]
     assert {cell.config.data.train_rows for cell in quick} == {16}
     assert {cell.config.training.epochs for cell in quick} == {1, 2}  # settings are merged
+    (study.parent / "other.yaml").write_text(
+        (study.parent / "base.yaml").read_text().replace("length: 2", "length: 3")
+    )
+    other = Study.load(study, base=str(study.parent / "other.yaml"), output=str(study.parent / "elsewhere"))
+    assert cells(other)[0].config.fusion.length == 3
+    assert cells(other)[0].folder.is_relative_to(study.parent / "elsewhere")
     sized = cells(Study.load(change(study, sizes=[8, 16])))
     assert len({cell.folder for cell in sized}) == 8
     assert [cell.config.data.train_rows for cell in sized[:2]] == [8, 16]
@@ -147,6 +157,12 @@ def test_tuning_reads_validation_rows_and_writes_rates(study, tmp_path):
     lines = []
     tune(Study.load(study), report=lines.append)
     assert lines == []  # its trials are kept
+    change(study, tune={"trials": 3, "factor": 10.0, "settings": {"data.test": None, "training.epochs": 1}})
+    storage = f"sqlite:///{tmp_path / 'study' / 'tuning' / 'trials.sqlite'}"
+    killed = optuna.load_study(study_name="p-textonly", storage=storage).ask({"factor": FACTOR})
+    tune(Study.load(study), report=lines.append)
+    assert len(lines) == 1
+    assert f"rates x {killed.params['factor']:.2f}," in lines[0]
 
 
 def test_paired_intervals_are_student_s():

@@ -15,7 +15,7 @@ def add(verbs: Any) -> None:
     )
     verb.add_argument("study", metavar="STUDY", nargs="?", help="a YAML file")
     verb.add_argument("--list", action="store_true", help="list the methods there are")
-    verb.add_argument("--quick", action="store_true", help="the study's small size")
+    _add_study_flags(verb)
     verb.add_argument(
         "--workers", type=int, metavar="N", help="runs at a time; without it, one per GPU, or one on a CPU"
     )
@@ -23,9 +23,21 @@ def add(verbs: Any) -> None:
 
     verb = add_verb(verbs, "tune", tune, "search learning rates for a study's rows, on validation rows")
     verb.add_argument("study", metavar="STUDY", help="a YAML file")
-    verb.add_argument("--quick", action="store_true", help="the study's small size")
+    _add_study_flags(verb)
     verb.add_argument("--row", metavar="NAME", action="append", help="only this row")
     add_plugin(verb)
+
+
+def _add_study_flags(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--quick", action="store_true", help="the study's small size")
+    verb.add_argument("--base", metavar="CONFIG", help="another config to start from, such as of other data")
+    verb.add_argument("--output", metavar="FOLDER", help="another folder for the runs and the table")
+
+
+def _study(options: argparse.Namespace) -> Any:
+    from mope.studies.study import Study
+
+    return Study.load(options.study, options.quick, base=options.base, output=options.output)
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -43,10 +55,9 @@ def compare(options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from mope.studies.compare import compare as run
-    from mope.studies.study import Study
     from mope.studies.table import cells_of
 
-    study = Study.load(options.study, options.quick)
+    study = _study(options)
     report = _to_stderr if options.json else _at_once
     table = run(study, workers=options.workers, plugins=options.plugin, report=report)
     if options.json:
@@ -109,10 +120,9 @@ def _list_methods(options: argparse.Namespace) -> None:
 def tune(options: argparse.Namespace) -> None:
     """`mope tune STUDY`."""
     load_plugins(options)
-    from mope.studies.study import Study
     from mope.studies.tune import tune as run
 
-    study = Study.load(options.study, options.quick)
+    study = _study(options)
     result = run(study, options.row, _to_stderr if options.json else _at_once)
     if options.json:
         print(json.dumps(result, indent=2))

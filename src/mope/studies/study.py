@@ -90,8 +90,21 @@ class Study(Section):
     """What `--quick` changes: any of the keys above."""
 
     @classmethod
-    def load(cls, file: str | Path, quick: bool = False) -> "Study":
+    def load(
+        cls,
+        file: str | Path,
+        quick: bool = False,
+        *,
+        base: str | None = None,
+        output: str | None = None,
+    ) -> "Study":
         """Read a YAML file.
+
+        Args:
+            file: which.
+            quick: whether in its small size.
+            base: a config in the place of the study's own, such as one of another data set.
+            output: a folder in the place of the study's own.
 
         Raises:
             UserError: the file, a key or a value is wrong, or it names a method there isn't.
@@ -116,6 +129,7 @@ class Study(Section):
         for key in ("base", "output", "tuned"):
             if (path := getattr(study, key)) is not None:
                 setattr(study, key, str(file.parent / path))
+        study.base, study.output = base or study.base, output or study.output
         for settings in (study.settings, study.tune.settings, *(row.settings for row in study.rows)):
             _relative_to(file.parent, settings)
         study._check(file)

@@ -72,6 +72,10 @@ def _tune_row(study: Study, row: RowConfig, folder: Path, report: Report) -> dic
         step = study.tune.factor**0.5
         for factor in (1.0, step, 1 / step):
             search.enqueue_trial({"factor": factor})
+    for trial in search.trials:
+        if trial.state.name == "RUNNING":  # a killed search's: it is tried again
+            search.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            search.enqueue_trial(trial.params)
 
     def objective(trial: Any) -> float:
         factor = trial.suggest_float("factor", 1 / study.tune.factor, study.tune.factor, log=True)
