@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 
 from mope.errors import UserError
+from mope.files import read_yaml
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 PATH: JsonDict = {"path": True}
@@ -254,16 +255,7 @@ class Config(Section):
             UserError: the file, a key or a value is wrong.
         """
         file = Path(file)
-        try:
-            settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"Can't read the config {file}: {error.strerror}.") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"The config {file} isn't YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(settings, dict):
-            raise UserError(
-                f"The config {file} is empty or no mapping; it needs at least `inputs` and `fusion`."
-            )
+        settings = read_yaml(file, "config", "at least `inputs` and `fusion`")
         _resolve_paths(settings, cls, file.parent)
         for key, value in overrides:
             _set(settings, key, yaml.safe_load(value) if value else value)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and YAML that is read or explained."""
 
 import json
 import os
@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import yaml
+
+from mope.errors import UserError
 
 
 @contextmanager
@@ -34,3 +38,25 @@ def write_json(file: Path, content: Any) -> None:
     """Write JSON whole or not at all."""
     with replacing(file) as draft:
         draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_yaml(file: Path, what: str, needs: str) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Args:
+        file: which.
+        what: what messages call it.
+        needs: what it must have, for the message if it has nothing.
+
+    Raises:
+        UserError: it can't be read, isn't YAML, or holds no mapping.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Can't read the {what} {file}: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"The {what} {file} isn't YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"The {what} {file} is empty or no mapping; it needs {needs}.")
+    return content

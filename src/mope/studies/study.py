@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 
 from mope.config import Config, Section, explain
 from mope.errors import UserError
+from mope.files import read_yaml
 from mope.methods import Method, find_method
 
 
@@ -110,16 +111,7 @@ class Study(Section):
             UserError: the file, a key or a value is wrong, or it names a method there isn't.
         """
         file = Path(file)
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"Can't read the study {file}: {error.strerror}.") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"The study {file} isn't YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(content, dict):
-            raise UserError(
-                f"The study {file} is empty or no mapping; it needs title, base, rows and output."
-            )
+        content = read_yaml(file, "study", "title, base, rows and output")
         if quick:
             content = _merged(content, content.get("quick") or {})
         try:
