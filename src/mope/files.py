@@ -1,7 +1,8 @@
-"""Files that appear whole or not at all, and YAML that is read or explained."""
+"""Files: written whole or not at all, YAML that is read or explained, caches that processes share."""
 
 import json
 import os
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,3 +61,18 @@ def read_yaml(file: Path, what: str, needs: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"The {what} {file} is empty or no mapping; it needs {needs}.")
     return content
+
+
+def open_store(file: Path, schema: str) -> sqlite3.Connection:
+    """An SQLite file for a cache that several processes share; a killed one leaves it whole.
+
+    Args:
+        file: made if it isn't there.
+        schema: name and columns of its one table, such as `pictures (key BLOB PRIMARY KEY, pixels BLOB)`.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    store = sqlite3.connect(file, timeout=60, check_same_thread=False)
+    store.execute("PRAGMA journal_mode=WAL")
+    store.execute("PRAGMA synchronous=NORMAL")
+    store.execute(f"CREATE TABLE IF NOT EXISTS {schema}")
+    return store

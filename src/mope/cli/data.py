@@ -1,4 +1,4 @@
-"""`mope data check | scenes`."""
+"""`mope data check | describe | prepare | scenes`."""
 
 import argparse
 import json
@@ -9,29 +9,22 @@ from typing import Any
 from mope.cli.output import add_table, add_verb, print_table
 from mope.errors import UserError
 
-MANIFEST = "manifest.json"
 KINDS = ("image", "text", "audio", "video")
 
 
 def add(verbs: Any) -> None:
     """Add the commands."""
-    data = verbs.add_parser("data", help="check tables, make the demo set").add_subparsers(
-        dest="noun", required=True, metavar="WHAT"
-    )
+    data = verbs.add_parser(
+        "data", help="check, describe and prepare tables, make the demo set"
+    ).add_subparsers(dest="noun", required=True, metavar="WHAT")
     verb = add_verb(data, "check", data_check, "read every row of a table, and list what can't be used")
     verb.add_argument("file", metavar="FILE", help="a table, or a config, all of whose tables are checked")
-    for kind in KINDS:
-        verb.add_argument(f"--{kind}", metavar="COLUMN", action="append", help=f"a column of {kind}")
-    verb.add_argument("--label", metavar="COLUMN", help="the label's column")
-    add_table(verb)
+    _add_columns(verb)
     verb.add_argument("--labels", metavar="A,B,...", help="the labels that are known")
 
     verb = add_verb(data, "describe", data_describe, "look at tables: balance, lengths, gaps, duplicates")
     verb.add_argument("file", metavar="FILE", help="a config, or a table")
-    for kind in KINDS:
-        verb.add_argument(f"--{kind}", metavar="COLUMN", action="append", help=f"a column of {kind}")
-    verb.add_argument("--label", metavar="COLUMN", help="the label's column")
-    add_table(verb)
+    _add_columns(verb)
     verb.add_argument("--out", metavar="FILE", help="also write a page with samples, an .html file")
 
     verb = add_verb(data, "prepare", data_prepare, "turn a published data set's files into a table per split")
@@ -60,6 +53,24 @@ def add(verbs: Any) -> None:
     verb.add_argument("--seed", type=int, default=0, help="of everything (0)")
 
 
+def _add_columns(verb: argparse.ArgumentParser) -> None:
+    """The flags for what a table's columns hold, and how it is read."""
+    for kind in KINDS:
+        verb.add_argument(f"--{kind}", metavar="COLUMN", action="append", help=f"a column of {kind}")
+    verb.add_argument("--label", metavar="COLUMN", help="the label's column")
+    add_table(verb)
+
+
+def _is_config(options: argparse.Namespace) -> bool:
+    """Whether the file is a config, which says itself what these flags would."""
+    if Path(options.file).suffix.lower() not in (".yaml", ".yml"):
+        return False
+    flags = (*KINDS, "label", "labels", "encoding", "untrusted")
+    if given := [flag for flag in flags if getattr(options, flag, None)]:
+        raise UserError(f"A config says which columns there are, and how: leave out --{given[0]}.")
+    return True
+
+
 def data_describe(options: argparse.Namespace) -> None:
     """`mope data describe FILE`."""
     from mope.data.check import guess_columns
@@ -71,15 +82,15 @@ def data_describe(options: argparse.Namespace) -> None:
         raise UserError(f"Can't write {options.out}: name an .html file.")
     columns = {column: kind for kind in KINDS for column in getattr(options, kind) or []}
     label = options.label
-    if Path(options.file).suffix.lower() in (".yaml", ".yml"):
+    if _is_config(options):
         from mope.config import Config
 
         config = Config.load(options.file)
         tables = open_splits(config)
         if not tables:
             raise UserError(f"The config {options.file} names no tables.")
-        columns = columns or {entry.column: entry.kind for entry in config.inputs.values()}
-        label = label or config.data.label
+        columns = {entry.column: entry.kind for entry in config.inputs.values()}
+        label = config.data.label
     else:
         table = open_table(options.file, not options.untrusted, options.encoding)
         guessed = {name: kind for name, kind in guess_columns(table).items() if name != label}
@@ -108,6 +119,7 @@ def data_describe(options: argparse.Namespace) -> None:
 def data_prepare(options: argparse.Namespace) -> None:
     """`mope data prepare NAME --from FOLDER --out FOLDER`."""
     from mope.data.published import PUBLISHED, prepare
+    from mope.data.published.base import MANIFEST
 
     if options.list or options.name is None:
         if not options.list:
@@ -144,10 +156,7 @@ def data_check(options: argparse.Namespace) -> None:
     """`mope data check FILE`: exit code 2 if a row can't be used."""
     from mope.data.report import check_config, check_table
 
-    if Path(options.file).suffix.lower() in (".yaml", ".yml"):
-        given = [flag for flag in (*KINDS, "label", "labels") if getattr(options, flag)]
-        if given:
-            raise UserError(f"A config says which columns there are: leave out --{given[0]}.")
+    if _is_config(options):
         reports = check_config(options.file)
     else:
         kinds = {column: kind for kind in KINDS for column in getattr(options, kind) or []}

@@ -56,12 +56,11 @@ def _config(options: argparse.Namespace) -> Any:
     """The config that is named, with the method that is, and with what is typed over both."""
     from mope.config import Config
 
+    load_plugins(options)
     if options.method is None:
-        load_plugins(options)
         return Config.load(options.config, options.settings)
     from mope.methods import find_method
 
-    load_plugins(options)
     chosen = find_method(options.method).apply(Config.load(options.config))
     return chosen.with_typed(options.settings)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mope.data.decode import UntrustedFolder
+from mope.files import open_store
 
 
 class PixelCache:
@@ -29,13 +30,8 @@ class PixelCache:
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(self.file, timeout=60, check_same_thread=False)
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=OFF")
-            self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS pictures (key BLOB PRIMARY KEY, height INT, pixels BLOB)"
-            )
+            schema = "pictures (key BLOB PRIMARY KEY, height INT, pixels BLOB)"
+            self._connection = open_store(self.file, schema)
         return self._connection
 
     def get(self, key: bytes) -> Tensor | None:

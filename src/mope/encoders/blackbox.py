@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mope.encoders.base import Encoder, EncoderOutput
@@ -100,13 +99,3 @@ def _pick(result: Any, output: Output) -> Any:
         raise UserError(f"The black-box encoder's result, a {type(result).__name__}, has no '{output}'.")
     # Convolutional networks keep two axes of length one.
     return found.flatten(1) if isinstance(found, Tensor) and found.ndim > 2 else found
-
-
-@torch.no_grad()
-def output_dim(module: nn.Module, output: Output, **inputs: Tensor) -> int:
-    """Width of a module's feature, from a trial run in eval mode."""
-    mode = module.training
-    try:
-        return _pick(module.eval()(**inputs), output).shape[-1]
-    finally:
-        module.train(mode)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mope.encoders.base import Encoder
+from mope.files import open_store
 
 
 class FeatureCache:
@@ -59,12 +60,8 @@ class FeatureCache:
 
     def _open(self, arithmetic: str) -> sqlite3.Connection:
         if arithmetic not in self._files:
-            self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"{self.weights[:32]}-{arithmetic}.sqlite"
-            file = sqlite3.connect(path, timeout=60, check_same_thread=False)
-            file.execute("PRAGMA journal_mode=WAL")
-            file.execute("PRAGMA synchronous=NORMAL")
-            file.execute("CREATE TABLE IF NOT EXISTS features (key BLOB PRIMARY KEY, feature BLOB)")
+            file = open_store(path, "features (key BLOB PRIMARY KEY, feature BLOB)")
             self._files[arithmetic] = file
         return self._files[arithmetic]
 

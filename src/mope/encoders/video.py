@@ -8,9 +8,6 @@ from mope.encoders.base import Encoder, EncoderOutput
 from mope.errors import UserError
 from mope.prompts import PromptSource
 
-FRAMES = 8
-"""Frames of a video, evenly spaced."""
-
 
 class VideoEncoder(Encoder):
     """An image encoder over the frames of a video.

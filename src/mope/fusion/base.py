@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mope.config import Config
 from mope.encoders import Encoder, TunedEncoder
 from mope.encoders.tuning import PRESENT
+from mope.errors import UserError
 
 Batch = Mapping[str, Mapping[str, Tensor]]
 """Inputs by name, each the keyword arguments of its encoder."""
@@ -27,6 +28,29 @@ def tune(config: Config, encoders: Mapping[str, Encoder]) -> dict[str, TunedEnco
         )
         for name, encoder in encoders.items()
     }
+
+
+def require_guided(config: Config, encoders: Mapping[str, Encoder]) -> None:
+    """Make sure that a config fits a fusion in which other inputs guide the main one through its layers.
+
+    Raises:
+        UserError: there is no other, or the main encoder's layers take nothing, or have prompts already.
+    """
+    main = config.fusion.main
+    if not config.complementary:
+        raise UserError(
+            f"The fusion '{config.fusion.method}' needs an input beside the main one: "
+            "name a second in `inputs`, or set fusion.method to unimodal."
+        )
+    if not encoders[main].layer_dims:
+        raise UserError(
+            f"The encoder of the main input '{main}' takes no prompts: make another the main one."
+        )
+    if config.inputs[main].encoder.tuning == "prompt":
+        raise UserError(
+            f"The main input '{main}' is prompted by the fusion: "
+            f"set inputs.{main}.encoder.tuning to frozen or full."
+        )
 
 
 @dataclass

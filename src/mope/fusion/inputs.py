@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mope.config import Config
 from mope.encoders import Encoder, TunedEncoder
 from mope.errors import UserError
-from mope.fusion.base import Batch, Fusion, FusionOutput, tune
+from mope.fusion.base import Batch, Fusion, FusionOutput, require_guided, tune
 from mope.prompts import prompt_bound
 
 
@@ -72,19 +72,7 @@ class Inputs(Fusion):
     @classmethod
     def build(cls, config: Config, encoders: Mapping[str, Encoder]) -> "Inputs":
         main, settings = config.fusion.main, config.fusion
-        if not config.complementary:
-            raise UserError(
-                "Fusion at the input needs an input beside the main one: name a second in `inputs`."
-            )
-        if not encoders[main].layer_dims:
-            raise UserError(
-                f"The encoder of the main input '{main}' takes no tokens: make another the main one."
-            )
-        if config.inputs[main].encoder.tuning == "prompt":
-            raise UserError(
-                f"The main input '{main}' is prompted by the fusion: "
-                f"set inputs.{main}.encoder.tuning to frozen or full."
-            )
+        require_guided(config, encoders)
         if settings.input_from == "tokens" and settings.input_tokens > 1:
             raise UserError(
                 "fusion.input_tokens is for fusion.input_from: feature; tokens are taken as they are."

@@ -6,8 +6,7 @@ from torch import nn
 
 from mope.config import Config
 from mope.encoders import Encoder, TunedEncoder
-from mope.errors import UserError
-from mope.fusion.base import Batch, Fusion, FusionOutput, tune
+from mope.fusion.base import Batch, Fusion, FusionOutput, require_guided, tune
 from mope.prompts import FusionPrompts
 
 
@@ -33,20 +32,7 @@ class Sequential(Fusion):
     @classmethod
     def build(cls, config: Config, encoders: Mapping[str, Encoder]) -> "Sequential":
         main, settings = config.fusion.main, config.fusion
-        if not config.complementary:
-            raise UserError(
-                "Sequential fusion needs an input beside the main one: "
-                "name a second in `inputs`, or set fusion.method to unimodal."
-            )
-        if config.inputs[main].encoder.tuning == "prompt":
-            raise UserError(
-                f"The main input '{main}' is prompted by the fusion: "
-                f"set inputs.{main}.encoder.tuning to frozen or full."
-            )
-        if not encoders[main].layer_dims:
-            raise UserError(
-                f"The encoder of the main input '{main}' takes no prompts: make another the main one."
-            )
+        require_guided(config, encoders)
         prompts = FusionPrompts(
             encoders[main].layer_dims,
             {name: encoders[name].pooled_dim for name in config.complementary},

@@ -11,6 +11,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from mope.metrics import deciding_metric
 from mope.run import add_metrics, read_metrics
 from mope.studies.study import Cell, Study, cells
 from mope.studies.table import build_table, write_table
-from mope.tasks import build_task
+from mope.tasks import any_task
 from mope.training import CHECKPOINTS
 
 TEST = "test"
@@ -83,7 +84,7 @@ def compare(
 
 def _check_metrics(study: Study, cell: Cell) -> None:
     """Find out before the first run whether the task has the metrics that are asked for."""
-    task = build_task(cell.config.task, ["a", "b"] if cell.config.task != "regression" else ["a"])
+    task = any_task(cell.config.task)
     for name in study.metrics or []:
         deciding_metric(task, name)
 
@@ -100,11 +101,15 @@ def _run(todo: Sequence[Cell], waiting: Sequence[int], workers: int | None, plug
     gpus = torch.cuda.device_count()
     workers = workers or max(1, gpus)
     threads = max(1, (os.cpu_count() or 1) // workers)
+    # Each run takes a device and gives it back, so that no GPU waits while another has two runs.
+    devices: SimpleQueue[str | None] = SimpleQueue()
+    for place in range(workers):
+        devices.put(f"cuda:{place % gpus}" if gpus > 1 else None)
     with ThreadPoolExecutor(workers) as pool:
-        futures = {}
-        for turn, place in enumerate(waiting):
-            device = f"cuda:{turn % gpus}" if gpus > 1 else None
-            futures[pool.submit(_in_process, todo[place], device, threads, tuple(plugins))] = place
+        futures = {
+            pool.submit(_in_process, todo[place], devices, threads, tuple(plugins)): place
+            for place in waiting
+        }
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -113,13 +118,16 @@ def _run(todo: Sequence[Cell], waiting: Sequence[int], workers: int | None, plug
             raise
 
 
-def _in_process(cell: Cell, device: str | None, threads: int, plugins: tuple[str, ...]) -> Outcome:
+def _in_process(
+    cell: Cell, devices: "SimpleQueue[str | None]", threads: int, plugins: tuple[str, ...]
+) -> Outcome:
     """Run a cell in a process of its own and wait for it; even one that is killed has an outcome."""
-    started = time.monotonic()
+    started, device = time.monotonic(), devices.get()
     job = (cell.config.model_dump(), device, threads, plugins, os.getpid())
     process = get_context("spawn").Process(target=run_cell, args=job)
     process.start()
     process.join()
+    devices.put(device)
     seconds, error = time.monotonic() - started, cell.folder / ERROR
     if error.is_file():
         return Outcome({}, error.read_text(encoding="utf-8").strip().splitlines()[-1], seconds)

@@ -9,8 +9,10 @@ import yaml
 from mope.config import Config
 from mope.errors import UserError
 from mope.files import replacing
+from mope.metrics import deciding_metric
 from mope.studies.compare import Report
-from mope.studies.study import RowConfig, Study, read_tuned, row_config, slug
+from mope.studies.study import RowConfig, Study, row_config, slug
+from mope.tasks import any_task
 from mope.training import CHECKPOINTS, train
 
 RATES = ("training.learning_rate", "training.complementary_learning_rate")
@@ -61,11 +63,12 @@ def _tune_row(study: Study, row: RowConfig, folder: Path, report: Report) -> dic
     import optuna
 
     base = row_config(study, row).with_settings(study.tune.settings, "the study's tune.settings")
+    _, greater = deciding_metric(any_task(base.task), base.training.metric)
     search = optuna.create_study(
         study_name=slug(row.label),
         storage=f"sqlite:///{folder / 'trials.sqlite'}",
         sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=min(4, study.tune.trials)),
-        direction="minimize" if _lower_is_better(base) else "maximize",
+        direction="maximize" if greater else "minimize",
         load_if_exists=True,
     )
     if not search.trials:
@@ -102,14 +105,3 @@ def _tune_row(study: Study, row: RowConfig, folder: Path, report: Report) -> dic
 def _rates(config: Config, factor: float) -> dict[str, float]:
     rates = (config.training.learning_rate, config.training.complementary_learning_rate)
     return {key: float(f"{rate * factor:.3g}") for key, rate in zip(RATES, rates, strict=True)}
-
-
-def _lower_is_better(config: Config) -> bool:
-    from mope.metrics import deciding_metric
-    from mope.tasks import build_task
-
-    task = build_task(config.task, ["a", "b"] if config.task != "regression" else ["a"], "|")
-    return not deciding_metric(task, config.training.metric)[1]
-
-
-__all__ = ["read_tuned", "tune"]
