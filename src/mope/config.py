@@ -172,6 +172,15 @@ class FusionConfig(Section):
     """What a registered method reads."""
 
 
+class SegmentationConfig(Section):
+    """The mask head and its loss; read by referring segmentation alone."""
+
+    channels: PositiveInt = 512
+    """Width inside UperNet."""
+    loss: Literal["cross-entropy", "bce-dice"] = "cross-entropy"
+    """Cross-entropy of each pixel, or with the Dice loss of each mask added."""
+
+
 class TrainingConfig(Section):
     """The optimisation (section IV-B of the paper)."""
 
@@ -206,14 +215,16 @@ class TrainingConfig(Section):
 class Config(Section):
     """Everything a run needs."""
 
-    task: Literal["classification", "multilabel", "regression"] = "classification"
-    """One label per row, any number of labels per row, or a number."""
+    task: Literal["classification", "multilabel", "regression", "referring-segmentation"] = "classification"
+    """One label per row, any number of labels per row, a number, or a mask of the main input's picture."""
     inputs: Annotated[dict[str, InputConfig], Field(min_length=1)]
     """Inputs by name."""
     fusion: FusionConfig
     """How they are fused."""
     data: DataConfig = DataConfig()
     """Where the rows are."""
+    segmentation: SegmentationConfig = SegmentationConfig()
+    """How masks are made."""
     training: TrainingConfig = TrainingConfig()
     """How it is trained."""
     output: Annotated[str, Field(json_schema_extra=PATH)] = "runs/run"
@@ -229,6 +240,8 @@ class Config(Section):
             raise ValueError(
                 f"fusion.top ({self.fusion.top}) is more than fusion.experts ({self.fusion.experts})"
             )
+        if self.task == "referring-segmentation":
+            self._check_picture()
         for name, entry in self.inputs.items():
             if entry.resize and isinstance(entry.size, tuple):
                 raise ValueError(f"inputs.{name}.resize takes a square size, not [height, width]")
@@ -241,6 +254,35 @@ class Config(Section):
                     f"inputs.{name}: an input's name is letters, digits and underscores, not 'labels'"
                 )
         return self
+
+    def _check_picture(self) -> None:
+        main = self.inputs[self.fusion.main]
+        if main.kind != "image":
+            raise ValueError(
+                f"a mask is of a picture, but fusion.main '{self.fusion.main}' is of kind {main.kind}"
+            )
+        if main.resize:
+            raise ValueError(
+                f"inputs.{self.fusion.main}.resize crops the picture, but its mask is wanted whole: drop it"
+            )
+        if main.missing == "learn":
+            raise ValueError(
+                f"inputs.{self.fusion.main}.missing can't be learn: without a picture there's no mask"
+            )
+        if self.training.batch_size == 1:
+            raise ValueError(
+                "training.batch_size must be 2 at least for a mask: its head norms over the batch"
+            )
+
+    @property
+    def picture(self) -> str | None:
+        """Name of the input whose picture the label is a mask of; None for a task without masks."""
+        return self.fusion.main if self.task == "referring-segmentation" else None
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether labels are names, rather than numbers or masks."""
+        return self.task in ("classification", "multilabel")
 
     @property
     def complementary(self) -> list[str]:

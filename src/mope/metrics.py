@@ -11,8 +11,7 @@ def compute_metrics(task: Task, logits: Tensor, targets: Tensor) -> dict[str, fl
 
     Args:
         task: says which, on torchmetrics.
-        logits: (N, C), on the CPU.
-        targets: what `Task.targets` gave for the same rows.
+        logits, targets: what `Task.condense` gave of logits and targets, joined over batches, on the CPU.
     """
     metrics = task.metrics()
     metrics.update(task.predictions(logits.float()), targets)

@@ -20,7 +20,7 @@ from mope.encoders.weights import empty_encoder
 from mope.errors import UserError
 from mope.files import replacing
 from mope.fusion import FUSIONS, Fusion
-from mope.heads import LinearHead
+from mope.heads import LinearHead, MaskHead
 from mope.prompts import importance_loss
 from mope.tasks import Task, build_task
 
@@ -33,7 +33,7 @@ class ModelOutput:
     """What a model makes of a batch.
 
     Attributes:
-        logits: (B, C).
+        logits: (B, C); (B, H, W) of a task over pixels.
         scores: routing scores of each layer, (B, k) each; empty for a method without a router.
         loss: the task's loss plus the weighted importance loss; None without labels.
         losses: its parts by name, unweighted.
@@ -60,7 +60,14 @@ class FusionModel(nn.Module):
         self.fusion = fusion
         self.task = task
         self._pixel_settings: dict[str, ImageSettings] = {}
-        self.head = LinearHead(fusion.feature_dim, task.outputs)
+        self.head = self._head()
+
+    def _head(self) -> nn.Module:
+        if not self.task.dense:
+            return LinearHead(self.fusion.feature_dim, self.task.outputs)
+        self.fusion.give_maps()
+        encoder = self.fusion.encoder(self.fusion.main).encoder
+        return MaskHead(encoder.map_dims, self.settings.segmentation.channels, encoder.plain)
 
     @classmethod
     def build(
@@ -80,7 +87,7 @@ class FusionModel(nn.Module):
             kind = config.inputs[name].kind
             if encoder.kind != kind:
                 raise UserError(f"inputs.{name} holds {kind}s, but its encoder reads {encoder.kind}s.")
-        task = build_task(config.task, labels, config.data.separator)
+        task = build_task(config, labels)
         return cls(config, method.build(config, encoders), task)
 
     def forward(self, labels: Tensor | None = None, **batch: Any) -> ModelOutput:
@@ -91,7 +98,11 @@ class FusionModel(nn.Module):
             batch: the encoder's inputs by input name.
         """
         output = self.fusion({name: self._normed(name, inputs) for name, inputs in batch.items()})
-        logits = self.head(output.features)
+        if self.task.dense:
+            size = tuple(batch[self.fusion.main]["pixel_values"].shape[-2:])
+            logits = self.head(output.maps, size)
+        else:
+            logits = self.head(output.features)
         if labels is None:
             return ModelOutput(logits, output.scores)
         fusion = self.settings.fusion

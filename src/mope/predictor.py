@@ -1,9 +1,6 @@
 """Load a run and predict rows: no trainer, and no table needed."""
 
-import csv
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,34 +11,15 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mope.data.dataset import RowDataset, collate
-from mope.data.decode import BadCell, is_missing
+from mope.data.decode import BadCell, is_missing, picture_size
 from mope.data.readers import Reader, build_readers
 from mope.data.splits import Report, check_split, open_splits
-from mope.data.table import Table, dataset_of, open_table
+from mope.data.table import Table, open_table
 from mope.device import autocast, pick_device
 from mope.errors import UserError
-from mope.files import replacing
 from mope.metrics import compute_metrics
 from mope.model import FusionModel
-
-FORMATS = (".csv", ".jsonl", ".parquet")
-
-
-@dataclass
-class Prediction:
-    """What a run says of one row.
-
-    Attributes:
-        label: the predicted label: a text, a list of texts (multi-label) or a number (regression).
-        probabilities: by label; empty for a regression.
-        routing: scores of each layer's experts, (L, k); empty for a method without a router.
-        error: why the row can't be used; then the rest is empty.
-    """
-
-    label: Any = None
-    probabilities: dict[str, float] = field(default_factory=dict)
-    routing: list[list[float]] = field(default_factory=list)
-    error: str | None = None
+from mope.predictions import Prediction
 
 
 class _Tolerant(Dataset):
@@ -102,7 +80,7 @@ class Predictor:
             if batch is None:
                 continue
             logits, scores = self._forward(batch)
-            labels = self.model.task.decide(logits)
+            labels = self.model.task.decide(logits, self._sizes(source, places))
             probabilities = self.model.task.probabilities(logits).tolist()
             for i, place in enumerate(places):
                 predictions[place] = Prediction(
@@ -112,16 +90,27 @@ class Predictor:
                 )
         return predictions
 
-    def logits(self, table: Table) -> tuple[Tensor, Tensor]:
-        """Logits (N, C) and targets of a table whose rows can all be used."""
+    def _sizes(self, rows: Table, places: Sequence[int]) -> list[tuple[int, int]] | None:
+        """(height, width) of rows' pictures, where masks are wanted."""
+        if self.settings.picture is None:
+            return None
+        column = self.readers[self.settings.picture].column
+        return [picture_size(rows[place][column], rows.folder) for place in places]
+
+    def outcomes(self, table: Table) -> tuple[Tensor, Tensor]:
+        """What `Task.condense` gives of the logits and targets of a table whose rows can all be used."""
         task = self.model.task
-        dataset = RowDataset(table, self.readers, task, self.settings.data.label)
+        dataset = RowDataset(
+            table, self.readers, task, self.settings.data.label, picture=self.settings.picture
+        )
         parts, targets = [], []
         for _, batch, errors in self._batches(dataset):
             if errors or batch is None:
                 raise UserError(f"{table.name} has rows that can't be used: check it first.")
-            targets.append(batch.pop("labels"))
-            parts.append(self._forward(batch)[0])
+            labels = batch.pop("labels")
+            found, wanted = task.condense(self._forward(batch)[0], labels)
+            parts.append(found)
+            targets.append(wanted)
         return torch.cat(parts), torch.cat(targets)
 
     @torch.inference_mode()
@@ -208,7 +197,7 @@ def evaluate(
         table = splits["test"]
     columns = {settings.inputs[name].column: settings.inputs[name].kind for name in predictor.readers}
     table = check_split(settings, table, columns, predictor.model.task.encode, report)
-    logits, targets = predictor.logits(table)
+    logits, targets = predictor.outcomes(table)
     task = predictor.model.task
     result: dict[str, Any] = {**compute_metrics(task, logits, targets), "rows": len(table)}
     if by_pattern:
@@ -226,49 +215,3 @@ def _pattern(row: Mapping[str, Any], readers: Mapping[str, Reader]) -> str:
     """Names of the inputs that a row has, such as `image+text`."""
     there = [name for name, reader in readers.items() if not is_missing(row.get(reader.column))]
     return "+".join(there) or "none"
-
-
-def write_predictions(
-    predictions: Sequence[Prediction], file: Path, classes: Sequence[str], routing: bool = False
-) -> None:
-    """Write predictions as CSV, JSONL or Parquet, by the file's name: one row each, in order.
-
-    Columns: `label`; `probability_LABEL` for each class; with `routing`, `routing_layerI_expertJ`; `error`.
-
-    Raises:
-        UserError: the name ends in none of the formats.
-    """
-    suffix = file.suffix.lower()
-    if suffix not in FORMATS:
-        raise UserError(f"Can't write {file}: name a {', '.join(FORMATS)} file.")
-    shape = next((p.routing for p in predictions if p.routing), []) if routing else []
-    names = [
-        f"routing_layer{i}_expert{j}" for i, layer in enumerate(shape, 1) for j in range(1, len(layer) + 1)
-    ]
-    rows = []
-    for prediction in predictions:
-        scores = [score for layer in prediction.routing for score in layer] if routing else []
-        rows.append(
-            {
-                "label": prediction.label,
-                **{f"probability_{name}": prediction.probabilities.get(name) for name in classes},
-                **dict(zip(names, scores or [None] * len(names), strict=True)),
-                "error": prediction.error,
-            }
-        )
-    with replacing(file) as draft:
-        if suffix == ".parquet":
-            dataset_of(rows).to_parquet(str(draft))
-        elif suffix == ".jsonl":
-            draft.write_text(
-                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-            )
-        else:
-            with draft.open("w", encoding="utf-8", newline="") as stream:
-                writer = csv.DictWriter(stream, list(rows[0]) if rows else ["label", "error"])
-                writer.writeheader()
-                writer.writerows({**row, "label": _cell(row["label"])} for row in rows)
-
-
-def _cell(label: Any) -> Any:
-    return "|".join(label) if isinstance(label, list) else label

@@ -93,11 +93,11 @@ class FusionTrainer(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, logits (B, C) and targets of a batch."""
+        """Loss, and what metrics need of a batch's logits and targets."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, output = self.compute_loss(model, inputs, return_outputs=True)
-        return loss.detach(), output.logits.detach(), inputs["labels"]
+        return loss.detach(), *self.fusion_model.task.condense(output.logits.detach(), inputs["labels"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as usual; with an evaluation, add what the epoch was like and say it in a line."""

@@ -134,12 +134,12 @@ def _prepare(
     checked = {
         split: check_split(config, splits[split], columns, model.task.encode, report) for split in _SPLITS
     }
-    values = [model.task.encode(value) for value in checked["train"].column(label)]
+    values = (model.task.encode(value) for value in checked["train"].column(label))
     model.task.fit(values, config.data.class_weights)
     readers = build_readers(needed)
     _say_cut_texts(readers, checked["train"], report)
     return model, {
-        split: RowDataset(table, readers, model.task, label, train=split == "train")
+        split: RowDataset(table, readers, model.task, label, train=split == "train", picture=config.picture)
         for split, table in checked.items()
     }
 
@@ -232,6 +232,8 @@ def _arguments(
         use_cpu=device.type == "cpu",
         dataloader_num_workers=config.data.workers,
         dataloader_pin_memory=device.type == "cuda",
+        # UperNet norms over the batch: a last batch of one row would have nothing to be normed by.
+        dataloader_drop_last=config.picture is not None and rows % settings.batch_size == 1,
         remove_unused_columns=False,
         label_names=["labels"],
         disable_tqdm=True,

@@ -40,9 +40,10 @@ def add(verbs: Any) -> None:
     verb.add_argument("--level", choices=("easy", "full"), default="easy", help="a dozen kinds, or hundreds")
     verb.add_argument(
         "--task",
-        choices=("questions", "entailment"),
+        choices=("questions", "entailment", "segmentation"),
         default="questions",
-        help="questions about a picture, or sentences that it entails, contradicts or leaves open",
+        help="questions about a picture, sentences that it entails, contradicts or leaves open, or phrases "
+        "and the masks of what they mean",
     )
     for split, count in (("train", 3000), ("validation", 300), ("test", 1000)):
         verb.add_argument(
@@ -90,7 +91,7 @@ def data_describe(options: argparse.Namespace) -> None:
         if not tables:
             raise UserError(f"The config {options.file} names no tables.")
         columns = {entry.column: entry.kind for entry in config.inputs.values()}
-        label = config.data.label
+        label = config.data.label if config.has_classes else None
     else:
         table = open_table(options.file, not options.untrusted, options.encoding)
         guessed = {name: kind for name, kind in guess_columns(table).items() if name != label}
@@ -212,4 +213,9 @@ def data_scenes(options: argparse.Namespace) -> None:
         for split, entry in manifest["splits"].items()
     ]
     print_table(["split", "pictures", "rows", "labels"], rows)
+    if (constants := manifest["splits"]["test"].get("constants")) is not None:
+        best = max(constants, key=lambda name: (constants[name], name != "best"))
+        print(
+            f"The best answer that doesn't read the phrase, {best}, has mIoU {constants[best]:.3f} on test."
+        )
     print(f"The scenes are in {options.out}. {manifest['licence']}")

@@ -43,6 +43,13 @@ def add(verbs: Any) -> None:
         "--routing", action="store_true", help="add the routing scores of every layer and expert"
     )
     verb.add_argument("--rows", type=int, metavar="N", help="only the first N rows")
+    verb.add_argument("--masks", metavar="FOLDER", help="write each predicted mask as a PNG")
+    verb.add_argument(
+        "--overlays", metavar="FOLDER", help="write each picture with its mask, and a page of them"
+    )
+    verb.add_argument(
+        "--beside", metavar="RUN", action="append", default=[], help="show this run's masks on the page too"
+    )
     add_table(verb)
     add_plugin(verb)
     verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
@@ -150,7 +157,8 @@ def _number(value: Any) -> str:
 def predict(options: argparse.Namespace) -> None:
     """`mope predict RUN FILE`."""
     from mope.data.table import open_table
-    from mope.predictor import FORMATS, Predictor, write_predictions
+    from mope.predictions import FORMATS, write_masks, write_overlays, write_predictions
+    from mope.predictor import Predictor
 
     load_plugins(options)
     out = Path(options.out) if options.out else None
@@ -160,10 +168,25 @@ def predict(options: argparse.Namespace) -> None:
     if options.rows is not None:
         table = table.select(range(min(options.rows, len(table))))
     predictor = Predictor(options.run, device=options.device, workers=1)
+    settings = predictor.settings
+    if (options.masks or options.overlays) and settings.picture is None:
+        raise UserError("--masks and --overlays are for a run of referring-segmentation, which this isn't.")
+    if options.beside and not options.overlays:
+        raise UserError("--beside is for the page that --overlays FOLDER writes.")
     predictions = predictor.predict(table)
     bad = [(number, p.error) for number, p in zip(table.numbers, predictions, strict=True) if p.error]
     if out is not None:
         write_predictions(predictions, out, predictor.model.task.classes, options.routing)
+    if options.masks:
+        write_masks(predictions, table.numbers, Path(options.masks))
+    if options.overlays and settings.picture is not None:
+        runs = {Path(options.run).name: predictions}
+        for other in options.beside:
+            runs[Path(other).name] = Predictor(other, device=options.device, workers=1).predict(table)
+        texts = [entry.column for entry in settings.inputs.values() if entry.kind == "text"]
+        picture, label = settings.inputs[settings.picture].column, settings.data.label
+        truth = label if label in table.columns else None
+        write_overlays(runs, table, picture, texts, Path(options.overlays), truth)
     if options.json:
         print(json.dumps([_as_json(p, options.routing) for p in predictions], indent=2, ensure_ascii=False))
     elif out is not None:
@@ -199,6 +222,8 @@ def _as_json(prediction: Any, routing: bool) -> dict[str, Any]:
 def _shown(label: Any) -> str:
     if label is None:
         return "-"
+    if isinstance(label, dict):
+        return f"a mask of {label['size'][1]} x {label['size'][0]} pixels"
     return (
         ", ".join(label)
         if isinstance(label, list)
@@ -214,7 +239,7 @@ def params(options: argparse.Namespace) -> None:
     from mope.model import empty_model
 
     config = _config(options)
-    labels = config.data.labels or (["label"] if config.task == "regression" else None)
+    labels = config.data.labels or (None if config.has_classes else [config.data.label])
     if labels is None:
         labels = label_names(config, open_splits(config)["train"]) if config.data.train else None
     if labels is None:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mope.data.decode import OPENERS, BadCell, is_missing
+from mope.data.masks import require_size
 from mope.data.table import Table
 from mope.errors import UserError
 
@@ -47,9 +49,11 @@ class _Rows(Dataset):
         table: Table,
         columns: Mapping[str, str],
         label: str | None,
-        encode: Callable[[Any], Any] | None,
+        encode: Callable[[Any, Path], Any] | None,
         missing: Mapping[str, str],
+        picture: str | None,
     ):
+        self.picture = picture
         self.table, self.columns, self.label, self.encode = table, columns, label, encode
         self.missing = missing
 
@@ -58,18 +62,22 @@ class _Rows(Dataset):
 
     def __getitem__(self, index: int) -> list[Problem]:
         row, number = self.table[index], self.table.numbers[index]
-        found = []
+        found, size = [], None
         for column, kind in self.columns.items():
             policy, empty = self.missing.get(column, "refuse"), is_missing(row.get(column))
             if empty and policy == "learn":
                 continue
             try:
-                OPENERS[kind](row[column], self.table.folder)
+                opened = OPENERS[kind](row[column], self.table.folder)
+                if column == self.picture:
+                    size = opened.size[::-1]
             except BadCell as error:
                 found.append(Problem(number, column, str(error), empty and policy == "drop"))
         if self.label is not None and self.encode is not None:
             try:
-                self.encode(row[self.label])
+                target = self.encode(row[self.label], self.table.folder)
+                if size is not None:
+                    require_size(target, size)
             except ValueError as error:
                 found.append(Problem(number, self.label, str(error)))
         return found
@@ -79,9 +87,10 @@ def find_problems(
     table: Table,
     columns: Mapping[str, str],
     label: str | None = None,
-    encode: Callable[[Any], Any] | None = None,
+    encode: Callable[[Any, Path], Any] | None = None,
     workers: int = 0,
     missing: Mapping[str, str] | None = None,
+    picture: str | None = None,
 ) -> list[Problem]:
     """Read every row, with a progress bar, and list what is wrong, in order.
 
@@ -92,11 +101,12 @@ def find_problems(
         encode: raises ValueError for a label that can't be used, see `Task.encode`.
         workers: processes that read.
         missing: what to do with empty cells, by column: "refuse" (default), "drop" or "learn".
+        picture: column of the pictures that the labels are masks of, if they are.
     """
     needed = [column for column in columns if (missing or {}).get(column) != "learn"]
     table.require(*needed, *([label] if label else []))
     loader = DataLoader(
-        _Rows(table, columns, label, encode, missing or {}),
+        _Rows(table, columns, label, encode, missing or {}, picture),
         batch_size=64,
         num_workers=workers if len(table) >= 1000 else 0,
         collate_fn=_flatten,

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from mope.data.readers import Reader
+from mope.data.readers import ImageReader, Reader
 from mope.data.table import Table
 from mope.tasks import Task
 
@@ -22,6 +22,8 @@ class RowDataset(Dataset):
         task: encodes labels; None to leave them out.
         label: the label's column.
         train: whether to augment.
+        picture: name of the input whose picture the label is a mask of, so that both are turned alike; None
+            for a label that is none.
     """
 
     def __init__(
@@ -31,12 +33,14 @@ class RowDataset(Dataset):
         task: Task | None = None,
         label: str | None = None,
         train: bool = False,
+        picture: str | None = None,
     ):
         # A column of which every cell may be missing may be missing itself.
         table.require(*(reader.column for reader in readers.values() if not reader.learns))
         if task is not None and label is not None:
             table.require(label)
         self.table, self.readers, self.task, self.label, self.train = table, readers, task, label, train
+        self.picture = picture
 
     def __len__(self) -> int:
         return len(self.table)
@@ -49,12 +53,18 @@ class RowDataset(Dataset):
         return [self._sample(row) for row in self.table.rows_at(indices)]
 
     def _sample(self, row: dict[str, Any]) -> dict[str, Any]:
-        sample = {
-            name: reader.sample(row.get(reader.column), self.table.folder, self.train)
-            for name, reader in self.readers.items()
-        }
+        folder = self.table.folder
+        sample: dict[str, Any] = {}
+        target: Any = None
         if self.task is not None and self.label is not None:
-            sample["labels"] = self.task.encode(row[self.label])
+            target = sample["labels"] = self.task.encode(row[self.label], folder)
+        for name, reader in self.readers.items():
+            cell = row.get(reader.column)
+            if name == self.picture and target is not None:
+                assert isinstance(reader, ImageReader)
+                sample[name], sample["labels"] = reader.read_pair(cell, target, folder, self.train)
+            else:
+                sample[name] = reader.sample(cell, folder, self.train)
         return sample
 
 

@@ -26,6 +26,10 @@ MAX_PIXELS = 64_000_000
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 
 
+_ORIENTATION = 0x0112
+"""Tag of EXIF's note which way is up; from 5 on the picture lies on its side."""
+
+
 class BadCell(ValueError):
     """A cell that can't be used; the message says why."""
 
@@ -39,7 +43,7 @@ def is_missing(cell: Any) -> bool:
     return cell is None or (isinstance(cell, str | bytes) and not cell.strip())
 
 
-def _source(cell: Any, folder: Path, kind: str) -> Path | io.BytesIO:
+def source_of(cell: Any, folder: Path, kind: str) -> Path | io.BytesIO:
     """The file or the bytes that a cell names or holds.
 
     Raises:
@@ -95,7 +99,7 @@ def open_image(cell: Any, folder: Path) -> Image.Image:
     """
     if isinstance(cell, Image.Image):
         return _to_rgb(cell)
-    file = _source(cell, folder, "image")
+    file = source_of(cell, folder, "image")
     try:
         # Pillow's own bomb check would warn at half its limit and raise at twice that; ours is one limit.
         with Image.open(file) as image:
@@ -121,7 +125,7 @@ def open_pixels(cell: Any, folder: Path) -> Tensor:
         BadCell: see `open_image`.
     """
     if not isinstance(cell, Image.Image):
-        source = _source(cell, folder, "image")
+        source = source_of(cell, folder, "image")
         content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
         if content.startswith(b"\xff\xd8") and (found := _decode_jpeg(content)) is not None:
             return found
@@ -145,6 +149,27 @@ def _decode_jpeg(content: bytes) -> Tensor | None:
         return found if isinstance(found, Tensor) else None
     except (RuntimeError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
+
+
+def picture_size(cell: Any, folder: Path) -> tuple[int, int]:
+    """(height, width) of an image cell, upright; its pixels aren't decoded.
+
+    Raises:
+        BadCell: it is missing or no image.
+    """
+    if isinstance(cell, Image.Image):
+        upright = ImageOps.exif_transpose(cell)
+        return upright.height, upright.width
+    try:
+        with Image.open(source_of(cell, folder, "image")) as image:
+            turned = image.getexif().get(_ORIENTATION, 1) in range(5, 9)
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Image.DecompressionBombError:
+        raise BadCell(f"huge image: at most {MAX_PIXELS:,} pixels are decoded") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, BadCell):
+            raise
+        raise BadCell("wrong type: not an image this library reads") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -200,7 +225,7 @@ def open_audio(
         import soxr
     except ImportError:
         raise UserError("Audio takes the packages soundfile and soxr: pip install 'mope[audio]'.") from None
-    source = _source(cell, folder, "audio")
+    source = source_of(cell, folder, "audio")
     try:
         with soundfile.SoundFile(source) as file:
             own = file.samplerate
@@ -285,7 +310,7 @@ def open_video(cell: Any, folder: Path, frames: int = FRAMES) -> list[Image.Imag
         import av.error
     except ImportError:
         raise UserError("Video takes the package av: pip install 'mope[video]'.") from None
-    source = _source(cell, folder, "video")
+    source = source_of(cell, folder, "video")
     try:
         count = _count_frames(source)
         wanted = [int((part + 0.5) * count / frames) for part in range(frames)]

@@ -6,6 +6,7 @@ batch. A new kind is a new reader in `READERS`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,23 @@ import numpy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers import Wav2Vec2FeatureExtractor
 
 from mope.config import InputConfig
 from mope.data.cache import PixelCache, content_key
-from mope.data.decode import FRAMES, is_missing, open_audio, open_pixels, open_text, open_video, reduce_noise
+from mope.data.decode import (
+    FRAMES,
+    is_missing,
+    open_audio,
+    open_pixels,
+    open_text,
+    open_video,
+    picture_size,
+    reduce_noise,
+)
+from mope.data.masks import Mask, require_size
 from mope.encoders.packages import cache_folder
 from mope.encoders.preparation import image_settings, load_extractor, load_tokenizer
 from mope.encoders.tuning import PRESENT
@@ -95,8 +107,8 @@ class ImageReader(Reader):
         self.transform = v2.Compose(steps) if len(steps) > 1 else steps[0]
         name = f"{self.size[0]}x{self.size[1]}-{config.resize or 'whole'}"
         self.cache = PixelCache(cache_folder() / "images" / f"{name}.sqlite") if config.cache else None
-        augment = [v2.RandAugment(num_ops=2, magnitude=5)] if config.augment == "randaugment" else []
-        self.train_transform = v2.Compose([*augment, *steps])
+        self.augment = _RandAugment(num_ops=2, magnitude=5) if config.augment == "randaugment" else None
+        self.train_transform = v2.Compose([self.augment, *steps]) if self.augment else self.transform
 
     def read(self, cell: Any, folder: Path, train: bool = False) -> Tensor:
         if self.cache is not None and (key := content_key(cell, folder)) is not None:
@@ -108,6 +120,21 @@ class ImageReader(Reader):
         transform = self.train_transform if train else self.transform
         return transform(open_pixels(cell, folder))
 
+    def read_pair(self, cell: Any, mask: Mask, folder: Path, train: bool = False) -> tuple[Tensor, Tensor]:
+        """A picture as `read`, and its mask (height, width) turned and resized as the picture was.
+
+        Raises:
+            BadCell: the picture can't be used, or the mask is of another size.
+        """
+        require_size(mask, picture_size(cell, folder))
+        inside = tv_tensors.Mask(torch.from_numpy(mask).to(torch.uint8)[None])
+        if train and self.augment is not None:
+            picture, inside = self.augment(tv_tensors.Image(open_pixels(cell, folder)), inside)
+            pixels = self.transform(picture.as_subclass(Tensor))
+        else:
+            pixels = self.read(cell, folder)
+        return pixels, self.transform(inside)[0].as_subclass(Tensor)
+
     def blank(self) -> Tensor:
         grey = (255 * self.mean).round().to(torch.uint8).view(3, 1, 1)
         return grey.expand(3, *self.size).contiguous()
@@ -116,6 +143,33 @@ class ImageReader(Reader):
         """Pictures as they are, uint8 (B, 3, height, width): the model norms them, where it is."""
         # The decoder's memory has channels last: copied so, it takes half the time.
         return {"pixel_values": torch.stack([s.movedim(0, 2) for s in samples]).movedim(3, 1)}
+
+
+_MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+
+
+class _RandAugment(v2.RandAugment):
+    """torchvision's, which takes no masks, with a mask that is moved as its picture is."""
+
+    def forward(self, *inputs: Any) -> Any:
+        """A picture alone, or a picture and its mask."""
+        if len(inputs) == 1:
+            return super().forward(*inputs)
+        picture: Any = inputs[0]
+        mask: Any = inputs[1]
+        for _ in range(self.num_ops):
+            name, (magnitudes_of, signed) = self._get_random_item(self._AUGMENTATION_SPACE)
+            magnitudes = magnitudes_of(self.num_magnitude_bins, *picture.shape[-2:])
+            magnitude = 0.0 if magnitudes is None else float(magnitudes[self.magnitude])
+            if signed and torch.rand(()) <= 0.5:
+                magnitude = -magnitude
+            step = partial(
+                self._apply_image_or_video_transform, transform_id=name, magnitude=magnitude, fill={}
+            )
+            picture = step(picture, interpolation=self.interpolation)
+            if name in _MOVES:
+                mask = step(mask, interpolation=v2.InterpolationMode.NEAREST)
+        return picture, mask
 
 
 class TextReader(Reader):

@@ -7,7 +7,7 @@ from typing import Any
 
 from mope.config import Config
 from mope.data.check import Problem, find_problems, guess_columns
-from mope.data.splits import label_names, open_splits
+from mope.data.splits import label_names, open_splits, picture_column
 from mope.data.table import open_table
 from mope.errors import UserError
 from mope.tasks import Classification, build_task
@@ -83,11 +83,19 @@ def check_config(file: str | Path) -> list[TableReport]:
     known = label_names(config, splits["train"]) if "train" in splits or config.data.labels else None
     if known is None:
         raise UserError(f"{file} names no training rows and no data.labels, so no label is known.")
-    task = build_task(config.task, known, config.data.separator)
+    task = build_task(config, known)
     columns = {entry.column: entry.kind for entry in config.inputs.values()}
     reports = []
     for table in splits.values():
         missing = {entry.column: entry.missing for entry in config.inputs.values()}
-        problems = find_problems(table, columns, config.data.label, task.encode, config.data.workers, missing)
+        problems = find_problems(
+            table,
+            columns,
+            config.data.label,
+            task.encode,
+            config.data.workers,
+            missing,
+            picture_column(config),
+        )
         reports.append(TableReport(table.name, len(table), {**columns, config.data.label: "label"}, problems))
     return reports

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from mope.config import Config
@@ -78,7 +79,7 @@ def label_names(config: Config, train: Table) -> list[str]:
         UserError: there are fewer than two.
     """
     data = config.data
-    if config.task == "regression":
+    if not config.has_classes:
         return [data.label]
     if data.labels is not None:
         found = list(dict.fromkeys(data.labels))
@@ -96,13 +97,22 @@ def label_names(config: Config, train: Table) -> list[str]:
     return found
 
 
+def picture_column(config: Config) -> str | None:
+    """Column of the pictures that the labels are masks of, if they are."""
+    return None if config.picture is None else config.inputs[config.picture].column
+
+
 def check_split(
-    config: Config, table: Table, columns: Mapping[str, str], encode: Callable[[Any], Any], report: Report
+    config: Config,
+    table: Table,
+    columns: Mapping[str, str],
+    encode: Callable[[Any, Path], Any],
+    report: Report,
 ) -> Table:
     """The rows of a table that can be used, as `data.bad_rows` says."""
     missing = {entry.column: entry.missing for entry in config.inputs.values()}
     problems: list[Problem] = find_problems(
-        table, columns, config.data.label, encode, config.data.workers, missing
+        table, columns, config.data.label, encode, config.data.workers, missing, picture_column(config)
     )
     kept = usable(table, problems, config.data.bad_rows)
     if len(kept) < len(table):

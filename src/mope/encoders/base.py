@@ -18,7 +18,8 @@ class EncoderOutput:
         pooled: global feature (B, D).
         tokens: all tokens of the last layer, normed as the model does, without prompts (B, N, D); of a black
             box its feature as the one token there is.
-        stages: feature maps of a hierarchical encoder's stages, (B, C_s, H_s, W_s) each, if asked for.
+        stages: four feature maps (B, C_s, H_s, W_s), if asked for: of a hierarchical encoder's stages, or of
+            four layers of a plain transformer, evenly spaced.
     """
 
     pooled: Tensor
@@ -34,6 +35,8 @@ class Encoder(nn.Module, ABC):
         layer_dims: width of each layer that asks for prompts; empty where none does.
         pooled_dim: width D of the global feature.
         patch_area: pixels of a patch; 1 without patches.
+        map_dims: widths C_s of the feature maps that it can give; empty for none.
+        plain: whether these are all of one size, that of a plain transformer's patches.
         commit: hub commit of its weights, if they came from the hub.
     """
 
@@ -41,7 +44,12 @@ class Encoder(nn.Module, ABC):
     layer_dims: list[int]
     pooled_dim: int
     patch_area: int = 1
+    map_dims: tuple[int, ...] = ()
+    plain: bool = False
     commit: str | None = None
+
+    def give_maps(self) -> None:
+        """Get ready to be asked for feature maps; only for an encoder with `map_dims`."""
 
     @abstractmethod
     def forward(self, prompts: PromptSource | None = None, **inputs: Any) -> EncoderOutput:

@@ -1,5 +1,9 @@
 """A Hugging Face transformer that asks a prompt source for its prompts."""
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -54,11 +58,14 @@ class TransformerEncoder(Encoder):
         self.backbone: Any = model.get_submodule(family.inner) if family.inner else model
         self.pooling: Pooling = pooling or family.pooling or family.x0
         self._checkpointing = False
+        self._listened: list[int] | None = None
         cast_once(self.backbone)
         self.kind = family.kind
         self.layer_dims = self._install()
         self.pooled_dim = self.layer_dims[-1]
         self.patch_area = _patch_area(self.backbone)
+        self.plain = not hasattr(self.backbone.config, "depths")
+        self.map_dims = self._map_dims() if self.kind == "image" else ()
         self.commit = getattr(model.config, "_commit_hash", None)
 
     def _install(self) -> list[int]:
@@ -77,6 +84,20 @@ class TransformerEncoder(Encoder):
                 windows.share_masks(layer, attention)
             prefix.install(layer, index, family, family.norm if has_norm else None, self.insertion)
         return widths
+
+    def _map_dims(self) -> tuple[int, ...]:
+        if self.plain:
+            return (self.pooled_dim,) * 4 if self.patch_area > 1 else ()
+        depths = self.backbone.config.depths
+        return tuple(self.layer_dims[sum(depths[:stage])] for stage in range(len(depths)))
+
+    def give_maps(self) -> None:
+        """Let a plain transformer's layers be listened to; a hierarchical one gives its stages anyway."""
+        if self.plain and self._listened is None:
+            layers = list(follow(self.backbone, self.family.layers))
+            self._listened = [max(0, math.ceil((part + 1) * len(layers) / 4) - 1) for part in range(4)]
+            for index in set(self._listened):
+                layers[index].register_forward_hook(partial(_hear, index))
 
     def gradient_checkpointing(self) -> None:
         """Compute activations again in the backward pass instead of keeping them.
@@ -109,14 +130,14 @@ class TransformerEncoder(Encoder):
 
         Args:
             prompts: asked once per layer for that layer's prompts; None for the bare model.
-            stages: whether to give the feature map of each stage, where the encoder has stages.
+            stages: whether to give feature maps, after `give_maps`.
             inputs: the model's own inputs: `pixel_values` (B, 3, H, W), or `input_ids` and
                 `attention_mask` (B, N), or `input_values` (B, samples) or `input_features` (B, bins, frames).
         """
         arguments = {**self.family.call, **inputs}
-        if stages:
-            if not hasattr(self.backbone.config, "depths"):
-                raise UserError(f"Models of type '{self.backbone.config.model_type}' have no stages.")
+        if (stages and not self.map_dims) or (stages and self.plain and self._listened is None):
+            raise UserError("This encoder gives no feature maps, or hasn't been asked to by `give_maps`.")
+        if stages and not self.plain:
             arguments |= {"output_hidden_states": True, "output_hidden_states_before_downsampling": True}
         attention = self.backbone.config._attn_implementation
         if prompts is not None and self.insertion == "prefix" and attention != prefix.ATTENTION:
@@ -126,11 +147,12 @@ class TransformerEncoder(Encoder):
             )
         if prompts is not None and not self.family.relay:
             arguments[prefix.SOURCE] = prompts
-        if self.family.relay:
-            with prefix.relayed(prompts):
+        with _listening() as heard:
+            if self.family.relay:
+                with prefix.relayed(prompts):
+                    output = self.backbone(**arguments)
+            else:
                 output = self.backbone(**arguments)
-        else:
-            output = self.backbone(**arguments)
         tokens = output.last_hidden_state
         if self.pooling == "pooler":
             pooled = output.pooler_output
@@ -138,9 +160,20 @@ class TransformerEncoder(Encoder):
             pooled = prefix.global_feature(
                 tokens, self.pooling, self._real(tokens, inputs.get("attention_mask"))
             )
-        # The first map is the stem's.
-        maps = output.reshaped_hidden_states[1:] if stages else ()
-        return EncoderOutput(pooled, tokens, tuple(maps))
+        maps: tuple[Tensor, ...] = ()
+        if stages and self.plain:
+            height, width = inputs["pixel_values"].shape[-2:]
+            maps = tuple(self._map(heard[index], height, width) for index in self._listened or ())
+        elif stages:
+            maps = tuple(output.reshaped_hidden_states[1:])  # the first map is the stem's
+        return EncoderOutput(pooled, tokens, maps)
+
+    def _map(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """Tokens (B, N, D) of a picture as a map (B, D, rows, columns); other tokens stand before its own."""
+        rows, columns = (
+            n // size for n, size in zip((height, width), _patch_size(self.backbone), strict=True)
+        )
+        return tokens[:, -rows * columns :].transpose(1, 2).unflatten(2, (rows, columns))
 
     def _real(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:
         """Which tokens are real, (B, N), from the mask of the inputs."""
@@ -157,9 +190,33 @@ def _family(model: PreTrainedModel) -> Family:
     return family
 
 
+_heard: ContextVar[dict[int, Tensor] | None] = ContextVar("mope_heard", default=None)
+
+
+@contextmanager
+def _listening() -> Iterator[dict[int, Tensor]]:
+    """Take the outputs of the layers that are listened to, in this pass alone."""
+    found: dict[int, Tensor] = {}
+    token = _heard.set(found)
+    try:
+        yield found
+    finally:
+        _heard.reset(token)
+
+
+def _hear(index: int, layer: Any, args: tuple, output: Any) -> None:
+    if (found := _heard.get()) is not None:
+        found[index] = output[0] if isinstance(output, tuple) else output
+
+
 def _patch_area(model: Any) -> int:
+    height, width = _patch_size(model)
+    return height * width
+
+
+def _patch_size(model: Any) -> tuple[int, int]:
     size = getattr(model.config, "patch_size", None)
     if size is None and hasattr(model, "timm_model"):
         size = model.timm_model.patch_embed.patch_size
     height, width = size if isinstance(size, tuple | list) else (size or 1, size or 1)
-    return height * width
+    return height, width

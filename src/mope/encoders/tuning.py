@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -90,13 +90,18 @@ class TunedEncoder(nn.Module):
         self.encoder.train(mode and self.tuning == "full")
         return self
 
-    def forward(self, inputs: Mapping[str, Tensor], prompts: PromptSource | None = None) -> EncoderOutput:
+    def forward(
+        self, inputs: Mapping[str, Tensor], prompts: PromptSource | None = None, maps: bool = False
+    ) -> EncoderOutput:
         """Encode a batch; without a source the encoder's own prompts are used, if it has any.
 
         With one the encoder is the main one: where its input isn't there it sees a blank, and what the source
-        tells it. Without, the stand-in takes the place of its feature and tokens.
+        tells it. Without, the stand-in takes the place of its feature and tokens. With `maps` there are
+        feature maps too.
         """
         inputs, present = _split(inputs)
+        if maps:
+            inputs["stages"] = True
         output = self.encoder(**inputs, prompts=self.prompts if prompts is None else prompts)
         if self.stand_in is None or present is None or prompts is not None:
             return output
@@ -130,7 +135,7 @@ class TunedEncoder(nn.Module):
         return self._stand_in(feature, present)
 
 
-def _split(inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
+def _split(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
     """The encoder's inputs, and which rows are there."""
     rest = dict(inputs)
     present = rest.pop(PRESENT, None)

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -61,11 +61,13 @@ class FusionOutput:
         features: fused global feature (B, D).
         tokens: tokens of the main encoder (B, N, D).
         scores: routing scores of each layer, (B, k) each; empty for a method without a router.
+        maps: four feature maps of the main encoder (B, C_s, H_s, W_s), if asked for.
     """
 
     features: Tensor
     tokens: Tensor
     scores: list[Tensor] = field(default_factory=list)
+    maps: tuple[Tensor, ...] = ()
 
 
 class Fusion(nn.Module, ABC):
@@ -75,10 +77,14 @@ class Fusion(nn.Module, ABC):
         encoders: `TunedEncoder`s by input name.
         main: name of the main input. Whatever doesn't belong to another input's encoder is trained with the
             main learning rate.
+        has_maps: whether the method's feature is the main encoder's, so that its maps are fused as well.
+        gives_maps: whether they are asked for.
     """
 
     encoders: nn.ModuleDict
     main: str
+    has_maps: ClassVar[bool] = False
+    gives_maps: bool = False
 
     @property
     def feature_dim(self) -> int:
@@ -92,6 +98,26 @@ class Fusion(nn.Module, ABC):
     def feature(self, name: str, batch: Batch) -> Tensor:
         """The global feature (B, D) of an input alone; from disk, if it is kept there."""
         return self.encoder(name).feature(batch[name])
+
+    def give_maps(self) -> None:
+        """Give feature maps from now on.
+
+        Raises:
+            UserError: the method or its main encoder has none.
+        """
+        inner = self.encoder(self.main).encoder
+        if not self.has_maps:
+            raise UserError(
+                "A mask needs a fusion whose main encoder is guided: "
+                "set fusion.method to sequential, inputs or unimodal."
+            )
+        if len(inner.map_dims) != 4:
+            raise UserError(
+                f"The encoder of the main input '{self.main}' gives no four feature maps, of which a mask is "
+                "made: take a Swin or a plain vision transformer."
+            )
+        inner.give_maps()
+        self.gives_maps = True
 
     def missing(self, batch: Batch) -> dict[str, Tensor]:
         """Rows (B,), boolean, of each input that may be missing, where it is."""

@@ -40,6 +40,8 @@ class Inputs(Fusion):
         dropout: dropout probability on the prompts.
     """
 
+    has_maps = True
+
     def __init__(
         self,
         encoders: Mapping[str, TunedEncoder],
@@ -91,8 +93,8 @@ class Inputs(Fusion):
     def forward(self, batch: Batch) -> FusionOutput:
         found = [self._tokens(name, batch) for name in self.encoders if name != self.main]
         source = InputSource(list(self.prompts), torch.cat(found, dim=1), self.deep, self.blind, self.dropout)
-        output = self.encoders[self.main](batch[self.main], prompts=source)
-        return FusionOutput(output.pooled, output.tokens)
+        output = self.encoders[self.main](batch[self.main], prompts=source, maps=self.gives_maps)
+        return FusionOutput(output.pooled, output.tokens, maps=output.stages)
 
     def _tokens(self, name: str, batch: Batch) -> Tensor:
         """Tokens (B, n, d) of one of the other inputs."""

@@ -23,6 +23,8 @@ class Sequential(Fusion):
         prompts: the prompts of the main encoder.
     """
 
+    has_maps = True
+
     def __init__(self, encoders: Mapping[str, TunedEncoder], main: str, prompts: FusionPrompts):
         super().__init__()
         self.main = main
@@ -52,5 +54,5 @@ class Sequential(Fusion):
     def forward(self, batch: Batch) -> FusionOutput:
         psi = {name: self.feature(name, batch) for name in self.encoders if name != self.main}
         source = self.prompts.bind(psi, self.missing(batch))
-        output = self.encoders[self.main](batch[self.main], prompts=source)
-        return FusionOutput(output.pooled, output.tokens, source.scores)
+        output = self.encoders[self.main](batch[self.main], prompts=source, maps=self.gives_maps)
+        return FusionOutput(output.pooled, output.tokens, source.scores, output.stages)

@@ -12,6 +12,8 @@ from mope.fusion.base import Batch, Fusion, FusionOutput, tune
 class Unimodal(Fusion):
     """The main input alone, tuned as its encoder says; other inputs aren't read."""
 
+    has_maps = True
+
     def __init__(self, encoder: TunedEncoder, main: str):
         super().__init__()
         self.main = main
@@ -27,5 +29,5 @@ class Unimodal(Fusion):
         return cls(tune(config, {main: encoders[main]})[main], main)
 
     def forward(self, batch: Batch) -> FusionOutput:
-        output = self.encoders[self.main](batch[self.main])
-        return FusionOutput(output.pooled, output.tokens)
+        output = self.encoders[self.main](batch[self.main], maps=self.gives_maps)
+        return FusionOutput(output.pooled, output.tokens, maps=output.stages)

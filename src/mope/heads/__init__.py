@@ -1,5 +1,6 @@
 """Heads: from fused features to a task's outputs."""
 
 from mope.heads.linear import LinearHead
+from mope.heads.masks import MaskHead
 
-__all__ = ["LinearHead"]
+__all__ = ["LinearHead", "MaskHead"]

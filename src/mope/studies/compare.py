@@ -84,7 +84,7 @@ def compare(
 
 def _check_metrics(study: Study, cell: Cell) -> None:
     """Find out before the first run whether the task has the metrics that are asked for."""
-    task = any_task(cell.config.task)
+    task = any_task(cell.config)
     for name in study.metrics or []:
         deciding_metric(task, name)
 

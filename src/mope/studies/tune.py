@@ -63,7 +63,7 @@ def _tune_row(study: Study, row: RowConfig, folder: Path, report: Report) -> dic
     import optuna
 
     base = row_config(study, row).with_settings(study.tune.settings, "the study's tune.settings")
-    _, greater = deciding_metric(any_task(base.task), base.training.metric)
+    _, greater = deciding_metric(any_task(base), base.training.metric)
     search = optuna.create_study(
         study_name=slug(row.label),
         storage=f"sqlite:///{folder / 'trials.sqlite'}",

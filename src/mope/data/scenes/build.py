@@ -8,21 +8,23 @@ import random
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy
 from tqdm import tqdm
 
-from mope.data.scenes import entailment, questions
-from mope.data.scenes.compose import Scene, compose
+from mope.data.masks import Mask, save_mask
+from mope.data.scenes import entailment, questions, referring
+from mope.data.scenes.compose import Scene, compose_with_masks
 from mope.data.scenes.glyphs import ATTRIBUTION, kinds
 from mope.errors import UserError
 
 Level = Literal["easy", "full"]
-SceneTask = Literal["questions", "entailment"]
+SceneTask = Literal["questions", "entailment", "segmentation"]
 MANIFEST = "manifest.json"
 _VERSION = 1
 _HELD_OUT = 10  # one pair of kinds in this many is kept for the test on unseen pairs
@@ -34,7 +36,8 @@ class SceneSettings:
 
     Attributes:
         level: "easy" (a dozen kinds, questions by corner) or "full" (hundreds of kinds, all questions).
-        task: "questions" (what is where) or "entailment" (entailed, neutral, contradicted).
+        task: "questions" (what is where), "entailment" (entailed, neutral, contradicted) or "segmentation"
+            (which pixels a phrase means).
         train, validation, test: pictures per split.
         size: side of a picture in pixels.
         seed: of everything.
@@ -55,11 +58,12 @@ def build_scenes(folder: str | Path, settings: SceneSettings) -> dict[str, Any]:
     """Write a set of scenes, unless the folder holds the very same one already.
 
     The folder gets `train.csv`, `validation.csv`, `test.csv`, `images/` and `manifest.json`; at level "full"
-    also `test_pairs.csv`, whose pictures show a pair of kinds that no other split shows together. No picture
-    is in two splits.
+    also `test_pairs.csv`, whose pictures show a pair of kinds that no other split shows together. For
+    segmentation there are `masks/` too. No picture is in two splits.
 
     Returns:
-        The manifest: settings, row and label counts per split, a hash of each table.
+        The manifest: settings, row and label counts per split, a hash of each table; for segmentation the
+        mean IoU of `constants`, answers that don't read the phrase, among them the `best`.
 
     Raises:
         UserError: the folder holds something else.
@@ -94,21 +98,25 @@ def _write(folder: Path, settings: SceneSettings, wanted: dict[str, Any]) -> dic
     if settings.level == "full":
         counts["test_pairs"] = settings.test
     (folder / "images").mkdir()
+    if settings.task == "segmentation":
+        (folder / "masks").mkdir()
     manifest: dict[str, Any] = {"settings": wanted, "licence": ATTRIBUTION, "splits": {}}
     seen: set[bytes] = set()
     with tqdm(total=sum(counts.values()), desc="scenes", unit="picture", leave=False, disable=None) as bar:
         for split, count in counts.items():
             # One generator per split: a longer training set leaves the test set as it is.
             rng = random.Random(f"{settings.seed} {settings.level} {settings.task} {split}")
-            rows = list(_split_rows(folder, settings, split, count, rng, seen, bar))
+            constants: dict[str, list[float]] = {}
+            rows = list(_split_rows(folder, settings, split, count, rng, seen, bar, constants))
             text = _csv(rows)
             (folder / f"{split}.csv").write_text(text, encoding="utf-8")
-            label = "answer" if settings.task == "questions" else "label"
+            label = {"questions": "answer", "entailment": "label", "segmentation": "type"}[settings.task]
             manifest["splits"][split] = {
                 "pictures": count,
                 "rows": len(rows),
                 "labels": dict(sorted(Counter(row[label] for row in rows).items())),
                 "sha256": hashlib.sha256(text.encode()).hexdigest(),
+                **({"constants": _best(constants)} if constants else {}),
             }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return manifest
@@ -122,22 +130,61 @@ def _split_rows(
     rng: random.Random,
     seen: set[bytes],
     bar: tqdm,
+    constants: dict[str, list[float]],
 ) -> Iterator[dict[str, str]]:
-    """Draw pictures that no split has yet, and the rows about each."""
+    """Draw pictures that no split has yet, and the rows about each; take down how constant answers fare."""
     pool = _pool(settings)
     for number in range(count):
         while True:
             scene = _scene(rng, settings, split, pool)
-            pixels = compose(scene, settings.size, rng)
+            pixels, masks = compose_with_masks(scene, settings.size, rng)
             digest = hashlib.sha256(pixels.tobytes()).digest()
             if digest not in seen:
                 break
         seen.add(digest)
-        name = f"images/{split}_{number:06d}.png"
-        pixels.save(folder / name, compress_level=4)
-        for row in _texts(rng, settings, split, scene, pool):
-            yield {"image": name, **row}
+        stem = f"{split}_{number:06d}"
+        pixels.save(folder / "images" / f"{stem}.png", compress_level=4)
+        if settings.task == "segmentation":
+            texts = _referring(rng, settings, folder, stem, scene, masks, constants)
+        else:
+            texts = _texts(rng, settings, split, scene, pool)
+        for row in texts:
+            yield {"image": f"images/{stem}.png", **row}
         bar.update()
+
+
+def _referring(
+    rng: random.Random,
+    settings: SceneSettings,
+    folder: Path,
+    stem: str,
+    scene: Scene,
+    masks: Sequence[Mask],
+    constants: dict[str, list[float]],
+) -> Iterator[dict[str, str]]:
+    """Phrases about a picture, and the masks of what they mean."""
+    answers = {
+        f"the thing in row {row + 1}, column {column + 1}": numpy.zeros_like(masks[0])
+        for row in range(scene.grid)
+        for column in range(scene.grid)
+    }
+    for thing, mask in zip(scene.things, masks, strict=True):
+        answers[f"the thing in row {thing.cell[0] + 1}, column {thing.cell[1] + 1}"] = mask
+    answers["the largest thing"] = max(masks, key=lambda mask: mask.sum())
+    answers["everything"] = numpy.logical_or.reduce(masks)
+    for kind, phrase, thing in referring.referring_phrases(rng, scene, 1 if settings.level == "easy" else 2):
+        place = scene.things.index(thing)
+        save_mask(masks[place], folder / "masks" / f"{stem}_{place}.png")
+        for name, answer in answers.items():
+            iou = (answer & masks[place]).sum() / (answer | masks[place]).sum()
+            constants.setdefault(name, []).append(float(iou))
+        yield {"phrase": phrase, "type": kind, "mask": f"masks/{stem}_{place}.png"}
+
+
+def _best(constants: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Mean IoU of each constant answer, and of the best one."""
+    found = {name: round(sum(values) / len(values), 4) for name, values in constants.items()}
+    return {**found, "best": max(found.values())}
 
 
 def _pool(settings: SceneSettings) -> tuple[str, ...]:
@@ -156,6 +203,8 @@ def _scene(rng: random.Random, settings: SceneSettings, split: str, pool: Sequen
     allowed = _allowed(settings, split)
     if settings.task == "entailment":
         return entailment.entailment_scene(rng, pool, allowed)
+    if settings.task == "segmentation":
+        return referring.referring_scene(rng, pool, allowed, 2 if settings.level == "easy" else 3)
     return (questions.easy_scene if settings.level == "easy" else questions.full_scene)(rng, pool, allowed)
 
 

@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass
 
 import numpy
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from mope.data.scenes.glyphs import glyph
@@ -64,6 +65,14 @@ class Scene:
 
 def compose(scene: Scene, size: int, rng: random.Random) -> Image.Image:
     """Draw a scene as an RGB picture of `size` x `size` pixels; place, scale and tilt vary a little."""
+    return compose_with_masks(scene, size, rng)[0]
+
+
+def compose_with_masks(
+    scene: Scene, size: int, rng: random.Random
+) -> tuple[Image.Image, list[NDArray[numpy.bool_]]]:
+    """The picture of `compose`, and the mask of each thing (size, size): where its glyph is half there."""
+    masks = []
     picture = _ground(scene.texture, size, rng)
     side = size / scene.grid
     for thing in scene.things:
@@ -78,9 +87,12 @@ def compose(scene: Scene, size: int, rng: random.Random) -> Image.Image:
         room = [side - n for n in image.size]
         place = (round(left + rng.uniform(0.1, 0.9) * room[0]), round(top + rng.uniform(0.1, 0.9) * room[1]))
         picture.paste(image, place, image)
+        alpha = Image.new("L", picture.size)
+        alpha.paste(image.getchannel("A"), place)
+        masks.append(numpy.asarray(alpha) >= 128)
     for row, column in scene.covered:
         _crate(picture, column * side, row * side, side)
-    return picture
+    return picture, masks
 
 
 def _ground(texture: str, size: int, rng: random.Random) -> Image.Image:

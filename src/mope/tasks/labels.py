@@ -1,13 +1,14 @@
-"""Tasks: how a label is read, what the loss is, and what a prediction says."""
+"""Tasks whose label is a cell's text or number: one label, any number of labels, a number."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (
@@ -20,85 +21,7 @@ from torchmetrics.classification import (
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from mope.errors import UserError
-
-
-def label_text(value: Any) -> str:
-    """A label as text, the same for 3, 3.0 and "3", for True and "true"."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
-
-
-def sorted_labels(labels: set[str]) -> list[str]:
-    """Labels in order: by number if all are numbers, else by text."""
-    try:
-        return sorted(labels, key=float)
-    except ValueError:
-        return sorted(labels)
-
-
-class Task(nn.Module, ABC):
-    """What a model is trained for. It owns the label names and what the loss needs.
-
-    Attributes:
-        labels: names of the outputs, in order.
-        metric: the metric that decides, unless the config names another.
-        lower_is_better: metrics for which less is better.
-    """
-
-    metric: str
-    lower_is_better: frozenset[str] = frozenset()
-
-    def __init__(self, labels: Sequence[str]):
-        super().__init__()
-        self.labels = list(labels)
-
-    @property
-    def outputs(self) -> int:
-        """How many numbers the head gives."""
-        return len(self.labels)
-
-    @property
-    def classes(self) -> list[str]:
-        """Labels that have a probability, in order; none for a regression."""
-        return self.labels
-
-    @abstractmethod
-    def encode(self, value: Any) -> Any:
-        """A table's label as a target.
-
-        Raises:
-            ValueError: saying what is wrong with it.
-        """
-
-    @abstractmethod
-    def targets(self, values: Sequence[Any]) -> Tensor:
-        """Encoded labels of a batch as one tensor."""
-
-    def fit(self, values: Sequence[Any], weights: str | Mapping[str, float]) -> None:
-        """Learn what the loss needs from the encoded labels of the training rows."""
-
-    @abstractmethod
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of logits (B, C) against what `targets` returned."""
-
-    @abstractmethod
-    def metrics(self) -> MetricCollection:
-        """Metrics over what `predictions` and `targets` return."""
-
-    def predictions(self, logits: Tensor) -> Tensor:
-        """What metrics compare with the targets: probabilities (B, C), or numbers (B,) of a regression."""
-        return self.probabilities(logits)
-
-    @abstractmethod
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Probability of each class, (B, C); (B, 0) where there are no classes."""
-
-    @abstractmethod
-    def decide(self, logits: Tensor) -> list[Any]:
-        """The predicted label of each row of logits (B, C)."""
+from mope.tasks.base import Task, label_text, split_labels
 
 
 class _Weighted(Task):
@@ -117,7 +40,7 @@ class _Weighted(Task):
             raise ValueError(f"unknown label '{text}' (known: {known})")
         return self.index[text]
 
-    def fit(self, values: Sequence[Any], weights: str | Mapping[str, float]) -> None:
+    def fit(self, values: Iterable[Any], weights: str | Mapping[str, float]) -> None:
         if isinstance(weights, Mapping):
             unknown = sorted(set(weights) - set(self.labels))
             if unknown:
@@ -126,7 +49,7 @@ class _Weighted(Task):
                 )
             self.weight = torch.tensor([float(weights.get(label, 1.0)) for label in self.labels])
         elif weights == "balanced":
-            self.weight = self._balanced(values)
+            self.weight = self._balanced(list(values))
 
     @abstractmethod
     def _balanced(self, values: Sequence[Any]) -> Tensor:
@@ -138,7 +61,7 @@ class Classification(_Weighted):
 
     metric = "accuracy"
 
-    def encode(self, value: Any) -> int:
+    def encode(self, value: Any, folder: Path = Path()) -> int:
         if value is None or not (text := label_text(value)):
             raise ValueError("the label is empty")
         return self._class(text)
@@ -168,7 +91,7 @@ class Classification(_Weighted):
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.softmax(dim=-1)
 
-    def decide(self, logits: Tensor) -> list[str]:
+    def decide(self, logits: Tensor, sizes: Any = None) -> list[str]:
         return [self.labels[i] for i in logits.argmax(dim=-1).tolist()]
 
 
@@ -181,7 +104,7 @@ class MultiLabel(_Weighted):
         super().__init__(labels)
         self.separator = separator
 
-    def encode(self, value: Any) -> list[int]:
+    def encode(self, value: Any, folder: Path = Path()) -> list[int]:
         return sorted(self._class(text) for text in split_labels(value, self.separator))
 
     def targets(self, values: Sequence[list[int]]) -> Tensor:
@@ -210,7 +133,7 @@ class MultiLabel(_Weighted):
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
 
-    def decide(self, logits: Tensor) -> list[list[str]]:
+    def decide(self, logits: Tensor, sizes: Any = None) -> list[list[str]]:
         return [[self.labels[i] for i in row.nonzero().flatten().tolist()] for row in logits > 0]
 
 
@@ -231,7 +154,7 @@ class Regression(Task):
     def classes(self) -> list[str]:
         return []
 
-    def encode(self, value: Any) -> float:
+    def encode(self, value: Any, folder: Path = Path()) -> float:
         try:
             number = float(value)
         except (TypeError, ValueError):
@@ -243,10 +166,10 @@ class Regression(Task):
     def targets(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32)
 
-    def fit(self, values: Sequence[float], weights: str | Mapping[str, float]) -> None:
+    def fit(self, values: Iterable[Any], weights: str | Mapping[str, float]) -> None:
         if weights != "none":
             raise UserError("data.class_weights means nothing for a regression: leave it out.")
-        numbers = torch.tensor(values, dtype=torch.float64)
+        numbers = torch.tensor(list(values), dtype=torch.float64)
         spread = numbers.std(correction=0)
         self.mean = numbers.mean().float()
         self.scale = (spread if spread > 0 else torch.ones_like(spread)).float()
@@ -265,26 +188,5 @@ class Regression(Task):
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.new_zeros(len(logits), 0)
 
-    def decide(self, logits: Tensor) -> list[float]:
+    def decide(self, logits: Tensor, sizes: Any = None) -> list[float]:
         return self.predictions(logits).tolist()
-
-
-def split_labels(value: Any, separator: str) -> list[str]:
-    """The labels of a multi-label cell: a list, or text with separators; empty for none."""
-    if value is None:
-        return []
-    if isinstance(value, list | tuple):
-        return [label_text(v) for v in value]
-    return [text for part in str(value).split(separator) if (text := label_text(part))]
-
-
-def build_task(name: str, labels: Sequence[str], separator: str = "|") -> Task:
-    """The task of that name over the given labels (a regression has one: its column)."""
-    if name == "multilabel":
-        return MultiLabel(labels, separator)
-    return {"classification": Classification, "regression": Regression}[name](labels)
-
-
-def any_task(name: str) -> Task:
-    """A task of that name over made-up labels, to ask it for its metrics before labels are known."""
-    return build_task(name, ["a"] if name == "regression" else ["a", "b"])

@@ -1,0 +1,143 @@
+"""What a run says of rows, and files of it: tables, masks, pictures with masks laid over them."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from mope.data.decode import open_image
+from mope.data.masks import open_mask, overlay, save_mask
+from mope.data.table import Table, dataset_of
+from mope.errors import UserError
+from mope.files import replacing
+
+FORMATS = (".csv", ".jsonl", ".parquet")
+
+
+@dataclass
+class Prediction:
+    """What a run says of one row.
+
+    Attributes:
+        label: the predicted label: a text, a list of texts (multi-label), a number (regression), or a mask as
+            COCO's run lengths, `{"size": [height, width], "counts": "..."}` (referring segmentation).
+        probabilities: by label; empty where there are no labels by name.
+        routing: scores of each layer's experts, (L, k); empty for a method without a router.
+        error: why the row can't be used; then the rest is empty.
+    """
+
+    label: Any = None
+    probabilities: dict[str, float] = field(default_factory=dict)
+    routing: list[list[float]] = field(default_factory=list)
+    error: str | None = None
+
+
+def write_predictions(
+    predictions: Sequence[Prediction], file: Path, classes: Sequence[str], routing: bool = False
+) -> None:
+    """Write predictions as CSV, JSONL or Parquet, by the file's name: one row each, in order.
+
+    Columns: `label`; `probability_LABEL` for each class; with `routing`, `routing_layerI_expertJ`; `error`.
+
+    Raises:
+        UserError: the name ends in none of the formats.
+    """
+    suffix = file.suffix.lower()
+    if suffix not in FORMATS:
+        raise UserError(f"Can't write {file}: name a {', '.join(FORMATS)} file.")
+    shape = next((p.routing for p in predictions if p.routing), []) if routing else []
+    names = [
+        f"routing_layer{i}_expert{j}" for i, layer in enumerate(shape, 1) for j in range(1, len(layer) + 1)
+    ]
+    rows = []
+    for prediction in predictions:
+        scores = [score for layer in prediction.routing for score in layer] if routing else []
+        rows.append(
+            {
+                "label": prediction.label,
+                **{f"probability_{name}": prediction.probabilities.get(name) for name in classes},
+                **dict(zip(names, scores or [None] * len(names), strict=True)),
+                "error": prediction.error,
+            }
+        )
+    with replacing(file) as draft:
+        if suffix == ".parquet":
+            dataset_of(rows).to_parquet(str(draft))
+        elif suffix == ".jsonl":
+            draft.write_text(
+                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+            )
+        else:
+            with draft.open("w", encoding="utf-8", newline="") as stream:
+                writer = csv.DictWriter(stream, list(rows[0]) if rows else ["label", "error"])
+                writer.writeheader()
+                writer.writerows({**row, "label": _cell(row["label"])} for row in rows)
+
+
+def _cell(label: Any) -> Any:
+    if isinstance(label, dict):
+        return json.dumps(label)
+    return "|".join(label) if isinstance(label, list) else label
+
+
+def write_masks(predictions: Sequence[Prediction], numbers: Sequence[int], folder: Path) -> None:
+    """Write each predicted mask as `rowN.png`, one bit per pixel, at its picture's own size.
+
+    Args:
+        predictions: of a referring segmentation; rows without a mask are left out.
+        numbers: rows' numbers in their table.
+        folder: made if it isn't there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, prediction in zip(numbers, predictions, strict=True):
+        if isinstance(prediction.label, dict):
+            mask = open_mask(prediction.label, folder, empty=True)
+            save_mask(mask, folder / f"row{number:06d}.png")
+
+
+def write_overlays(
+    runs: Mapping[str, Sequence[Prediction]],
+    table: Table,
+    picture: str,
+    texts: Sequence[str],
+    folder: Path,
+    truth: str | None = None,
+) -> None:
+    """Write pictures with masks laid over them, and a page of them all: `index.html`.
+
+    Args:
+        runs: predictions, one per row of the table, by what each run is called.
+        table: the rows.
+        picture: the pictures' column.
+        texts: columns that are shown beside a picture.
+        folder: made if it isn't there.
+        truth: column of the right masks, if they are to be seen too.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for place, (row, number) in enumerate(zip(table, table.numbers, strict=True)):
+        masks = {name: found[place].label for name, found in runs.items()}
+        if not all(isinstance(mask, dict) for mask in masks.values()):
+            continue
+        image = open_image(row[picture], table.folder)
+        if truth is not None:
+            masks = {"right": row[truth], **masks}
+        cells = []
+        for column, (name, mask) in enumerate(masks.items()):
+            file = f"row{number:06d}_{column}.jpg"
+            shown = overlay(image, open_mask(mask, table.folder, empty=True))
+            shown.save(folder / file, quality=90)
+            cells.append(f'<td><img src="{file}" alt="{escape(name)}"></td>')
+        words = " - ".join(str(row[text]) for text in texts)
+        lines.append(f"<tr><td>{number}</td><td>{escape(words)}</td>{''.join(cells)}</tr>")
+    names = [*(["right"] if truth is not None else []), *runs]
+    heads = "".join(f"<th>{escape(name)}</th>" for name in ("row", "text", *names))
+    (folder / "index.html").write_text(
+        "<!doctype html><meta charset=utf-8><title>Masks</title><style>body{font:15px sans-serif;margin:2em}"
+        "img{width:180px}td,th{padding:.3em .6em;text-align:left}</style><h1>Masks</h1>"
+        f"<table><tr>{heads}</tr>{''.join(lines)}</table>\n",
+        encoding="utf-8",
+    )

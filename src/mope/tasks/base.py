@@ -1,0 +1,112 @@
+"""What every task is: how a label is read, what the loss is, and what a prediction says."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+
+def label_text(value: Any) -> str:
+    """A label as text, the same for 3, 3.0 and "3", for True and "true"."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def sorted_labels(labels: set[str]) -> list[str]:
+    """Labels in order: by number if all are numbers, else by text."""
+    try:
+        return sorted(labels, key=float)
+    except ValueError:
+        return sorted(labels)
+
+
+def split_labels(value: Any, separator: str) -> list[str]:
+    """The labels of a multi-label cell: a list, or text with separators; empty for none."""
+    if value is None:
+        return []
+    if isinstance(value, list | tuple):
+        return [label_text(v) for v in value]
+    return [text for part in str(value).split(separator) if (text := label_text(part))]
+
+
+class Task(nn.Module, ABC):
+    """What a model is trained for. It owns the label names and what the loss needs.
+
+    Attributes:
+        labels: names of the outputs, in order.
+        metric: the metric that decides, unless the config names another.
+        lower_is_better: metrics for which less is better.
+        dense: whether it decides for every pixel of the main input's picture; then logits are (B, H, W).
+    """
+
+    metric: str
+    lower_is_better: frozenset[str] = frozenset()
+    dense: bool = False
+
+    def __init__(self, labels: Sequence[str]):
+        super().__init__()
+        self.labels = list(labels)
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the head gives."""
+        return len(self.labels)
+
+    @property
+    def classes(self) -> list[str]:
+        """Labels that have a probability, in order; none for a regression."""
+        return self.labels
+
+    @abstractmethod
+    def encode(self, value: Any, folder: Path = Path()) -> Any:
+        """A table's label as a target.
+
+        Args:
+            value: the cell.
+            folder: what a relative path is relative to, where labels are files.
+
+        Raises:
+            ValueError: saying what is wrong with it.
+        """
+
+    @abstractmethod
+    def targets(self, values: Sequence[Any]) -> Tensor:
+        """Encoded labels of a batch as one tensor."""
+
+    def fit(self, values: Iterable[Any], weights: str | Mapping[str, float]) -> None:
+        """Learn what the loss needs from the encoded labels of the training rows."""
+
+    @abstractmethod
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of logits (B, C) against what `targets` returned."""
+
+    @abstractmethod
+    def metrics(self) -> MetricCollection:
+        """Metrics over what `predictions` and `targets` return."""
+
+    def condense(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """What metrics need of a batch, so that nothing larger is kept: here everything."""
+        return logits, targets
+
+    def predictions(self, logits: Tensor) -> Tensor:
+        """What metrics compare with the targets: probabilities (B, C), or numbers (B,) of a regression."""
+        return self.probabilities(logits)
+
+    @abstractmethod
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probability of each class, (B, C); (B, 0) where there are no classes."""
+
+    @abstractmethod
+    def decide(self, logits: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> list[Any]:
+        """The predicted label of each row of logits (B, C).
+
+        Args:
+            logits: (B, C), or (B, H, W) of a dense task.
+            sizes: of a dense task, the (height, width) that each row is to have.
+        """

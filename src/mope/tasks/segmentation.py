@@ -1,0 +1,149 @@
+"""Referring segmentation: which pixels of a picture a phrase means (section V-B, Tab. II)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics import Metric, MetricCollection
+
+from mope.data.masks import Mask, encode_mask, fit_masks, open_mask
+from mope.errors import UserError
+from mope.tasks.base import Task
+
+MaskLoss = Literal["cross-entropy", "bce-dice"]
+
+
+class ReferringSegmentation(Task):
+    """A mask per row, the size of the main input's picture: mean IoU.
+
+    Logits are (B, H, W), one per pixel of the picture as the encoder sees it, above zero inside; metrics are
+    taken at that size. With one logit per pixel, cross-entropy over inside and outside is binary
+    cross-entropy.
+
+    Args:
+        labels: name of the mask's column.
+        loss: "cross-entropy", the mean over pixels; or "bce-dice", to which it adds one minus the Dice
+            coefficient of the probabilities, so that small things count as much as large ones.
+    """
+
+    metric = "miou"
+    dense = True
+
+    def __init__(self, labels: Sequence[str], loss: MaskLoss = "cross-entropy"):
+        super().__init__(labels[:1])
+        self.kind = loss
+
+    @property
+    def classes(self) -> list[str]:
+        return []
+
+    def encode(self, value: Any, folder: Path = Path()) -> Mask:
+        return open_mask(value, folder)
+
+    def targets(self, values: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(values)).float()
+
+    def fit(self, values: Iterable[Any], weights: str | Mapping[str, float]) -> None:
+        if weights != "none":
+            raise UserError("data.class_weights means nothing for a segmentation: leave it out.")
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        logits = logits.float()
+        loss = functional.binary_cross_entropy_with_logits(logits, targets)
+        if self.kind == "bce-dice":
+            loss = loss + dice_loss(logits, targets)
+        return loss
+
+    def metrics(self) -> MetricCollection:
+        return MetricCollection(
+            {
+                "miou": MeanIoU(),
+                "overall_iou": OverallIoU(),
+                **{f"precision_{percent}": PrecisionAt(percent / 100) for percent in (50, 70, 90)},
+            }
+        )
+
+    def condense(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels of each row instead of masks: of intersection and prediction (B, 2), of the target (B,)."""
+        inside, wanted = logits > 0, targets > 0.5
+        both = (inside & wanted).flatten(1).sum(dim=1)
+        return torch.stack([both, inside.flatten(1).sum(dim=1)], dim=1), wanted.flatten(1).sum(dim=1)
+
+    def predictions(self, logits: Tensor) -> Tensor:
+        return logits
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.new_zeros(len(logits), 0)
+
+    def decide(self, logits: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> list[dict[str, Any]]:
+        """COCO's run lengths of each mask, at the given sizes."""
+        if sizes is None:
+            sizes = [(logits.shape[1], logits.shape[2])] * len(logits)
+        return [encode_mask(mask) for mask in fit_masks(logits, sizes)]
+
+
+def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over rows of one minus the Dice coefficient of probabilities and masks, (B, H, W) each."""
+    inside = logits.sigmoid().flatten(1)
+    targets = targets.flatten(1)
+    both = (inside * targets).sum(dim=1)
+    return (1 - (2 * both + 1) / (inside.sum(dim=1) + targets.sum(dim=1) + 1)).mean()
+
+
+class _OverRows(Metric):
+    """A sum over rows of numbers of pixels, and what it is divided by."""
+
+    higher_is_better = True
+    full_state_update = False
+    above: Tensor
+    below: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("above", "below"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def compute(self) -> Tensor:
+        return self.above / self.below
+
+
+class MeanIoU(_OverRows):
+    """Mean over rows of intersection over union (the paper's mIoU)."""
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        """Take what `ReferringSegmentation.condense` gave."""
+        self.above += _iou(predictions, targets).sum()
+        self.below += len(targets)
+
+
+class PrecisionAt(_OverRows):
+    """Share of rows whose intersection over union is above a threshold."""
+
+    def __init__(self, threshold: float):
+        super().__init__()
+        self.threshold = threshold
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        """Take what `ReferringSegmentation.condense` gave."""
+        self.above += (_iou(predictions, targets) > self.threshold).sum()
+        self.below += len(targets)
+
+
+class OverallIoU(_OverRows):
+    """Intersections of all rows over their unions, which large things dominate."""
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        """Take what `ReferringSegmentation.condense` gave."""
+        both, inside = predictions.double().unbind(dim=1)
+        self.above += both.sum()
+        self.below += (inside + targets - both).sum()
+
+
+def _iou(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Intersection over union of each row (B,); 1 where both masks are empty, which resizing can do."""
+    both, inside = predictions.double().unbind(dim=1)
+    union = inside + targets - both
+    return torch.where(union > 0, both / union.clamp(min=1), 1.0)
