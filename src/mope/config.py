@@ -269,10 +269,6 @@ class Config(Section):
             raise ValueError(
                 f"inputs.{self.fusion.main}.missing can't be learn: without a picture there's no mask"
             )
-        if self.training.batch_size == 1:
-            raise ValueError(
-                "training.batch_size must be 2 at least for a mask: its head norms over the batch"
-            )
 
     @property
     def picture(self) -> str | None:

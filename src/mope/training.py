@@ -232,8 +232,6 @@ def _arguments(
         use_cpu=device.type == "cpu",
         dataloader_num_workers=config.data.workers,
         dataloader_pin_memory=device.type == "cuda",
-        # UperNet norms over the batch: a last batch of one row would have nothing to be normed by.
-        dataloader_drop_last=config.picture is not None and rows % settings.batch_size == 1,
         remove_unused_columns=False,
         label_names=["labels"],
         disable_tqdm=True,

@@ -38,7 +38,11 @@ class MaskHead(nn.Module):
         for norm, rescale, found in zip(self.norms, self.pyramid, maps, strict=True):
             normed = norm(found.movedim(1, -1)).movedim(-1, 1)
             levels.append(rescale(normed))
+        alone = self.training and len(levels[0]) == 1
+        if alone:  # UperNet norms over the batch, which one row isn't
+            self.upernet.eval()
         logits = self.upernet(levels)
+        self.upernet.train(self.training)
         return functional.interpolate(logits.float(), size=size, mode="bilinear")[:, 0]
 
 
