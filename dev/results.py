@@ -1,11 +1,13 @@
-"""Write the demo's results table into the README, from the runs' own `metrics.json`.
+"""Write what runs measured into the README and docs/results.md, from the runs' own files.
 
-Run by `make results`, after `make demo` and `make demo-baselines`.
+Run by `make results`, after `make demo` and `make demo-baselines`. In docs/results.md a table stands between a
+marker that names its study's folder and an end marker; a study that wasn't run here keeps the table it has.
 """
 
 import json
 import os
 import platform
+import re
 import sys
 from datetime import date
 from pathlib import Path
@@ -17,6 +19,7 @@ ROWS = {
     "runs/demo_text_only": "question alone (P-TextOnly)",
 }
 ROWS["runs/demo"] = "**both (MoPE, k=4)**"
+STUDY, STUDY_END = re.compile(r"<!-- table: (\S+) -->\n"), "<!-- end of table -->\n"
 BEGIN, END = "<!-- results: make results -->\n", "<!-- end of results -->\n"
 
 
@@ -47,7 +50,23 @@ def main() -> int:
     _, _, after = rest.partition(END)
     readme.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + after)
     print("\n".join(lines))
+    fill_studies(Path("docs/results.md"))
     return 0
+
+
+def fill_studies(page: Path) -> None:
+    """Put each study's table.md, without its heading, between its markers."""
+    text = page.read_text(encoding="utf-8")
+    parts = STUDY.split(text)
+    written = [parts[0]]
+    for folder, rest in zip(parts[1::2], parts[2::2], strict=True):
+        table, end, after = rest.partition(STUDY_END)
+        file = Path(folder, "table.md")
+        if end and file.is_file():
+            table = file.read_text(encoding="utf-8").split("\n", 2)[2].strip() + "\n"
+            print(f"{page}: the table of {folder}")
+        written += [f"<!-- table: {folder} -->\n", table, end, after]
+    page.write_text("".join(written), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import pytest
 from PIL import Image
 
 from mope.cli import main
 from mope.data.check import find_problems
+from mope.data.masks import open_mask
 from mope.data.published import PUBLISHED, prepare
 from mope.data.published.food import read_titles
 from mope.data.published.pickles import read_pickle
@@ -124,8 +126,9 @@ def refcoco(name: str) -> Callable[[Path], None]:
             )
             polygons = [[1.0, 1.0, 5.0, 1.0, 5.0, 5.0]]
             runs = {"counts": [10, 5, 93], "size": [9, 12]}
+            # A split has both, as RefCOCO's has.
             annotations.append(
-                {"id": 100 + n, "image_id": 7 + n, "segmentation": runs if n == 3 else polygons}
+                {"id": 100 + n, "image_id": 7 + n, "segmentation": runs if n in (1, 3) else polygons}
             )
             file = f"COCO_train2014_{7 + n:012d}.jpg"
             images.append({"id": 7 + n, "file_name": file, "height": 9, "width": 12})
@@ -269,8 +272,10 @@ def test_refcoco_has_a_row_per_phrase_and_masks(made):
         "testB": 2,
     }
     row = tables["testA"][0]
-    assert row["mask"]["size"] == [9, 12]
-    assert row["mask"]["segmentation"]["counts"] == [10, 5, 93]
+    column_major = numpy.zeros(9 * 12, dtype=bool)
+    column_major[10:15] = True
+    assert numpy.array_equal(open_mask(row["mask"], None), column_major.reshape(12, 9).T)
+    assert open_mask(tables["train"][0]["mask"], None).shape == (9, 12)
     assert tables["train"][1]["phrase"] == "the right one"
     assert tables["train"][0]["category"] == "person"
 

@@ -364,3 +364,25 @@ def test_a_swin_gives_its_stages(masks):
     torch.testing.assert_close(model(**first).logits, logits[:1], atol=1e-4, rtol=1e-3)
     other = {**batch, "text": {"input_ids": batch["text"]["input_ids"].flip(0)}}
     assert (logits - model(**other).logits).abs().max() > 1e-6
+
+
+def test_refcoco_as_prepared_is_trained_on(config, tmp_path):
+    """From the published files to masks, with both kinds of outline in a split."""
+    from test_published import refcoco
+
+    refcoco("refcoco")(tmp_path / "raw")
+    assert (
+        main(["data", "prepare", "refcoco", "--from", str(tmp_path / "raw"), "--out", str(tmp_path / "rc")])
+        == 0
+    )
+    content = config.model_dump()
+    content["task"] = "referring-segmentation"
+    content["inputs"]["image"]["column"], content["inputs"]["text"]["column"] = "image", "phrase"
+    for split, name in (("train", "train"), ("validation", "validation"), ("test", "testA")):
+        content["data"][split] = str(tmp_path / "rc" / f"{name}.jsonl")
+    content["data"] |= {"label": "mask", "labels": None}
+    content["segmentation"] = {"channels": 8}
+    content["training"] |= {"epochs": 1, "batch_size": 3}
+    result = train(Config.model_validate(content), report=lambda line: None)
+    assert 0 <= result["validation"]["miou"] <= 1
+    assert evaluate(content["output"], tmp_path / "rc" / "testB.jsonl", report=lambda line: None)["rows"] == 2

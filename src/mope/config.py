@@ -12,204 +12,33 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
-from pydantic.config import JsonDict
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from mope.errors import UserError
 from mope.files import read_yaml
+from mope.sections import (
+    PATH,
+    DataConfig,
+    EncoderConfig,
+    FusionConfig,
+    InputConfig,
+    Section,
+    SegmentationConfig,
+    TrainingConfig,
+)
 
-Probability = Annotated[float, Field(ge=0, lt=1)]
-PATH: JsonDict = {"path": True}
-
-
-class Section(BaseModel):
-    """A part of the settings; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_assignment=True)
-
-
-class EncoderConfig(Section):
-    """A pre-trained encoder and how it is tuned."""
-
-    weights: Annotated[str | None, Field(json_schema_extra=PATH)] = None
-    """`package:NAME`, a folder (`./folder`) or a hub id; null for random ones."""
-    revision: str | None = None
-    """Commit, tag or branch of a hub id."""
-    architecture: dict[str, Any] | None = None
-    """A model's `model_type` and settings, to build it without weights; else what must agree."""
-    pooling: Literal["cls", "mean", "pooler"] | None = None
-    """Global feature: first token, mean, or the model's own pooler; null for what the weights come with."""
-    tuning: Literal["frozen", "prompt", "full", "lora", "bitfit", "adaptformer"] = "frozen"
-    """What is trained of it: nothing, vanilla deep prompts, everything, LoRA, biases, or adapters."""
-    prompt_length: PositiveInt = 4
-    """Length l' of its vanilla deep prompts."""
-    projection: PositiveInt | None = None
-    """Width of a trained linear projection of a black-box encoder's feature; null for none."""
-
-
-class InputConfig(Section):
-    """A named input: a column of the table, its kind and its encoder."""
-
-    kind: Literal["image", "text", "audio", "video"]
-    """What the column holds."""
-    column: str
-    """The column's name."""
-    encoder: EncoderConfig
-    """What encodes it."""
-    size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
-    """Image, video: side in pixels given to the encoder, or [height, width]; null for its weights' own."""
-    resize: PositiveInt | None = None
-    """Image, video: side it is resized to before the centre is cropped to `size`; null for no crop."""
-    cache: bool = False
-    """Image: keep decoded and resized pictures on disk; not with augmentation."""
-    denoise: bool = False
-    """Audio: reduce the background, as MUStARD's authors do (librosa's vocal separation)."""
-    augment: Literal["none", "randaugment"] = "none"
-    """Image, video: augmentation while training; RandAugment as in appendix B (N=2, M=5)."""
-    max_length: PositiveInt = 128
-    """Text: number of tokens after which it is cut off."""
-    missing: Literal["refuse", "drop", "learn"] = "refuse"
-    """Empty cells: refuse them, drop their rows, or learn a stand-in for their feature."""
-    drop: Probability = 0.0
-    """Share of training rows from which this input is taken away, so that the stand-in is learned."""
-    seconds: Annotated[float, Field(gt=0)] = 10.0
-    """Audio: length after which it is cut off."""
-
-
-def _labels(value: Any) -> Any:
-    """A YAML label such as 1 or true is the text of that label, as it would be in a CSV file."""
-    return [_label(v) for v in value] if isinstance(value, list) else value
-
-
-def _label(value: Any) -> Any:
-    return ("true" if value else "false") if isinstance(value, bool) else str(value)
-
-
-class DataConfig(Section):
-    """Tables: CSV, JSONL, Parquet or a saved `datasets.Dataset`, with columns for inputs and label."""
-
-    train: Annotated[str | None, Field(json_schema_extra=PATH)] = None
-    """Table of training rows."""
-    validation: Annotated[str | None, Field(json_schema_extra=PATH)] = None
-    """Table of validation rows; without one, `validation_share` of the training rows is held out."""
-    test: Annotated[str | None, Field(json_schema_extra=PATH)] = None
-    """Table of test rows, which training never reads."""
-    split_column: str | None = None
-    """Column of `train` that says train, validation or test, instead of a file per split."""
-    validation_share: Probability = 0.1
-    """Share of training rows held out where no validation rows are named."""
-    label: str = "label"
-    """The label's column."""
-    labels: Annotated[list[str] | None, BeforeValidator(_labels)] = None
-    """The labels in order; null for those of the training rows, sorted."""
-    separator: str = "|"
-    """Multi-label: what separates labels in a text cell."""
-    class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
-    """Weight of each class in the loss: equal, inverse to its frequency, or by label."""
-    train_rows: PositiveInt | None = None
-    """Use only this many training rows, drawn by seed; null for all."""
-    encoding: str | None = None
-    """Of CSV and JSONL tables; null for UTF-8, or UTF-16 where a file is in it."""
-    trusted: bool = True
-    """Whether the tables' paths may leave the tables' folders."""
-    bad_rows: Literal["refuse", "skip"] = "refuse"
-    """What training does with rows it can't use."""
-    workers: Annotated[int, Field(ge=0)] = 1
-    """Processes that read and decode rows."""
-    cache_features: bool = True
-    """Whether training keeps the features of frozen, unprompted encoders on disk, to compute them once."""
-
-
-class FusionConfig(Section):
-    """How the encoders are fused."""
-
-    method: str = "sequential"
-    """`sequential` (MoPE, SeqFuse), `unimodal`, `concat`, `inputs` (PromptFuse, MMBT, Frozen), `pmf`, or a
-    registered one."""
-    main: str
-    """The input that is encoded last, guided by the others."""
-    prompts: list[Literal["static", "dynamic", "mapped"]] = ["static", "dynamic", "mapped"]
-    """Which prompts the main encoder gets (Eq. 2); `inputs` knows `static` alone."""
-    length: PositiveInt = 6
-    """Prompt length l, of the static prompt and of each expert."""
-    experts: Annotated[int, Field(ge=0)] = 4
-    """Experts k per layer; 1 is one vanilla prompt, 0 none."""
-    cross_dim: Annotated[int, Field(ge=0)] = 8
-    """Width d_c of the cross-modal routing embedding."""
-    intra_dim: Annotated[int, Field(ge=0)] = 2
-    """Width d_i of the intra-modal routing embedding."""
-    temperature: Annotated[float, Field(gt=0)] = 0.1
-    """Routing temperature tau."""
-    keys: Literal["learned", "normal", "xavier", "orthogonal"] = "orthogonal"
-    """Routing embeddings: learned, or frozen from one of these starts."""
-    top: PositiveInt | None = None
-    """Hard routing: keep this many experts; null for soft routing."""
-    dropout: Probability = 0.1
-    """Dropout on all prompts."""
-    importance_weight: Annotated[float, Field(ge=0)] = 0.01
-    """Weight of the importance loss."""
-    importance_threshold: Annotated[float, Field(ge=0)] = 0.1
-    """Threshold gamma of the importance loss."""
-    deep: bool = False
-    """`inputs`: prompts in every layer, fresh, instead of at the input."""
-    blind: bool = False
-    """`inputs`: prompts and input tokens may not attend to the main input's own tokens."""
-    input_from: Literal["feature", "tokens"] = "feature"
-    """`inputs`: what the main encoder is given of the others, their global feature or all of their tokens."""
-    input_tokens: PositiveInt = 1
-    """`inputs`: number of tokens that a global feature is mapped to."""
-    exchange_layers: PositiveInt = 2
-    """`pmf`: number of last layers in which the streams exchange prompts."""
-    options: dict[str, Any] = {}
-    """What a registered method reads."""
-
-
-class SegmentationConfig(Section):
-    """The mask head and its loss; read by referring segmentation alone."""
-
-    channels: PositiveInt = 512
-    """Width inside UperNet."""
-    loss: Literal["cross-entropy", "bce-dice"] = "cross-entropy"
-    """Cross-entropy of each pixel, or with the Dice loss of each mask added."""
-
-
-class TrainingConfig(Section):
-    """The optimisation (section IV-B of the paper)."""
-
-    epochs: Annotated[float, Field(gt=0)] = 10
-    """At most this many passes over the training rows."""
-    batch_size: PositiveInt = 16
-    """Rows per step and device."""
-    learning_rate: Annotated[float, Field(gt=0)] = 4e-4
-    """Of what belongs to the main input: prompts, experts, routers, mappers, head."""
-    complementary_learning_rate: Annotated[float, Field(gt=0)] = 5e-4
-    """Of the other inputs' encoders."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Of AdamW, on matrices; never on biases, norms and prompts."""
-    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
-    """How the learning rates fall after the warm-up."""
-    warmup: Probability = 0.1
-    """Share of the steps in which the learning rates rise."""
-    clip: Annotated[float, Field(ge=0)] = 1.0
-    """Largest norm of the gradient; 0 for any."""
-    patience: PositiveInt = 3
-    """Epochs without a better validation metric after which training stops."""
-    metric: str | None = None
-    """Validation metric that decides; null for the task's own."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic: bf16 autocast where the machine has it, or as said."""
-    seed: int = 0
-    """Of weights, order and dropout."""
-    device: str | None = None
-    """`cpu`, `cuda` or `mps`; null for the best there is."""
+__all__ = [
+    "Config",
+    "DataConfig",
+    "EncoderConfig",
+    "FusionConfig",
+    "InputConfig",
+    "Section",
+    "SegmentationConfig",
+    "TrainingConfig",
+    "explain",
+    "fields",
+]
 
 
 class Config(Section):

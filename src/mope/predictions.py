@@ -2,11 +2,14 @@
 
 import csv
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from datasets import Dataset, Value
 
 from mope.data.decode import open_image
 from mope.data.masks import open_mask, overlay, save_mask
@@ -35,19 +38,27 @@ class Prediction:
     error: str | None = None
 
 
-def write_predictions(
-    predictions: Sequence[Prediction], file: Path, classes: Sequence[str], routing: bool = False
-) -> None:
-    """Write predictions as CSV, JSONL or Parquet, by the file's name: one row each, in order.
-
-    Columns: `label`; `probability_LABEL` for each class; with `routing`, `routing_layerI_expertJ`; `error`.
+def require_writable(out: Path) -> None:
+    """Make sure that predictions can be written there: a file by its format, or a new folder.
 
     Raises:
-        UserError: the name ends in none of the formats.
+        UserError: the name ends in something else, or the folder isn't new.
     """
-    suffix = file.suffix.lower()
-    if suffix not in FORMATS:
-        raise UserError(f"Can't write {file}: name a {', '.join(FORMATS)} file.")
+    if out.suffix and out.suffix.lower() not in FORMATS:
+        raise UserError(
+            f"Can't write {out}: name a {', '.join(FORMATS)} file, or a folder, whose name has no dot."
+        )
+    if not out.suffix and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"Can't write {out}: it is there already; name a new folder.")
+
+
+def as_rows(
+    predictions: Sequence[Prediction], classes: Sequence[str], routing: bool = False
+) -> list[dict[str, Any]]:
+    """A row per prediction, in order.
+
+    Columns: `label`; `probability_LABEL` for each class; with `routing`, `routing_layerI_expertJ`; `error`.
+    """
     shape = next((p.routing for p in predictions if p.routing), []) if routing else []
     names = [
         f"routing_layer{i}_expert{j}" for i, layer in enumerate(shape, 1) for j in range(1, len(layer) + 1)
@@ -63,18 +74,50 @@ def write_predictions(
                 "error": prediction.error,
             }
         )
-    with replacing(file) as draft:
-        if suffix == ".parquet":
-            dataset_of(rows).to_parquet(str(draft))
-        elif suffix == ".jsonl":
-            draft.write_text(
-                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-            )
+    return rows
+
+
+def as_dataset(predictions: Sequence[Prediction], classes: Sequence[str], routing: bool = False) -> Dataset:
+    """The same as a dataset."""
+    rows = as_rows(predictions, classes, routing)
+    found = dataset_of(rows) if rows else Dataset.from_dict({"label": [], "error": []})
+    # Where no row is bad the column would have no type, and not go together with another that has.
+    return found.cast_column("error", Value("string"))
+
+
+def write_predictions(
+    predictions: Sequence[Prediction], out: Path, classes: Sequence[str], routing: bool = False
+) -> None:
+    """Write predictions, one row each, in order: see `as_rows`.
+
+    They become CSV, JSONL or Parquet by the file's name; without an ending, a folder that
+    `datasets.load_from_disk` opens.
+
+    Raises:
+        UserError: see `require_writable`.
+    """
+    require_writable(out)
+    if not out.suffix:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as draft:
+            as_dataset(predictions, classes, routing).save_to_disk(Path(draft) / out.name)
+            (Path(draft) / out.name).replace(out)
+        return
+    with replacing(out) as draft:
+        if out.suffix.lower() == ".parquet":
+            as_dataset(predictions, classes, routing).to_parquet(str(draft))
         else:
-            with draft.open("w", encoding="utf-8", newline="") as stream:
-                writer = csv.DictWriter(stream, list(rows[0]) if rows else ["label", "error"])
-                writer.writeheader()
-                writer.writerows({**row, "label": _cell(row["label"])} for row in rows)
+            _write_text(as_rows(predictions, classes, routing), draft)
+
+
+def _write_text(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    if file.suffix.lower() == ".jsonl":
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]) if rows else ["label", "error"])
+        writer.writeheader()
+        writer.writerows({**row, "label": _cell(row["label"])} for row in rows)
 
 
 def _cell(label: Any) -> Any:

@@ -3,9 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy
 import torch
+from datasets import Dataset as HubDataset
+from datasets import concatenate_datasets
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -19,7 +23,10 @@ from mope.device import autocast, pick_device
 from mope.errors import UserError
 from mope.metrics import compute_metrics
 from mope.model import FusionModel
-from mope.predictions import Prediction
+from mope.predictions import Prediction, as_dataset
+
+if TYPE_CHECKING:
+    from mope.insight import Explanation
 
 
 class _Tolerant(Dataset):
@@ -90,12 +97,60 @@ class Predictor:
                 )
         return predictions
 
+    def predict_dataset(self, dataset: HubDataset, routing: bool = False) -> HubDataset:
+        """A dataset with a column more for each part of its rows' predictions.
+
+        Args:
+            dataset: rows with the run's columns.
+            routing: whether to add the routing scores of every layer and expert.
+
+        Returns:
+            The dataset, and after its own columns those of `predictions.as_rows`, each with `predicted_`
+            before its name: `predicted_label`, `predicted_error`, ...
+
+        Raises:
+            UserError: a column is missing, or there is one already that would be added.
+        """
+        table = Table(dataset)
+        found = as_dataset(self.predict(table), self.model.task.classes, routing)
+        found = found.rename_columns({name: f"predicted_{name}" for name in found.column_names})
+        if twice := sorted(set(found.column_names) & set(dataset.column_names)):
+            raise UserError(f"The dataset has a column '{twice[0]}' already: rename or remove it first.")
+        return concatenate_datasets([dataset, found], axis=1)
+
     def _sizes(self, rows: Table, places: Sequence[int]) -> list[tuple[int, int]] | None:
         """(height, width) of rows' pictures, where masks are wanted."""
         if self.settings.picture is None:
             return None
         column = self.readers[self.settings.picture].column
         return [picture_size(rows[place][column], rows.folder) for place in places]
+
+    def attention(self, rows: Table | Sequence[Mapping[str, Any]]) -> NDArray[numpy.float32]:
+        """Where the main encoder's last layer looks, (N, rows, columns): see `attention_maps`.
+
+        Args:
+            rows: as `predict` takes them; all of them can be used.
+
+        Raises:
+            UserError: the main input is no image, its encoder's attention can't be reached, or a row can't be
+                used.
+        """
+        from mope.insight.attention import attention_maps
+
+        source = rows if isinstance(rows, Table) else _Rows(rows)
+        maps = []
+        for _, batch, errors in self._batches(RowDataset(source, self.readers)):
+            if errors or batch is None:
+                raise UserError(f"A row of {source.name} can't be used: {next(iter(errors.values()))}.")
+            with autocast(self.settings.training.precision, self.device):
+                maps.append(attention_maps(self.model, self._moved(batch)).float().cpu().numpy())
+        return numpy.concatenate(maps)
+
+    def explain(self, rows: Table | Sequence[Mapping[str, Any]], **options: Any) -> "Explanation":
+        """What the run does with rows, as arrays: see `mope.insight.explain_rows`."""
+        from mope.insight import explain_rows
+
+        return explain_rows(self, rows, **options)
 
     def outcomes(self, table: Table) -> tuple[Tensor, Tensor]:
         """What `Task.condense` gives of the logits and targets of a table whose rows can all be used."""
@@ -115,12 +170,13 @@ class Predictor:
 
     @torch.inference_mode()
     def _forward(self, batch: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
-        moved = {
-            name: {key: t.to(self.device) for key, t in inputs.items()} for name, inputs in batch.items()
-        }
         with autocast(self.settings.training.precision, self.device):
-            output = self.model(**moved)
+            output = self.model(**self._moved(batch))
         return output.logits.cpu(), [scores.cpu() for scores in output.scores]
+
+    def _moved(self, batch: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """A batch on the model's device."""
+        return {name: {key: t.to(self.device) for key, t in inputs.items()} for name, inputs in batch.items()}
 
     def _batches(
         self, dataset: RowDataset

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import ProgressCallback, Trainer, TrainerCallback
 
+from mope.data.dataset import StreamDataset, StreamLoader
 from mope.data.splits import Report
 from mope.model import WEIGHTS, FusionModel
 
@@ -48,6 +50,20 @@ class FusionTrainer(Trainer):
         self._losses: dict[str, Tensor] = {}
         self._importance: Tensor | None = None
         self._steps, self._started = 0, time.monotonic()
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of the training rows; a stream shares its rows out itself."""
+        rows = self.train_dataset
+        if not isinstance(rows, StreamDataset):
+            return super().get_train_dataloader()
+        rows.share(self.args.process_index, self.args.world_size)
+        return StreamLoader(
+            rows,
+            self._train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with four groups: main and complementary, each with and without weight decay."""

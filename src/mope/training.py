@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from mope.config import Config
-from mope.data.dataset import RowDataset, collate
+from mope.data.dataset import RowDataset, RowReader, StreamDataset, collate
 from mope.data.readers import Reader, TextReader, build_readers
-from mope.data.splits import Report, check_split, draw, hold_out, label_names, open_splits
+from mope.data.splits import Report, check_split, draw, hold_out, label_names, open_splits, row_check
+from mope.data.stream import Stream, open_stream
 from mope.data.table import Table
 from mope.device import peak_memory, pick_device, reset_peak_memory, use_bf16
 from mope.encoders.packages import cache_folder
@@ -38,7 +39,7 @@ from mope.run import METRICS, model_card, read_metrics
 from mope.trainer import FusionTrainer, ProgressBar
 
 CHECKPOINTS = "checkpoints"
-_SPLITS = ("train", "validation")
+_STANDARDISED_BY = 2000  # rows of a stream whose labels say what is usual
 # What may differ when a run is continued: none of it changes what was learned so far.
 _FREE_ON_RESUME = ("epochs", "patience", "precision", "device")
 
@@ -54,7 +55,7 @@ def train(
 
     Args:
         config: the settings.
-        tables: `datasets.Dataset`s or files by split, instead of those the config names.
+        tables: by split, instead of the config's: files, `Dataset`s, to train on also an `IterableDataset`.
         resume: continue an unfinished run in the folder; a finished one is left as it is.
         report: takes each line that is said.
 
@@ -76,6 +77,7 @@ def train(
     if config.data.cache_features:
         model.keep_features(cache_folder() / "features")
     _say_plan(model, datasets, device, report)
+    counts = {f"{split}_rows": len(rows) for split, rows in datasets.items()}
     trainer = FusionTrainer(
         model,
         _arguments(config, folder, len(datasets["train"]), device, metric, greater),
@@ -96,26 +98,44 @@ def train(
     checkpoint = get_last_checkpoint(str(folder / CHECKPOINTS)) if (folder / CHECKPOINTS).is_dir() else None
     reset_peak_memory(device)
     trainer.train(resume_from_checkpoint=checkpoint)
+    if isinstance(datasets["train"], StreamDataset) and (line := datasets["train"].skipped()):
+        report(line)
     result = _result(trainer, model, metric, time.monotonic() - started)
     if trainer.is_world_process_zero():
-        _write_run(folder, model, datasets, result)
+        _write_run(folder, model, counts, result)
     return result
 
 
-def _write_run(
-    folder: Path, model: FusionModel, datasets: Mapping[str, RowDataset], result: dict[str, Any]
-) -> None:
+def _write_run(folder: Path, model: FusionModel, counts: Mapping[str, int], result: dict[str, Any]) -> None:
     """Write what a finished run is, each file whole or not at all."""
-    counts = {f"{split}_rows": len(rows) for split, rows in datasets.items()}
     model.save_pretrained(folder, {**counts, "metric": result["metric"]})
     write_json(folder / METRICS, result)
     with replacing(folder / "README.md") as draft:
         draft.write_text(model_card(model, result), encoding="utf-8")
 
 
+Rows = RowDataset | StreamDataset
+
+
+def _sources(
+    config: Config, tables: Mapping[str, Any] | None, report: Report
+) -> tuple[Table | Stream, Table]:
+    """Training rows, a table or a stream, and validation rows, unchecked."""
+    stream, splits = open_stream(config, tables), open_splits(config, tables)
+    if stream is None:
+        splits = hold_out(splits, config.data.validation_share, config.training.seed, report)
+    train = stream or splits.get("train")
+    if train is None:
+        raise UserError("There are no train rows: name a table in data.train.")
+    if "validation" not in splits:
+        hint = "; none are held out of a stream" if stream else ""
+        raise UserError(f"There are no validation rows: name a table in data.validation{hint}.")
+    return train, splits["validation"]
+
+
 def _prepare(
     config: Config, tables: Mapping[str, Any] | None, report: Report
-) -> tuple[FusionModel, dict[str, RowDataset]]:
+) -> tuple[FusionModel, dict[str, Rows]]:
     """The model, and the rows of each split that can be used.
 
     What is cheap to find wrong is found first: tables and columns before weights, weights before every row.
@@ -123,25 +143,42 @@ def _prepare(
     needed = needed_inputs(config)
     columns = {settings.column: settings.kind for settings in needed.values()}
     label = config.data.label
-    splits = hold_out(open_splits(config, tables), config.data.validation_share, config.training.seed, report)
-    for split in _SPLITS:
-        if split not in splits:
-            raise UserError(f"There are no {split} rows: name a table in data.{split}.")
-        splits[split].require(*(s.column for s in needed.values() if s.missing != "learn"), label)
-    model = FusionModel.build(config, label_names(config, splits["train"]))
-    splits["train"] = draw(splits["train"], config.data.train_rows, config.training.seed)
-    deciding_metric(model.task, config.training.metric)
-    checked = {
-        split: check_split(config, splits[split], columns, model.task.encode, report) for split in _SPLITS
-    }
-    values = (model.task.encode(value) for value in checked["train"].column(label))
-    model.task.fit(values, config.data.class_weights)
+    train, validation = _sources(config, tables, report)
+    for source in (train, validation):
+        source.require(*(s.column for s in needed.values() if s.missing != "learn"), label)
+    model = FusionModel.build(config, label_names(config, train))
+    task = model.task
+    if isinstance(train, Table):
+        train = draw(train, config.data.train_rows, config.training.seed)
+    deciding_metric(task, config.training.metric)
+    if isinstance(train, Table):
+        train = check_split(config, train, columns, task.encode, report)
+    validation = check_split(config, validation, columns, task.encode, report)
     readers = build_readers(needed)
-    _say_cut_texts(readers, checked["train"], report)
+    rows: Rows
+    if isinstance(train, Stream):
+        read = RowReader(readers, task, label, train=True, picture=config.picture)
+        rows = StreamDataset(train, read, row_check(config, columns, task.encode), config)
+        task.fit(_first_labels(rows, report), config.data.class_weights)
+    else:
+        rows = RowDataset(train, readers, task, label, train=True, picture=config.picture)
+        task.fit((task.encode(value) for value in train.column(label)), config.data.class_weights)
+        _say_cut_texts(readers, train, report)
     return model, {
-        split: RowDataset(table, readers, model.task, label, train=split == "train", picture=config.picture)
-        for split, table in checked.items()
+        "train": rows,
+        "validation": RowDataset(validation, readers, task, label, picture=config.picture),
     }
+
+
+def _first_labels(rows: StreamDataset, report: Report) -> Iterator[Any]:
+    """Labels of a stream's first rows, for a task that asks for them, which is said then."""
+    values = list(rows.labels(_STANDARDISED_BY))
+    if not values:
+        raise UserError(
+            f"{rows.stream.name}: none of its first {_STANDARDISED_BY:,} rows has a label that can be used."
+        )
+    report(f"{rows.stream.name}: labels are standardised by those of the first {len(values):,} rows.")
+    yield from values
 
 
 def _say_cut_texts(readers: Mapping[str, Reader], table: Table, report: Report) -> None:
@@ -249,15 +286,14 @@ def _metrics(task: Any, prediction: EvalPrediction) -> dict[str, float]:
     )
 
 
-def _say_plan(
-    model: FusionModel, datasets: Mapping[str, RowDataset], device: torch.device, report: Report
-) -> None:
+def _say_plan(model: FusionModel, datasets: Mapping[str, Rows], device: torch.device, report: Report) -> None:
     counts = model.count_parameters().values()
     trainable = sum(count["trainable"] for count in counts)
     share = trainable / sum(count["trainable"] + count["frozen"] for count in counts)
     arithmetic = "bf16" if use_bf16(model.settings.training.precision, device) else "fp32"
+    rows = "rows per epoch of a stream" if isinstance(datasets["train"], StreamDataset) else "training rows"
     report(
-        f"{len(datasets['train'])} training rows, {len(datasets['validation'])} validation rows, "
+        f"{len(datasets['train'])} {rows}, {len(datasets['validation'])} validation rows, "
         f"{len(model.task.labels)} {'label' if len(model.task.labels) == 1 else 'labels'}; "
         f"{trainable:,} parameters are trained ({share:.2%}); {device.type}, {arithmetic}"
     )

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mope.cli import data, encoders, runs, studies
+from mope.cli import data, encoders, export, insight, runs, serve, studies
 from mope.errors import UserError
 
 
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Fuse separately pre-trained encoders into one model, training under 1 % of it.",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
-    for group in (runs, studies, data, encoders):
+    for group in (runs, serve, export, studies, insight, data, encoders):
         group.add(verbs)
     return parser
 

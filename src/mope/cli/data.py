@@ -87,7 +87,7 @@ def data_describe(options: argparse.Namespace) -> None:
         from mope.config import Config
 
         config = Config.load(options.file)
-        tables = open_splits(config)
+        tables = open_splits(config, streamed=True)
         if not tables:
             raise UserError(f"The config {options.file} names no tables.")
         columns = {entry.column: entry.kind for entry in config.inputs.values()}

@@ -1,10 +1,11 @@
-"""`mope encoders list | check` and `mope bench prompts | data`."""
+"""`mope encoders list | check` and `mope bench prompts | data | serve`."""
 
 import argparse
 import json
 from typing import Any
 
 from mope.cli.output import add_verb, print_table
+from mope.cli.serve import add_bench
 from mope.errors import UserError
 
 
@@ -42,6 +43,7 @@ def add(verbs: Any) -> None:
     verb.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="arithmetic")
     verb.add_argument("--no-training", action="store_true", help="inference and routing only")
     verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
+    add_bench(bench)
 
 
 def encoders_list(options: argparse.Namespace) -> None:

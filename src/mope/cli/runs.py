@@ -37,7 +37,10 @@ def add(verbs: Any) -> None:
     verb.add_argument("run", metavar="RUN", help="a run's folder")
     verb.add_argument("file", metavar="FILE", help="a table with the run's input columns")
     verb.add_argument(
-        "--out", metavar="FILE", help="a .csv, .jsonl or .parquet file; without it, a table is printed"
+        "--out",
+        metavar="FILE",
+        help="a .csv, .jsonl or .parquet file, or a new folder without an ending for a datasets.Dataset; "
+        "without it, a table is printed",
     )
     verb.add_argument(
         "--routing", action="store_true", help="add the routing scores of every layer and expert"
@@ -157,13 +160,13 @@ def _number(value: Any) -> str:
 def predict(options: argparse.Namespace) -> None:
     """`mope predict RUN FILE`."""
     from mope.data.table import open_table
-    from mope.predictions import FORMATS, write_masks, write_overlays, write_predictions
+    from mope.predictions import require_writable, write_masks, write_overlays, write_predictions
     from mope.predictor import Predictor
 
     load_plugins(options)
     out = Path(options.out) if options.out else None
-    if out is not None and out.suffix.lower() not in FORMATS:
-        raise UserError(f"Can't write {out}: name a {', '.join(FORMATS)} file.")
+    if out is not None:
+        require_writable(out)
     table = open_table(options.file, not options.untrusted, options.encoding)
     if options.rows is not None:
         table = table.select(range(min(options.rows, len(table))))
@@ -241,7 +244,9 @@ def params(options: argparse.Namespace) -> None:
     config = _config(options)
     labels = config.data.labels or (None if config.has_classes else [config.data.label])
     if labels is None:
-        labels = label_names(config, open_splits(config)["train"]) if config.data.train else None
+        labels = (
+            label_names(config, open_splits(config, streamed=True)["train"]) if config.data.train else None
+        )
     if labels is None:
         raise UserError("The head's size depends on the labels: give data.labels or data.train.")
     parts = empty_model(config, labels).count_parameters()

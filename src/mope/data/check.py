@@ -1,7 +1,7 @@
 """Which rows of a table can't be used, and why."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from mope.data.decode import OPENERS, BadCell, is_missing
 from mope.data.masks import require_size
+from mope.data.shards import KEY
 from mope.data.table import Table
 from mope.errors import UserError
 
@@ -41,46 +42,58 @@ class Problem:
         return f"row {self.row}, column '{self.column}': {self.reason}"
 
 
-class _Rows(Dataset):
-    """The problems of each row."""
+@dataclass(frozen=True)
+class RowCheck:
+    """Finds what is wrong with a row.
 
-    def __init__(
-        self,
-        table: Table,
-        columns: Mapping[str, str],
-        label: str | None,
-        encode: Callable[[Any, Path], Any] | None,
-        missing: Mapping[str, str],
-        picture: str | None,
-    ):
-        self.picture = picture
-        self.table, self.columns, self.label, self.encode = table, columns, label, encode
-        self.missing = missing
+    Attributes:
+        columns: kind of each input's column.
+        label: the label's column, if labels are to be checked.
+        encode: raises ValueError for a label that can't be used, see `Task.encode`.
+        missing: what to do with empty cells, by column: "refuse" (default), "drop" or "learn".
+        picture: column of the pictures that the labels are masks of, if they are.
+    """
 
-    def __len__(self) -> int:
-        return len(self.table)
+    columns: Mapping[str, str]
+    label: str | None = None
+    encode: Callable[[Any, Path], Any] | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+    picture: str | None = None
 
-    def __getitem__(self, index: int) -> list[Problem]:
-        row, number = self.table[index], self.table.numbers[index]
+    def __call__(self, row: Mapping[str, Any], folder: Path, number: int) -> list[Problem]:
+        """The problems of a row, whose paths are relative to the folder, in order of the columns."""
         found, size = [], None
         for column, kind in self.columns.items():
             policy, empty = self.missing.get(column, "refuse"), is_missing(row.get(column))
             if empty and policy == "learn":
                 continue
             try:
-                opened = OPENERS[kind](row[column], self.table.folder)
+                opened = OPENERS[kind](row.get(column), folder)
                 if column == self.picture:
                     size = opened.size[::-1]
             except BadCell as error:
                 found.append(Problem(number, column, str(error), empty and policy == "drop"))
         if self.label is not None and self.encode is not None:
             try:
-                target = self.encode(row[self.label], self.table.folder)
+                target = self.encode(row.get(self.label), folder)
                 if size is not None:
                     require_size(target, size)
             except ValueError as error:
                 found.append(Problem(number, self.label, str(error)))
         return found
+
+
+class _Rows(Dataset):
+    """The problems of each row."""
+
+    def __init__(self, table: Table, check: RowCheck):
+        self.table, self.check = table, check
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> list[Problem]:
+        return self.check(self.table[index], self.table.folder, self.table.numbers[index])
 
 
 def find_problems(
@@ -92,21 +105,25 @@ def find_problems(
     missing: Mapping[str, str] | None = None,
     picture: str | None = None,
 ) -> list[Problem]:
+    """What is wrong with a table's rows: see `check_rows`, and `RowCheck` for what is asked of them."""
+    return check_rows(table, RowCheck(columns, label, encode, missing or {}, picture), workers)
+
+
+def check_rows(table: Table, check: RowCheck, workers: int = 0) -> list[Problem]:
     """Read every row, with a progress bar, and list what is wrong, in order.
 
     Args:
         table: the rows.
-        columns: kind of each input's column.
-        label: the label's column, if labels are to be checked.
-        encode: raises ValueError for a label that can't be used, see `Task.encode`.
-        workers: processes that read.
-        missing: what to do with empty cells, by column: "refuse" (default), "drop" or "learn".
-        picture: column of the pictures that the labels are masks of, if they are.
+        check: what is asked of them.
+        workers: processes that read, where there are many rows.
+
+    Raises:
+        UserError: a column is missing.
     """
-    needed = [column for column in columns if (missing or {}).get(column) != "learn"]
-    table.require(*needed, *([label] if label else []))
+    needed = [column for column in check.columns if check.missing.get(column) != "learn"]
+    table.require(*needed, *([check.label] if check.label else []))
     loader = DataLoader(
-        _Rows(table, columns, label, encode, missing or {}, picture),
+        _Rows(table, check),
         batch_size=64,
         num_workers=workers if len(table) >= 1000 else 0,
         collate_fn=_flatten,
@@ -149,16 +166,23 @@ def usable(table: Table, problems: Sequence[Problem], policy: str) -> Table:
 
 
 def guess_columns(table: Table) -> dict[str, str]:
-    """The kind of each column that looks like an input: media by type or file name, other text as text."""
+    """The kind of each column that looks like an input: media by type or file name, other text as text.
+
+    Bytes are pictures, unless their column is named as a shard's members of another kind are, such as `wav`.
+    """
     kinds = {}
     for column in table.columns:
+        if column == KEY:
+            continue
         values = [
             value
             for value in table.rows.select(range(min(len(table), 100)))[column]
             if value not in (None, "")
         ]
         if values and all(isinstance(value, bytes | dict) for value in values):
-            kinds[column] = "image"
+            kinds[column] = next(
+                (kind for kind, ends in SUFFIXES.items() if f".{column}".endswith(ends)), "image"
+            )
         elif values and all(isinstance(value, str) for value in values):
             paths = {
                 kind: sum(value.lower().endswith(ends) for value in values) for kind, ends in SUFFIXES.items()

@@ -1,29 +1,82 @@
-"""From a table's rows to batches."""
+"""From the rows of a table, or of a stream, to batches."""
 
-from collections.abc import Mapping, Sequence
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset
+import fsspec.asyn
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from mope.config import Config
+from mope.data.check import RowCheck
+from mope.data.decode import BadCell
 from mope.data.readers import ImageReader, Reader
+from mope.data.stream import Item, Stream
 from mope.data.table import Table
+from mope.errors import UserError
 from mope.tasks import Task
 
+_REASON = 500  # bytes kept of the first skipped row's reason
+_HOPELESS = 10_000  # bad rows on end after which none is expected to be good
 
-class RowDataset(Dataset):
-    """A table as samples for a data loader.
 
-    A sample is a mapping of input names to what the readers made of the cells, and `labels`, the encoded
-    label, if there is one.
+@dataclass(frozen=True)
+class RowReader:
+    """Makes a row a sample: a mapping of input names to what the readers made of the cells, and `labels`, the
+    encoded label, if there is one.
 
-    Args:
-        table: the rows.
+    Attributes:
         readers: by input name.
         task: encodes labels; None to leave them out.
         label: the label's column.
         train: whether to augment.
         picture: name of the input whose picture the label is a mask of, so that both are turned alike; None
             for a label that is none.
+    """
+
+    readers: Mapping[str, Reader]
+    task: Task | None = None
+    label: str | None = None
+    train: bool = False
+    picture: str | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns that are needed: all but those of which every cell may be missing."""
+        label = [self.label] if self.task is not None and self.label is not None else []
+        return [*(reader.column for reader in self.readers.values() if not reader.learns), *label]
+
+    def __call__(self, row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """The sample of a row whose paths are relative to the folder.
+
+        Raises:
+            ValueError: a cell can't be used; a BadCell, unless it is the label.
+        """
+        sample: dict[str, Any] = {}
+        target: Any = None
+        if self.task is not None and self.label is not None:
+            target = sample["labels"] = self.task.encode(row.get(self.label), folder)
+        for name, reader in self.readers.items():
+            cell = row.get(reader.column)
+            if name == self.picture and target is not None:
+                assert isinstance(reader, ImageReader)
+                sample[name], sample["labels"] = reader.read_pair(cell, target, folder, self.train)
+            else:
+                sample[name] = reader.sample(cell, folder, self.train)
+        return sample
+
+
+class RowDataset(Dataset):
+    """A table as samples for a data loader.
+
+    Args:
+        table: the rows.
+        readers, task, label, train, picture: see `RowReader`.
     """
 
     def __init__(
@@ -35,37 +88,171 @@ class RowDataset(Dataset):
         train: bool = False,
         picture: str | None = None,
     ):
-        # A column of which every cell may be missing may be missing itself.
-        table.require(*(reader.column for reader in readers.values() if not reader.learns))
-        if task is not None and label is not None:
-            table.require(label)
-        self.table, self.readers, self.task, self.label, self.train = table, readers, task, label, train
-        self.picture = picture
+        self.table, self.readers, self.task = table, readers, task
+        self.read = RowReader(readers, task, label, train, picture)
+        table.require(*self.read.columns)
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._sample(self.table[index])
+        return self.read(self.table[index], self.table.folder)
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         """The samples of a batch, whose rows are read at once."""
-        return [self._sample(row) for row in self.table.rows_at(indices)]
+        return [self.read(row, self.table.folder) for row in self.table.rows_at(indices)]
 
-    def _sample(self, row: dict[str, Any]) -> dict[str, Any]:
-        folder = self.table.folder
-        sample: dict[str, Any] = {}
-        target: Any = None
-        if self.task is not None and self.label is not None:
-            target = sample["labels"] = self.task.encode(row[self.label], folder)
-        for name, reader in self.readers.items():
-            cell = row.get(reader.column)
-            if name == self.picture and target is not None:
-                assert isinstance(reader, ImageReader)
-                sample[name], sample["labels"] = reader.read_pair(cell, target, folder, self.train)
-            else:
-                sample[name] = reader.sample(cell, folder, self.train)
-        return sample
+
+class StreamDataset(IterableDataset):
+    """A stream as samples for a data loader, an epoch at a time.
+
+    The stream is read again and again, each time in another order by seed; epoch e is the e-th `rows` rows of
+    that. So where an epoch has as many rows as the stream, it has each once. Each process and each of its
+    workers goes through the whole stream and reads of it the rows that are its own; batches are the same for
+    any number of workers. Rows that can't be used are left out, and others taken instead, or refused.
+
+    Args:
+        stream: the rows.
+        read: makes a row a sample.
+        check: says what is wrong with one that can't be made one.
+        config: rows per epoch, seed, and the like.
+
+    Raises:
+        UserError: while iterating: a row can't be used and `data.bad_rows` is "refuse", or no row can.
+    """
+
+    def __init__(self, stream: Stream, read: RowReader, check: RowCheck, config: Config):
+        self.stream, self.read, self.check = stream, read, check
+        data = config.data
+        self.rows = data.train_rows or stream.length or 0
+        self.batch, self.seed = config.training.batch_size, config.training.seed
+        self.held, self.skip = data.shuffle_buffer, data.bad_rows == "skip"
+        self.rank, self.processes, self.epoch = 0, 1, 0
+        self._columns = {*read.columns, *(reader.column for reader in read.readers.values())}
+        # Shared with the loader's workers, which find these out.
+        self._length = torch.tensor(stream.length or 0).share_memory_()
+        self._skipped = torch.zeros(max(1, data.workers), dtype=torch.int64).share_memory_()
+        self._reason = torch.zeros(_REASON, dtype=torch.uint8).share_memory_()
+
+    @property
+    def readers(self) -> Mapping[str, Reader]:
+        """Readers by input name."""
+        return self.read.readers
+
+    def __len__(self) -> int:
+        """Rows of this process per epoch: as many as of any other, for which some may be of the next."""
+        return math.ceil(self.rows / self.processes)
+
+    def share(self, rank: int, processes: int) -> None:
+        """Take this process's part of the rows."""
+        self.rank, self.processes = rank, processes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Read this epoch's rows next, from 0."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
+        if info is not None:
+            fsspec.asyn.reset_lock()  # a forked process can't use its parent's connections
+        batches = range(worker, math.ceil(len(self) / self.batch), workers)
+        wanted = sum(min(self.batch, len(self) - number * self.batch) for number in batches)
+        own, bad = self._own(worker, workers), 0
+        while wanted:
+            sample, reason = self._sample(next(own))
+            if reason is None:
+                wanted, bad = wanted - 1, 0
+                yield sample
+                continue
+            self._note(reason, worker)
+            bad += 1
+            if bad >= max(_HOPELESS, self.rows):
+                raise UserError(
+                    f"{self.stream.name}: {bad:,} rows on end can't be used, the last is {reason}."
+                )
+
+    def _own(self, worker: int, workers: int) -> Iterator[Item]:
+        """This worker's rows from the epoch's first on, without end: every so many batches, one."""
+        for place, item in enumerate(self._all(self.epoch * len(self) * self.processes)):
+            local, rank = divmod(place, self.processes)
+            if rank == self.rank and local // self.batch % workers == worker:
+                yield item
+
+    def _all(self, start: int) -> Iterator[Item]:
+        """The stream's rows over and over, from this place on."""
+        known = int(self._length)
+        first, ahead = divmod(start, known) if known else (0, start)
+        for number in count(first):
+            found = 0
+            for found, item in enumerate(self._pass(number), 1):
+                if found > ahead:
+                    yield item
+            if not found:
+                raise UserError(f"{self.stream.name} has no rows.")
+            self._length.fill_(found)
+            ahead = max(0, ahead - found)
+
+    def _pass(self, number: int) -> Iterator[Item]:
+        """The stream's rows once, in the order of that time."""
+        order = random.Random(f"{self.seed} {number}") if self.held > 1 else None
+        return self.stream.items(order, self.held)
+
+    def _sample(self, item: Item) -> tuple[Any, str | None]:
+        """A row's sample, or why it has none and is left out."""
+        row = None
+        try:
+            row = item.read(self._columns)
+            return self.read(row, item.folder), None
+        except ValueError as error:
+            problems = self.check(row, item.folder, 0) if row is not None else []
+            if not problems and not isinstance(error, BadCell):
+                raise
+            reason = f"{item.where}: {error}"
+        if problems:
+            reason = f"{item.where}, column '{problems[0].column}': {problems[0].reason}"
+        if not self.skip and not any(problem.missing for problem in problems):
+            raise UserError(
+                f"A row can't be used: {reason}; mend it, set data.bad_rows to skip, or `missing` of an "
+                "input whose cells may be empty."
+            )
+        return None, reason
+
+    def _note(self, reason: str, worker: int) -> None:
+        self._skipped[worker] += 1
+        if not self._reason[0]:
+            content = reason.encode(errors="replace")[:_REASON]
+            self._reason[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+    def skipped(self) -> str | None:
+        """A sentence on the rows that were left out so far; None where none were."""
+        total = int(self._skipped.sum())
+        if not total:
+            return None
+        rows = "row was" if total == 1 else "rows were"
+        reason = bytes(self._reason.tolist()).rstrip(b"\0").decode(errors="ignore")
+        return f"{self.stream.name}: {total:,} {rows} skipped, over all epochs; the first is {reason}."
+
+    def labels(self, most: int) -> Iterable[Any]:
+        """Encoded labels of so many of the first rows that are trained on; those that can't be used are left
+        out."""
+        task, label = self.read.task, self.read.label
+        assert task is not None
+        assert label is not None
+        for item in islice(self._pass(0), most):
+            try:
+                yield task.encode(item.read([label]).get(label), item.folder)
+            except ValueError:
+                continue
+
+
+class StreamLoader(DataLoader):
+    """A loader of a `StreamDataset` that the trainer tells which epoch it is."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """See `StreamDataset.set_epoch`."""
+        assert isinstance(self.dataset, StreamDataset)
+        self.dataset.set_epoch(epoch)
 
 
 def collate(

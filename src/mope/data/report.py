@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mope.config import Config
-from mope.data.check import Problem, find_problems, guess_columns
-from mope.data.splits import label_names, open_splits, picture_column
+from mope.data.check import Problem, check_rows, find_problems, guess_columns
+from mope.data.splits import label_names, open_splits, row_check
 from mope.data.table import open_table
 from mope.errors import UserError
 from mope.tasks import Classification, build_task
@@ -77,7 +77,7 @@ def check_table(
 def check_config(file: str | Path) -> list[TableReport]:
     """Read every row of all tables of a config."""
     config = Config.load(file)
-    splits = open_splits(config)
+    splits = open_splits(config, streamed=True)
     if not splits:
         raise UserError(f"{file} names no table: set data.train.")
     known = label_names(config, splits["train"]) if "train" in splits or config.data.labels else None
@@ -87,15 +87,6 @@ def check_config(file: str | Path) -> list[TableReport]:
     columns = {entry.column: entry.kind for entry in config.inputs.values()}
     reports = []
     for table in splits.values():
-        missing = {entry.column: entry.missing for entry in config.inputs.values()}
-        problems = find_problems(
-            table,
-            columns,
-            config.data.label,
-            task.encode,
-            config.data.workers,
-            missing,
-            picture_column(config),
-        )
+        problems = check_rows(table, row_check(config, columns, task.encode), config.data.workers)
         reports.append(TableReport(table.name, len(table), {**columns, config.data.label: "label"}, problems))
     return reports

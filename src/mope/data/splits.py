@@ -5,8 +5,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from datasets import IterableDataset
+
 from mope.config import Config
-from mope.data.check import Problem, find_problems, usable
+from mope.data.check import RowCheck, check_rows, usable
+from mope.data.stream import Stream
 from mope.data.table import SPLITS, Table, open_table
 from mope.errors import UserError
 from mope.tasks import label_text, sorted_labels, split_labels
@@ -14,25 +17,38 @@ from mope.tasks import label_text, sorted_labels, split_labels
 Report = Callable[[str], None]
 
 
-def open_splits(config: Config, tables: Mapping[str, Any] | None = None) -> dict[str, Table]:
+def open_splits(
+    config: Config, tables: Mapping[str, Any] | None = None, streamed: bool = False
+) -> dict[str, Table]:
     """The tables of a config, by split, unchecked.
 
     Args:
         config: names the tables.
         tables: `datasets.Dataset`s or files by split, instead of those the config names.
+        streamed: whether to open training rows that training reads as a stream, too.
 
     Raises:
         UserError: a table or column is missing.
     """
     data = config.data
+
+    def opened(split: str, source: Any) -> bool:
+        is_stream = data.streaming or isinstance(source, IterableDataset)
+        return streamed or split != "train" or not is_stream
+
     if tables is not None:
         unknown = sorted(set(tables) - set(SPLITS))
         if unknown:
             raise UserError(f"There is no split '{unknown[0]}': name {', '.join(SPLITS)}.")
-        return {split: open_table(source, data.trusted, data.encoding) for split, source in tables.items()}
-    named = {split: getattr(data, split) for split in SPLITS if getattr(data, split) is not None}
-    if data.split_column is None:
-        return {split: open_table(file, data.trusted, data.encoding) for split, file in named.items()}
+        named = tables
+    else:
+        named = {split: getattr(data, split) for split in SPLITS if getattr(data, split) is not None}
+    if tables is not None or data.split_column is None:
+        return {
+            split: open_table(source, data.trusted, data.encoding)
+            for split, source in named.items()
+            if opened(split, source)
+        }
     if set(named) != {"train"}:
         raise UserError("With data.split_column all rows come from data.train: name no other table.")
     return open_table(named["train"], data.trusted, data.encoding).split(data.split_column)
@@ -72,17 +88,19 @@ def draw(table: Table, count: int | None, seed: int) -> Table:
     return table.select(sorted(order[:count]))
 
 
-def label_names(config: Config, train: Table) -> list[str]:
+def label_names(config: Config, train: Table | Stream) -> list[str]:
     """The labels of a config in order: as it says, else those of the training rows.
 
     Raises:
-        UserError: there are fewer than two.
+        UserError: there are fewer than two, or they are those of a stream.
     """
     data = config.data
     if not config.has_classes:
         return [data.label]
     if data.labels is not None:
         found = list(dict.fromkeys(data.labels))
+    elif isinstance(train, Stream):
+        raise UserError(f"The labels of {train.name} aren't known beforehand: list them in data.labels.")
     else:
         values = [value for value in train.column(data.label) if value is not None]
         if config.task == "multilabel":
@@ -102,6 +120,18 @@ def picture_column(config: Config) -> str | None:
     return None if config.picture is None else config.inputs[config.picture].column
 
 
+def row_check(config: Config, columns: Mapping[str, str], encode: Callable[[Any, Path], Any]) -> RowCheck:
+    """What a config asks of a row.
+
+    Args:
+        config: says which cells may be missing, and which column is the label's.
+        columns: kind of each input's column.
+        encode: see `Task.encode`.
+    """
+    missing = {entry.column: entry.missing for entry in config.inputs.values()}
+    return RowCheck(columns, config.data.label, encode, missing, picture_column(config))
+
+
 def check_split(
     config: Config,
     table: Table,
@@ -110,10 +140,7 @@ def check_split(
     report: Report,
 ) -> Table:
     """The rows of a table that can be used, as `data.bad_rows` says."""
-    missing = {entry.column: entry.missing for entry in config.inputs.values()}
-    problems: list[Problem] = find_problems(
-        table, columns, config.data.label, encode, config.data.workers, missing, picture_column(config)
-    )
+    problems = check_rows(table, row_check(config, columns, encode), config.data.workers)
     kept = usable(table, problems, config.data.bad_rows)
     if len(kept) < len(table):
         report(f"{table.name}: skipped {len(table) - len(kept)} of {len(table)} rows; first {problems[0]}.")

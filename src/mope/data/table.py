@@ -1,17 +1,21 @@
-"""Tables of rows: CSV, JSONL, Parquet, or a saved `datasets.Dataset`."""
+"""Tables of rows: CSV, JSONL, Parquet, WebDataset shards, or a saved `datasets.Dataset`."""
 
 import codecs
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from datasets import Dataset, load_from_disk
-from datasets.features import Image
+from datasets import Dataset, IterableDataset, load_from_disk
+from datasets.features import Audio, Image, Video
 
-from mope.data.decode import UntrustedFolder
+from mope.data.decode import BadCell, UntrustedFolder
+from mope.data.shards import find_files, is_shard, read_shard
 from mope.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas
 
 SPLITS = ("train", "validation", "test")
 
@@ -22,7 +26,7 @@ class Table:
     Row numbers count from 1 and leave out a CSV file's header.
 
     Args:
-        rows: the rows; image features are read undecoded, so that a broken one is found where it is used.
+        rows: the rows; features of media are read undecoded, so that a broken one is found where it is used.
         folder: what relative paths in the rows are relative to.
         name: how messages call the table.
         numbers: each row's number in the file it came from; by default 1, 2, ...
@@ -35,9 +39,10 @@ class Table:
         name: str = "the table",
         numbers: Sequence[int] | None = None,
     ):
+        rows = rows.with_format(None)
         for column, feature in rows.features.items():
-            if isinstance(feature, Image):
-                rows = rows.cast_column(column, Image(decode=False))
+            if isinstance(feature, Image | Audio | Video):
+                rows = rows.cast_column(column, type(feature)(decode=False))
         self.rows, self.folder, self.name = rows, folder, name
         self.numbers = list(numbers) if numbers is not None else list(range(1, len(rows) + 1))
 
@@ -75,9 +80,7 @@ class Table:
         Raises:
             UserError: naming the first that doesn't, and those that do.
         """
-        for name in names:
-            if name not in self.columns:
-                raise UserError(f"{self.name} has no column '{name}': it has {', '.join(self.columns)}.")
+        require(self.name, self.columns, names)
 
     def select(self, indices: Sequence[int]) -> "Table":
         """The rows at these positions, which keep their numbers."""
@@ -100,8 +103,16 @@ class Table:
         return {split: self.select(indices) for split, indices in found.items() if indices}
 
 
+def require(table: str, columns: Sequence[str], names: Iterable[str]) -> None:
+    """Make sure that names are among a table's columns; see `Table.require`."""
+    for name in names:
+        if name not in columns:
+            raise UserError(f"{table} has no column '{name}': it has {', '.join(columns)}.")
+
+
 def open_table(source: str | Path | Dataset, trusted: bool = True, encoding: str | None = None) -> Table:
-    """Read a table: a .csv, .jsonl or .parquet file, a folder of `Dataset.save_to_disk`, or a `Dataset`.
+    """Read a table: a .csv, .jsonl or .parquet file, .tar shards, a folder of `Dataset.save_to_disk`, or a
+    `Dataset`.
 
     Every cell of a CSV file is text. Paths in a file are relative to it.
 
@@ -115,19 +126,29 @@ def open_table(source: str | Path | Dataset, trusted: bool = True, encoding: str
     """
     if isinstance(source, Dataset):
         return Table(source, Path() if trusted else UntrustedFolder())
-    file = Path(source)
-    if not file.exists():
-        raise UserError(f"There is no table {file}.")
+    if isinstance(source, IterableDataset):
+        raise UserError("Only training rows can be a stream: give a datasets.Dataset for the others.")
+    files = find_files(source)
+    for file in files:
+        if not file.exists():
+            raise UserError(f"There is no table {file}.")
+    file = files[0]
     texts = {".csv": _read_csv, ".jsonl": _read_jsonl}
     suffix = file.suffix.lower()
-    if file.is_dir():
-        rows, folder = _read_folder(file), file
+    if all(map(is_shard, files)):
+        rows, folder, file = _read_shards(files), file.parent, Path(source)
+    elif len(files) > 1:
+        raise UserError(f"{source} names several files, which are a table only if they are .tar shards.")
+    elif file.is_dir():
+        rows, folder = read_folder(file), file
     elif suffix in texts:
         rows, folder = texts[suffix](file, read_text(file, encoding)), file.parent
     elif suffix == ".parquet":
         rows, folder = _read_parquet(file), file.parent
     else:
-        raise UserError(f"{file} is no table this library reads: name a .csv, .jsonl or .parquet file.")
+        raise UserError(
+            f"{file} is no table this library reads: name a .csv, .jsonl or .parquet file, or .tar shards."
+        )
     if len(rows) == 0:
         raise UserError(f"{file} has no rows.")
     return Table(rows, folder if trusted else UntrustedFolder(folder), str(file))
@@ -145,19 +166,11 @@ def read_text(file: Path, encoding: str | None = None) -> str:
     """
     content = file.read_bytes()
     if encoding is None:
-        head = content[:2000]
-        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            encoding = "utf-16"
-        elif head[1::2].count(0) > len(head) // 4:
-            encoding = "utf-16-le"
-        elif head[::2].count(0) > len(head) // 4:
-            encoding = "utf-16-be"
+        encoding = guess_encoding(content[:2000])
     try:
         return content.decode(encoding or "utf-8-sig").removeprefix("\ufeff")
     except LookupError:
-        raise UserError(
-            f"There is no encoding '{encoding}': set data.encoding to one that Python knows."
-        ) from None
+        raise no_encoding(encoding) from None
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         hint = "" if encoding else "; if it is in another encoding, such as gb18030, set data.encoding"
@@ -166,34 +179,75 @@ def read_text(file: Path, encoding: str | None = None) -> str:
         ) from None
 
 
+def guess_encoding(head: bytes) -> str | None:
+    """UTF-16, where a file's first bytes say so by a mark or by every other one being zero; else None."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if head[1::2].count(0) > len(head) // 4:
+        return "utf-16-le"
+    return "utf-16-be" if head[::2].count(0) > len(head) // 4 else None
+
+
+def no_encoding(encoding: str | None) -> UserError:
+    """What is said of an encoding that Python doesn't know."""
+    return UserError(f"There is no encoding '{encoding}': set data.encoding to one that Python knows.")
+
+
 def _read_csv(file: Path, text: str) -> Dataset:
+    return Dataset.from_pandas(next(csv_frames(file, io.StringIO(text))), preserve_index=False)
+
+
+def csv_frames(file: Path, text: TextIO, size: int | None = None) -> "Iterator[pandas.DataFrame]":
+    """A CSV file's rows, so many at a time or all at once, every cell as text.
+
+    Raises:
+        UserError: it isn't CSV, or its header has too few columns.
+    """
     import pandas
 
     try:
-        frame = pandas.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+        found = pandas.read_csv(text, dtype=str, keep_default_na=False, chunksize=size)
+        for frame in [found] if isinstance(found, pandas.DataFrame) else found:
+            if not isinstance(frame.index, pandas.RangeIndex):
+                raise UserError(
+                    f"{file}: rows have more cells than the header has columns; quote cells that hold commas."
+                )
+            yield frame
     except (pandas.errors.ParserError, pandas.errors.EmptyDataError) as error:
         raise UserError(f"{file} isn't a CSV file: {' '.join(str(error).split())}.") from None
-    if not isinstance(frame.index, pandas.RangeIndex):
-        raise UserError(
-            f"{file}: rows have more cells than the header has columns; quote cells that hold commas."
-        )
-    return Dataset.from_pandas(frame, preserve_index=False)
 
 
 def _read_jsonl(file: Path, text: str) -> Dataset:
-    rows, number = [], 0
-    try:
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise UserError(
-                        f'{file}, line {number}: a row must be an object, such as {{"text": "..."}}.'
-                    )
-                rows.append(row)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}, line {number}: not JSON ({error.msg}).") from None
-    return dataset_of(rows, str(file))
+    return dataset_of(list(jsonl_rows(file, text.split("\n"))), str(file))
+
+
+def jsonl_rows(file: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file's lines; blank lines are passed over.
+
+    Raises:
+        UserError: a line is no object.
+    """
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{file}, line {number}: not JSON ({error.msg}).") from None
+        if not isinstance(row, dict):
+            raise UserError(f'{file}, line {number}: a row must be an object, such as {{"text": "..."}}.')
+        yield row
+
+
+def _read_shards(files: Sequence[Path]) -> Dataset:
+    rows = []
+    for file in files:
+        for sample in read_shard(file):
+            try:
+                rows.append(sample.read())
+            except BadCell as error:
+                raise UserError(f"{file}: {error}.") from None
+    return dataset_of(rows, str(files[0].parent))
 
 
 def _read_parquet(file: Path) -> Dataset:
@@ -206,12 +260,17 @@ def _read_parquet(file: Path) -> Dataset:
         raise UserError(f"{file} isn't a Parquet file: {str(error).splitlines()[0]}") from None
 
 
-def _read_folder(folder: Path) -> Dataset:
+def read_folder(folder: Path) -> Dataset:
+    """A dataset that `Dataset.save_to_disk` wrote.
+
+    Raises:
+        UserError: the folder holds none, or several.
+    """
     try:
         rows = load_from_disk(str(folder))
     except FileNotFoundError:
         raise UserError(
-            f"{folder} is a folder but holds no saved dataset; name a table file in it."
+            f"{folder} is a folder but holds no saved dataset and no .tar shards; name a table file in it."
         ) from None
     if not isinstance(rows, Dataset):
         raise UserError(

@@ -63,7 +63,7 @@ class BlackBoxEncoder(Encoder):
                 f"The black-box encoder has no input '{self.argument}': it is given {', '.join(inputs)}."
             )
         feature = _pick(result, self.output)
-        rows = len(next(iter(inputs.values())))
+        rows = next(iter(inputs.values())).shape[0]
         shape = tuple(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
         if shape != (rows, self.feature_dim):
             raise UserError(

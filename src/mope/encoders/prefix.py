@@ -35,6 +35,8 @@ _MASK = "mope_mask"
 _HIDDEN = "mope_hidden"
 
 KeysAndValues = Callable[[nn.Module], tuple[Tensor, Tensor]]
+Watch = Callable[[Tensor, Tensor, Tensor | None, int], None]
+"""Takes query and key (B, H, N, d), the mask, and how many keys stand before the layer's own tokens."""
 
 _relayed: ContextVar[PromptSource | None] = ContextVar("mope_relayed", default=None)
 _calls: ContextVar["dict[int, _Call] | None"] = ContextVar("mope_calls", default=None)
@@ -70,6 +72,7 @@ def prefix_attention(
     mope_shift: Tensor | None = None,
     mope_mask: Tensor | None = None,
     mope_hidden: Tensor | None = None,
+    mope_watch: Watch | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention with the layer's prompts, if any, in front of the keys and values.
@@ -82,11 +85,14 @@ def prefix_attention(
         mope_shift: in a windowed encoder with prompts, the mask of its shifted windows, (windows, N, N).
         mope_mask: a mask to use where the model has none, (1, 1, N, N), boolean.
         mope_hidden: prompts that a row must not see, (B, P), boolean.
+        mope_watch: takes what is attended to, to draw it.
         kwargs: handed on.
     """
     if attention_mask is None:
         attention_mask = mope_mask
     if mope_prompts is None:
+        if mope_watch is not None:
+            mope_watch(query, key, attention_mask, 0)
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     prompt_keys, prompt_values = mope_prompts(module)
     batch, length, _ = prompt_keys.shape
@@ -102,6 +108,8 @@ def prefix_attention(
         mask = kernels.hide(mask, mope_hidden, count, length + pads + key.shape[2])
     key = _in_front(prompt_keys, key, pads, count)
     value = _in_front(prompt_values, value, pads, count)
+    if mope_watch is not None:
+        mope_watch(query, key, mask, length + pads)
     return kernels.attend(module, query, key, value, mask, kwargs), None
 
 
@@ -133,7 +141,7 @@ def global_feature(hidden: Tensor, pooling: str, mask: Tensor | None = None) -> 
         return hidden[:, 0]
     if mask is None:
         # A product with ones: twice as fast as `mean` in bf16 on a CPU, and summed in float32 too.
-        ones = hidden.new_ones(1, 1, hidden.shape[1]).expand(len(hidden), -1, -1)
+        ones = hidden.new_ones(1, 1, hidden.shape[1]).expand(hidden.shape[0], -1, -1)
         return torch.bmm(ones, hidden)[:, 0] / hidden.shape[1]
     weights = mask.to(hidden.dtype).unsqueeze(-1)
     return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
@@ -287,7 +295,7 @@ def _take_out(hidden: Tensor, family: Family, length: int) -> tuple[Tensor, Tens
 
 def _run_with(layer: Any, family: Family, queries: Tensor, args: tuple, kwargs: dict[str, Any]) -> Tensor:
     """What a layer makes of tokens (B, Q, d) put among its own, which stay as they are."""
-    queries = queries.to(args[0].dtype).expand(len(args[0]), -1, -1)
+    queries = queries.to(args[0].dtype).expand(args[0].shape[0], -1, -1)
     args, kwargs = _put_in(queries, family, args, dict(kwargs))
     output = layer.forward(*args, **kwargs)
     return _take_out(output[0] if isinstance(output, tuple) else output, family, queries.shape[1])[1]

@@ -168,11 +168,14 @@ class TransformerEncoder(Encoder):
             maps = tuple(output.reshaped_hidden_states[1:])  # the first map is the stem's
         return EncoderOutput(pooled, tokens, maps)
 
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """(height, width) of a patch in pixels; (1, 1) without patches."""
+        return _patch_size(self.backbone)
+
     def _map(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """Tokens (B, N, D) of a picture as a map (B, D, rows, columns); other tokens stand before its own."""
-        rows, columns = (
-            n // size for n, size in zip((height, width), _patch_size(self.backbone), strict=True)
-        )
+        rows, columns = (n // size for n, size in zip((height, width), self.patch_size, strict=True))
         return tokens[:, -rows * columns :].transpose(1, 2).unflatten(2, (rows, columns))
 
     def _real(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:

@@ -128,7 +128,7 @@ class InputSource:
         """What stands among the tokens of one layer, (B, P, d)."""
         parts, self._fresh = [], 0
         if self.prompts and (self.deep or layer == 0):
-            prompt = self.prompts[layer if self.deep else 0].expand(len(x0), -1, -1)
+            prompt = self.prompts[layer if self.deep else 0].expand(x0.shape[0], -1, -1)
             self._fresh = prompt.shape[1] if self.deep else 0
             parts.append(self.dropout(prompt).to(x0.dtype))
         if self.living is not None:

@@ -84,7 +84,7 @@ class Router(nn.Module):
         Returns:
             `[psi_y W_y^i] K_y^T / tau` of every layer, (L, B, k).
         """
-        batch = len(next(iter(psi.values()))) if psi else 1
+        batch = next(iter(psi.values())).shape[0] if psi else 1
         logits = self.keys.new_zeros(self.layers, batch, self.experts)
         for place, (name, project) in enumerate(self.cross.items()):
             query = project(psi[name]).unflatten(-1, (self.layers, self.cross_dim)).transpose(0, 1)
@@ -108,8 +108,8 @@ class Router(nn.Module):
             keys = self.keys[layer, :, len(self.cross) * self.cross_dim :]
             logits = torch.addmm(logits, self.intra[layer](x0), keys.T, alpha=1 / self.temperature)
         if self.training:
-            logits = logits + torch.randn(len(x0), self.experts, device=x0.device) / self.experts
-        scores = logits.expand(len(x0), -1).softmax(dim=-1)
+            logits = logits + torch.randn(x0.shape[0], self.experts, device=x0.device) / self.experts
+        scores = logits.expand(x0.shape[0], -1).softmax(dim=-1)
         if self.top is None:
             return scores
         kept = torch.zeros_like(scores).scatter_(-1, scores.topk(self.top, dim=-1).indices, 1.0)

@@ -67,7 +67,7 @@ class DeepPrompts(nn.Module):
 
     def forward(self, layer: int, x0: Tensor) -> Tensor:
         """Prompts (B, l, d_i) of one layer for x0 (B, d_i)."""
-        return self.dropout(self.prompts[layer].to(x0.dtype).expand(len(x0), -1, -1))
+        return self.dropout(self.prompts[layer].to(x0.dtype).expand(x0.shape[0], -1, -1))
 
 
 class FusionPrompts(nn.Module):
@@ -171,10 +171,15 @@ class BoundPrompts:
         prompts = self.prompts
         found = [missing.get(name) for name in prompts.mappers]
         first = next((rows for rows in found if rows is not None), None)
-        if first is None or not any(rows is not None and bool(rows.any()) for rows in found):
+        if first is None:
+            return None
+        # A graph can't depend on what is in a batch; there a mask that hides nothing does no harm.
+        if not torch.compiler.is_compiling() and not any(
+            rows is not None and bool(rows.any()) for rows in found
+        ):
             return None
         seen = (prompts.static is not None) + (prompts.experts is not None)
-        before = first.new_zeros(len(first), seen * prompts.length)
+        before = first.new_zeros(first.shape[0], seen * prompts.length)
         mapped = [torch.zeros_like(first) if rows is None else rows for rows in found]
         return torch.cat([before, torch.stack(mapped, dim=1)], dim=1)
 
@@ -186,14 +191,14 @@ class BoundPrompts:
         """Prompts (B, P, d_i) of one layer, in the order `[P_s, P_d, P_m]`; None if no part is on."""
         prompts, parts = self.prompts, []
         if prompts.static is not None:
-            parts.append(prompts.static[layer].expand(len(x0), -1, -1))
+            parts.append(prompts.static[layer].expand(x0.shape[0], -1, -1))
         if prompts.experts is not None:
             # In full precision: autocast would also round every expert anew in each pass, to mix a few.
             with torch.autocast(x0.device.type, enabled=False):
                 if prompts.router is not None:
                     self._scores[layer] = scores = prompts.router(layer, self.cross, x0.float())
                 else:
-                    scores = x0.new_ones(len(x0), 1, dtype=torch.float32)
+                    scores = x0.new_ones(x0.shape[0], 1, dtype=torch.float32)
                 parts.append(prompts.experts(layer, scores, x0.dtype))
         parts += [by_layer[layer] for by_layer in self.mapped]
         return prompts.dropout(torch.cat(parts, dim=1).to(x0.dtype)) if parts else None

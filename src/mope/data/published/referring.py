@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from mope.data.decode import BadCell
+from mope.data.masks import encode_mask, open_mask
 from mope.data.published.base import Dropped, Published, Rows, read_json
 from mope.data.published.pickles import read_pickle
 from mope.errors import UserError
@@ -16,7 +18,7 @@ _COUNTS = {
 class RefCoco(Published):
     """A phrase about one thing in a picture, and that thing's mask; a row per phrase.
 
-    A mask is COCO's: polygons, or run lengths, with the picture's size. testA has people, testB other things.
+    COCO's polygons and run lengths are both written as run lengths. testA has people, testB other things.
     """
 
     task = "referring-segmentation"
@@ -76,14 +78,17 @@ class RefCoco(Published):
         image = self.image(images / picture["file_name"], f"ref {ref['ref_id']}", dropped)
         if image is None:
             return
+        outline = {"segmentation": entry["segmentation"], "size": [picture["height"], picture["width"]]}
+        try:
+            mask = encode_mask(open_mask(outline, images))
+        except BadCell as error:
+            dropped.add(str(error), f"ref {ref['ref_id']}")
+            return
         for sentence in ref["sentences"]:
             yield {
                 "image": image,
                 "phrase": sentence["sent"],
-                "mask": {
-                    "segmentation": entry["segmentation"],
-                    "size": [picture["height"], picture["width"]],
-                },
+                "mask": mask,
                 "category": kinds.get(ref["category_id"], ""),
                 "ref": ref["ref_id"],
             }

@@ -1,0 +1,208 @@
+"""What serving costs: a row over HTTP beside the bare model, and many clients beside `Predictor.predict`."""
+
+import base64
+import http.client
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mope.data.dataset import collate
+from mope.data.decode import is_missing, source_of
+from mope.data.splits import open_splits
+from mope.data.table import Table
+from mope.errors import UserError
+from mope.predictor import Predictor
+
+_START_SECONDS = 300
+
+
+def bench_serve(
+    run: str | Path,
+    *,
+    repeats: int = 200,
+    clients: int = 64,
+    rows: int = 256,
+    rounds: int = 5,
+    plugins: Sequence[str] = (),
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Measure a run behind a server, in a process of its own, beside the same run in this one.
+
+    Both have as many threads as PyTorch takes. Where other programs want the processors too, a process's
+    first threads spin while they wait for each other, which makes the run itself many times slower than the
+    server: set OMP_NUM_THREADS=1 there, which holds for both.
+
+    The two take turns, so that what else the machine does falls on both: first single rows, each with the
+    bare model's forward pass of the same row; then rounds of many clients, each with `Predictor.predict` of
+    the same rows. Rows are of the run's test table, repeated if there are fewer.
+
+    Args:
+        run: the run's folder.
+        repeats: single rows.
+        clients: that ask at the same time, one row a request, each again as soon as it is answered.
+        rows: per round.
+        rounds: of many clients.
+        plugins: files to run first, in the server too.
+        device: see `Predictor`.
+
+    Returns:
+        `single`: medians in milliseconds of `bare` and `served`, and `ratio`; `parallel`: medians in rows per
+        second of `offline` and `served`, and `ratio`, the median of the rounds' ratios; `threads`: PyTorch's;
+        `load`: the machine's at the start, over a minute, where that is known.
+
+    Raises:
+        UserError: the run has no test table, or the server doesn't start.
+    """
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    predictor = Predictor(run, device=device)
+    cells = _rows(predictor, rows)
+    bodies = [_body(predictor, row) for row in cells]
+    command = [sys.executable, "-m", "mope.cli", "serve", str(run), "--port", "0", "--no-page", "--json"]
+    command += [word for file in plugins for word in ("--plugin", file)]
+    command += ["--device", device] if device else []
+    environment = {name: value for name, value in os.environ.items() if name != "MOPE_TOKEN"}
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        port = _wait(server)
+        return {
+            "single": _single(predictor, cells, bodies, port, repeats),
+            "parallel": _parallel(predictor, cells, bodies, port, clients, rounds),
+            "threads": torch.get_num_threads(),
+            "load": load,
+        }
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
+
+
+def _rows(predictor: Predictor, count: int) -> list[dict[str, Any]]:
+    """Rows of the test table with the content of their files, which is what a request holds."""
+    table = open_splits(predictor.settings).get("test")
+    if not isinstance(table, Table):
+        raise UserError(f"The config of {predictor.run} names no test table, whose rows would be served.")
+    entries = [predictor.settings.inputs[name] for name in predictor.readers]
+    found = []
+    for place in range(min(count, len(table))):
+        row = table[place]
+        cells: dict[str, Any] = {}
+        for entry in entries:
+            cell = row.get(entry.column)
+            if entry.kind != "text" and not is_missing(cell):
+                source = source_of(cell, table.folder, entry.kind)
+                cell = source.read_bytes() if isinstance(source, Path) else source.getvalue()
+            cells[entry.column] = cell
+        found.append(cells)
+    return [found[place % len(found)] for place in range(count)]
+
+
+def _body(predictor: Predictor, row: dict[str, Any]) -> bytes:
+    cells = {}
+    for name, reader in predictor.readers.items():
+        cell = row[reader.column]
+        cells[name] = base64.b64encode(cell).decode() if isinstance(cell, bytes) else cell
+    return json.dumps({"row": cells}).encode()
+
+
+def _wait(server: Any) -> int:
+    """The port of a server, once it answers."""
+    port, end = None, time.monotonic() + _START_SECONDS
+    while time.monotonic() < end and server.poll() is None:
+        if port is None:
+            line = server.stdout.readline()  # it ends with the server, if that fails
+            if line.startswith("{"):
+                port = int(json.loads(line)["address"].rpartition(":")[2])
+            continue
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection.request("GET", "/healthz")
+            if connection.getresponse().status == 200:
+                return port
+        except OSError:
+            time.sleep(0.2)
+    raise UserError("The server didn't start: see what it says above.")
+
+
+def _ask(connection: http.client.HTTPConnection, body: bytes) -> None:
+    connection.request("POST", "/v1/predict", body, {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    content = json.loads(answer.read())
+    if answer.status != 200 or content["predictions"][0]["error"]:
+        raise UserError(f"The server answered {answer.status}: {content}.")
+
+
+def _single(
+    predictor: Predictor, cells: list[dict[str, Any]], bodies: list[bytes], port: int, repeats: int
+) -> dict[str, float]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    seconds: dict[str, list[float]] = {"bare": [], "served": []}
+    for turn in range(-5, repeats):  # the first few warm both up
+        place = turn % len(cells)
+        sample = {name: r.sample(cells[place][r.column], Path()) for name, r in predictor.readers.items()}
+        batch = collate([sample], predictor.readers, None)
+        times = []
+        for step in (
+            lambda batch=batch: predictor._forward(batch),
+            lambda b=bodies[place]: _ask(connection, b),
+        ):
+            started = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - started)
+        if turn >= 0:
+            seconds["bare"].append(times[0])
+            seconds["served"].append(times[1])
+    connection.close()
+    medians = {name: 1000 * statistics.median(values) for name, values in seconds.items()}
+    return {**medians, "ratio": medians["served"] / medians["bare"]}
+
+
+def _parallel(
+    predictor: Predictor,
+    cells: list[dict[str, Any]],
+    bodies: list[bytes],
+    port: int,
+    clients: int,
+    rounds: int,
+) -> dict[str, float]:
+    offline, served = [], []
+    for turn in range(-1, rounds):
+        started = time.perf_counter()
+        predictor.predict(cells)
+        middle = time.perf_counter()
+        _all_at_once(bodies, port, clients)
+        ended = time.perf_counter()
+        if turn >= 0:
+            offline.append(len(cells) / (middle - started))
+            served.append(len(cells) / (ended - middle))
+    ratio = statistics.median(one / other for one, other in zip(served, offline, strict=True))
+    return {"offline": statistics.median(offline), "served": statistics.median(served), "ratio": ratio}
+
+
+def _all_at_once(bodies: list[bytes], port: int, clients: int) -> None:
+    """Send all bodies from so many threads, each with a connection of its own."""
+    failures: list[BaseException] = []
+
+    def client(own: list[bytes]) -> None:
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+            for body in own:
+                _ask(connection, body)
+            connection.close()
+        except (OSError, UserError, http.client.HTTPException) as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=client, args=(bodies[n::clients],)) for n in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise UserError(f"{len(failures)} of {clients} clients failed, such as: {failures[0]}.")

@@ -1,0 +1,170 @@
+"""`mope serve`: a run behind HTTP; and `mope bench serve`."""
+
+import argparse
+import json
+import os
+import socket
+import sys
+from contextlib import suppress
+from typing import Any
+
+from mope.cli.output import add_plugin, add_verb, load_plugins, print_table
+from mope.errors import UserError
+
+_PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+
+
+def add(verbs: Any) -> None:
+    """Add the command."""
+    verb = add_verb(verbs, "serve", serve, "serve a run over HTTP: a JSON API, and a page to try it on")
+    verb.add_argument("run", metavar="RUN", help="a run's folder")
+    verb.add_argument("--host", default="127.0.0.1", help="where to listen (127.0.0.1: this machine alone)")
+    verb.add_argument("--port", type=int, default=7860, help="0 for any that is free (7860)")
+    verb.add_argument(
+        "--token", help="what callers must name; without it, MOPE_TOKEN of the environment, or none"
+    )
+    verb.add_argument("--no-page", action="store_true", help="the JSON API alone")
+    verb.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows per forward pass (32)")
+    for name, default, kind, text in (
+        ("megabytes", 32, float, "of a request's body"),
+        ("pixels", 64_000_000, int, "of an image, or of a video's frame"),
+        ("seconds", 120, float, "of audio or video"),
+        ("characters", 20_000, int, "of a text"),
+        ("rows", 64, int, "per request"),
+        ("queue", 512, int, "rows that wait for the model"),
+    ):
+        verb.add_argument(
+            f"--max-{name}", type=kind, default=default, metavar="N", help=f"{text} ({default:,})"
+        )
+    add_plugin(verb)
+    verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
+
+
+def add_bench(bench: Any) -> None:
+    """Add the benchmark."""
+    verb = add_verb(bench, "serve", bench_serve, "measure a served run beside the run itself")
+    verb.add_argument("run", metavar="RUN", help="a run's folder, whose test rows are asked for")
+    verb.add_argument("--repeats", type=int, default=200, metavar="N", help="single rows (200)")
+    verb.add_argument("--clients", type=int, default=64, metavar="N", help="that ask at the same time (64)")
+    verb.add_argument("--rows", type=int, default=256, metavar="N", help="rows per round of clients (256)")
+    verb.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of clients (5)")
+    add_plugin(verb)
+    verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
+
+
+def serve(options: argparse.Namespace) -> None:
+    """`mope serve RUN`: until it is interrupted."""
+    require_packages(not options.no_page)
+    import uvicorn
+
+    from mope.predictor import Predictor
+    from mope.serve.app import build_app
+    from mope.serve.settings import ServeSettings
+
+    settings = ServeSettings(
+        host=options.host,
+        port=options.port,
+        token=os.environ.get("MOPE_TOKEN") if options.token is None else options.token,
+        page=not options.no_page,
+        megabytes=options.max_megabytes,
+        pixels=options.max_pixels,
+        seconds=options.max_seconds,
+        characters=options.max_characters,
+        rows=options.max_rows,
+        queue=options.max_queue,
+        batch=options.batch_size,
+    )
+    load_plugins(options)
+    # Taken before the model is loaded: a port that is in use is known at once.
+    listener = _listen(settings.host, settings.port)
+    try:
+        app = build_app(Predictor(options.run, device=options.device), settings)
+        # The access log would hold a token that is named in an address.
+        # A page that is left open keeps its connection: it isn't waited for.
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
+        address = _address(settings.host, listener.getsockname()[1])
+        if options.json:
+            print(json.dumps({"address": address, "page": settings.page}), flush=True)
+        else:
+            where = "the page is there, the API" if settings.page else "the API is"
+            print(f"Serving {options.run} at {address} - {where} at /v1/predict and described at /docs.")
+            print("Stop it with Ctrl-C.", flush=True)
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        listener.close()
+
+
+def require_packages(page: bool) -> None:
+    """Make sure that what a server takes is installed.
+
+    Raises:
+        UserError: saying what to install.
+    """
+    for name in (*_PACKAGES, *(["gradio"] if page else [])):
+        try:
+            __import__(name)
+        except ImportError:
+            raise UserError(f"A server takes the package {name}: pip install 'mope[serve]'.") from None
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError:
+        raise UserError(f"There is no host '{host}' to listen at.") from None
+    try:
+        if sys.platform != "win32":  # there it would let two servers have one port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise UserError(
+            f"Can't listen at {host}, port {port}: {error.strerror}; try another --port."
+        ) from None
+    return listener
+
+
+def _address(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def bench_serve(options: argparse.Namespace) -> None:
+    """`mope bench serve RUN`."""
+    require_packages(page=False)
+    from mope.bench.serve import bench_serve as run
+
+    if min(options.repeats, options.clients, options.rows, options.rounds) < 1:
+        raise UserError("A benchmark takes repeats, clients, rows and rounds of at least 1.")
+    load_plugins(options)
+    result = run(
+        options.run,
+        repeats=options.repeats,
+        clients=options.clients,
+        rows=options.rows,
+        rounds=options.rounds,
+        plugins=options.plugin,
+        device=options.device,
+    )
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return
+    single, parallel = result["single"], result["parallel"]
+    rows = [
+        [
+            f"one row, median of {options.repeats}",
+            f"{single['bare']:.1f} ms, bare forward",
+            f"{single['served']:.1f} ms",
+            f"{single['ratio']:.3f}",
+        ],
+        [
+            f"{options.clients} clients, median of {options.rounds}",
+            f"{parallel['offline']:.1f} rows/s, offline",
+            f"{parallel['served']:.1f} rows/s",
+            f"{parallel['ratio']:.3f}",
+        ],
+    ]
+    print_table(["", "the run itself", "served", "ratio"], rows)
+    busy = "" if result["load"] is None else f"; the machine's load was {result['load']:.1f} at the start"
+    print(f"Threads of PyTorch: {result['threads']}{busy}.")

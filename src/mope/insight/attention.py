@@ -1,0 +1,103 @@
+"""Where the last layer of the main image encoder looks (Fig. 4)."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mope.encoders import TransformerEncoder
+from mope.encoders.families import follow
+from mope.errors import UserError
+from mope.model import FusionModel
+
+_Seen = tuple[Tensor, Tensor, Tensor | None, int]
+
+
+@torch.no_grad()
+def attention_maps(model: FusionModel, batch: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
+    """Attention over the picture's patches in the last layer of the main encoder, mean over its heads.
+
+    In a plain transformer it is the class token's, or the mean over all tokens where there is no class
+    token. In a Swin, which has none either, it is the mean over each window's tokens, and the windows are
+    put back to where they were. What prompts get isn't shown, so that a map sums to less than 1.
+
+    Args:
+        model: whose main input is an image.
+        batch: its inputs, as `FusionModel.forward` takes them.
+
+    Returns:
+        (B, rows, columns), one number per patch.
+
+    Raises:
+        UserError: the main input is no image, or its encoder's attention can't be reached.
+    """
+    main = model.fusion.main
+    encoder = model.fusion.encoder(main).encoder
+    if not isinstance(encoder, TransformerEncoder) or encoder.kind != "image":
+        raise UserError(f"Attention over a picture needs one as the main input, which '{main}' isn't.")
+    if encoder.family.insertion == "tokens":
+        name = encoder.backbone.config.model_type
+        raise UserError(f"The attention of models of type '{name}' can't be reached to be shown.")
+    layer = list(follow(encoder.backbone, encoder.family.layers))[-1]
+    with _watching(layer, encoder.family.attention) as seen:
+        model(**batch)
+    if not seen:
+        raise UserError("The model's last layer didn't attend to anything.")
+    if not encoder.plain:
+        return _stitched(layer, seen)
+    weights = _weights(seen["watched"])
+    weights = weights[:, 0] if encoder.family.x0 == "cls" else weights.mean(dim=1)
+    height, width = batch[main]["pixel_values"].shape[-2:]
+    rows, columns = height // encoder.patch_size[0], width // encoder.patch_size[1]
+    return weights[:, -rows * columns :].unflatten(1, (rows, columns))
+
+
+@contextmanager
+def _watching(layer: nn.Module, attention: str) -> Iterator[dict[str, Any]]:
+    """Take down what a layer's attention is called with, in this thread's passes within the block."""
+    seen: dict[str, Any] = {}
+
+    def watch(query: Tensor, key: Tensor, mask: Tensor | None, before: int) -> None:
+        seen["watched"] = (query, key, mask, before)
+
+    def hand_over(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return args, {**kwargs, "mope_watch": watch}
+
+    def take_size(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        seen["size"] = kwargs.get("input_dimensions", args[1] if len(args) > 1 else None)
+
+    handles = [
+        layer.get_submodule(attention).register_forward_pre_hook(hand_over, with_kwargs=True),
+        layer.register_forward_pre_hook(take_size, with_kwargs=True),
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _weights(seen: _Seen) -> Tensor:
+    """Mean over heads of the attention of queries to a layer's own tokens, (B, N, N), in float32."""
+    query, key, mask, before = seen
+    scores = query.float() @ key.float().transpose(2, 3) * query.shape[-1] ** -0.5
+    if mask is not None:
+        is_boolean = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, float("-inf")) if is_boolean else scores + mask.float()
+    return scores.softmax(dim=-1)[..., before:].mean(dim=1)
+
+
+def _stitched(layer: Any, seen: Mapping[str, Any]) -> Tensor:
+    """Maps (B, rows, columns) of a Swin's last block, from its windows."""
+    height, width = seen["size"]
+    side, shift = int(layer.window_size), int(layer.shift_size)
+    down, across = -(-height // side), -(-width // side)
+    # What each token gets, mean over those that look: (B * windows, side * side).
+    got = _weights(cast(_Seen, seen["watched"])).mean(dim=1)
+    maps = got.unflatten(0, (-1, down, across)).unflatten(3, (side, side))
+    maps = maps.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    if shift:
+        maps = maps.roll((shift, shift), dims=(1, 2))
+    return maps[:, :height, :width]

@@ -1,0 +1,359 @@
+"""`mope explain`: a run's report, its figures as PNG, and their numbers as JSON."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from mope.data.decode import BadCell, open_image
+from mope.data.masks import open_mask, overlay
+from mope.data.splits import Report, open_splits
+from mope.data.table import Table, open_table
+from mope.errors import UserError
+from mope.files import replacing, write_json
+from mope.insight import figures
+from mope.insight.explanation import Explanation, explain_rows, label_names_of
+from mope.insight.report import Page, Sample, expert_html, thumbnail
+from mope.metrics import compute_metrics
+from mope.predictor import Predictor
+from mope.run import read_metrics
+
+ROWS = 500
+"""Rows that a report looks at, unless told otherwise."""
+
+
+def explain(
+    run: str | Path,
+    data: str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    beside: str | Path | None = None,
+    rows: int = ROWS,
+    device: str | None = None,
+    report: Report = print,
+) -> dict[str, Any]:
+    """Write a run's report.
+
+    Args:
+        run: the run's folder.
+        data: a table; None for the test rows of the run's config.
+        out: a folder for `report.html`, `numbers.json` and `figures/`; None for `explain` in the run's.
+        beside: another run on the same columns, whose attention or masks are shown too.
+        rows: look at so many rows, spread evenly over the table.
+        device: see `Predictor`.
+        report: takes each line that is said.
+
+    Returns:
+        The content of `numbers.json`.
+
+    Raises:
+        UserError: a folder holds no run, or the table can't be read.
+    """
+    predictor = Predictor(run, device=device, workers=1)
+    other = Predictor(beside, device=device, workers=1) if beside is not None else None
+    table = _rows(predictor, data, rows)
+    found = explain_rows(predictor, table)
+    if found.left_out:
+        report(f"{found.left_out} of {len(table)} rows can't be used and are left out.")
+    page = Page(f"What {Path(run).name} does")
+    numbers = {"run": str(run), **found.as_json(), "metrics": _summary(page, predictor, found)}
+    pictures = _Pictures(predictor, found.table)
+    _performance(page, predictor, found)
+    _modalities(page, found)
+    _experts(page, predictor, found, pictures)
+    _looks(page, predictor, other, found, pictures)
+    folder = Path(out) if out is not None else Path(run) / "explain"
+    _write(folder, page, numbers)
+    report(f"The report is {folder / 'report.html'}; its figures and their numbers are beside it.")
+    return numbers
+
+
+def _rows(predictor: Predictor, data: str | Path | None, count: int) -> Table:
+    settings = predictor.settings
+    if data is not None:
+        table = open_table(data, settings.data.trusted, settings.data.encoding)
+    else:
+        splits = open_splits(settings)
+        if "test" not in splits:
+            raise UserError("The run's config names no test rows: say which with --data FILE.")
+        table = splits["test"]
+    if count < 1:
+        raise UserError(f"--rows is {count}: at least one row is looked at.")
+    if count >= len(table):
+        return table
+    return table.select([place * len(table) // count for place in range(count)])
+
+
+class _Pictures:
+    """The rows as a gallery shows them; each picture is read once."""
+
+    def __init__(self, predictor: Predictor, table: Table):
+        settings = predictor.settings
+        self.table, self.settings = table, settings
+        of_kind = {
+            kind: [e.column for e in settings.inputs.values() if e.kind == kind] for kind in ("image", "text")
+        }
+        main = settings.inputs[settings.fusion.main]
+        images = [main.column] if main.kind == "image" else of_kind["image"][:1]
+        self.image, self.texts = (images[0] if images else None), of_kind["text"]
+        self.label = (
+            settings.data.label if settings.data.label in table.columns and settings.picture is None else None
+        )
+        self._known: dict[int, Sample] = {}
+
+    def text(self, place: int) -> str:
+        """A row's texts."""
+        row = self.table[place]
+        return " | ".join(str(row[name]) for name in self.texts if row.get(name))
+
+    def picture(self, place: int) -> Any:
+        """A row's picture, or None."""
+        try:
+            return open_image(self.table[place][self.image], self.table.folder) if self.image else None
+        except (BadCell, KeyError):
+            return None
+
+    def sample(self, place: int) -> Sample:
+        """A row."""
+        if place not in self._known:
+            picture = self.picture(place)
+            label = "" if self.label is None else _text_of(self.table[place][self.label])
+            shown = None if picture is None else thumbnail(picture)
+            self._known[place] = Sample(shown, self.text(place), label)
+        return self._known[place]
+
+
+def _text_of(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _summary(page: Page, predictor: Predictor, found: Explanation) -> dict[str, float]:
+    """Settings and metrics."""
+    settings, kept = predictor.settings, read_metrics(predictor.run)
+    page.heading("The run", f"Looked at: {len(found.table)} rows of {found.table.name}.")
+    page.table(
+        ["input", "kind", "encoder", "tuning"],
+        [
+            (
+                f"{name}{' (main)' if name == settings.fusion.main else ''}",
+                entry.kind,
+                entry.encoder.weights or "random weights",
+                entry.encoder.tuning,
+            )
+            for name, entry in settings.inputs.items()
+            if name in predictor.readers
+        ],
+    )
+    trained, frozen = kept.get("trainable", 0), kept.get("frozen", 0)
+    facts = [("task", settings.task), ("fusion", settings.fusion.method)]
+    if found.experts is not None:
+        facts += [("prompt length, experts", f"{settings.fusion.length}, {settings.fusion.experts}")]
+    if trained:
+        facts += [("trained parameters", f"{trained:,} ({trained / (trained + frozen):.2%})")]
+    page.table(["setting", "value"], facts)
+    metrics: dict[str, float] = {}
+    if found.targets is not None:
+        metrics = compute_metrics(predictor.model.task, *predictor.outcomes(found.table))
+        validation = kept.get("validation", {})
+        rows = [
+            (n, f"{v:.4f}", f"{validation[n]:.4f}" if n in validation else "-") for n, v in metrics.items()
+        ]
+        page.table(["metric", "on these rows", "validation, while training"], rows)
+    return metrics
+
+
+def _performance(page: Page, predictor: Predictor, found: Explanation) -> None:
+    if found.targets is None or predictor.settings.picture is not None:
+        return
+    answers = [prediction.label for prediction in found.predictions]
+    names = label_names_of(predictor, found.targets)
+    page.heading("Where it is right and wrong")
+    if predictor.settings.task == "classification" and names is not None:
+        figure = figures.confusion([n[0] for n in names], answers, predictor.model.task.labels)
+        page.figure("confusion", figure, "How often each label (row) got each answer (column).")
+    elif names is not None:
+        figure = figures.label_f1(names, answers, predictor.model.task.labels)
+        page.figure("label_f1", figure, "F1 of each label.")
+    else:
+        page.figure(
+            "answers", figures.scatter([float(t) for t in found.targets], answers), "Answers and labels."
+        )
+
+
+def _modalities(page: Page, found: Explanation) -> None:
+    if not found.losses:
+        return
+    page.heading(
+        "Which modality mattered",
+        "Each input in turn is taken from another row, so that it looks right but says nothing; then both of "
+        "each pair, from the same other row. The further the metric falls, the more the run relied on it.",
+    )
+    page.figure(
+        "shuffled", figures.shuffled(found.losses), "Change of the metric, with 95 % intervals over rows."
+    )
+
+
+def _experts(page: Page, predictor: Predictor, found: Explanation, pictures: _Pictures) -> None:
+    experts, fusion = found.experts, predictor.settings.fusion
+    page.heading("The experts")
+    if experts is None:
+        page.note("This run has no router, so there are no experts to look at.")
+        return
+    page.note(
+        "In each layer of the main encoder a router mixes prompt experts anew for each row. Blue words "
+        "stand out in the texts of the rows that an expert takes, orange ones among their labels (weighted "
+        "log-odds against all rows; hover for z)."
+    )
+    page.parts.append("<h3>The experts that are easiest to describe</h3>")
+    for layer, expert in experts.clearest():
+        page.parts.append(_expert(experts, layer, expert, pictures))
+    page.figure("importance", figures.importance_map(experts.importance), "How much each expert is used.")
+    course = figures.training_course(
+        read_metrics(predictor.run).get("history", []), fusion.importance_threshold
+    )
+    if course is not None:
+        caption = "Over training: how unevenly experts are used, and the last layer's shares (Fig. 7)."
+        page.figure("training", course, caption)
+    page.figure("similarity", figures.similarity(experts.similarity), "How alike the experts themselves are.")
+    page.table(
+        ["layer", "effective experts", "entropy of a row's scores (nats)", "information on the label (bits)"],
+        [
+            (
+                layer + 1,
+                f"{experts.effective[layer]:.2f}",
+                f"{experts.entropy[layer]:.3f}",
+                f"{experts.information[layer]:.3f}",
+            )
+            for layer in range(len(experts.importance))
+        ],
+    )
+    page.parts.append("<h3>Every layer</h3>")
+    for layer in range(len(experts.importance)):
+        inner = "".join(_expert(experts, layer, e, pictures) for e in range(experts.importance.shape[1]))
+        page.parts.append(f"<details><summary>Layer {layer + 1}</summary>{inner}</details>")
+    if pictures.image is not None:
+        page.figures["gallery"] = _gallery(experts, pictures)
+
+
+def _expert(experts: Any, layer: int, expert: int, pictures: _Pictures) -> str:
+    places = experts.top[layer, expert]
+    samples = [(pictures.sample(int(p)), float(experts.scores[p, layer, expert])) for p in places]
+    stand_out = {"words": experts.words[layer][expert], "labels": experts.labels[layer][expert]}
+    share = float(experts.importance[layer, expert])
+    return expert_html(f"Layer {layer + 1}, expert {expert + 1}", share, stand_out, samples)
+
+
+def _gallery(experts: Any, pictures: _Pictures) -> figures.Figure:
+    """The clearest experts' samples as one picture (Fig. 3)."""
+    strips, numbers = [], []
+    for layer, expert in experts.clearest():
+        places = [int(place) for place in experts.top[layer, expert]]
+        shown = [(pictures.picture(p), pictures.text(p)) for p in places]
+        there = [(picture, text) for picture, text in shown if picture is not None]
+        if there:
+            strips.append(figures.strip([p for p, _ in there], [t for _, t in there]))
+            rows = [pictures.table.numbers[place] for place in places]
+            numbers.append({"layer": layer + 1, "expert": expert + 1, "rows": rows})
+    return (figures.stack(strips) if strips else b""), numbers
+
+
+def _looks(
+    page: Page, predictor: Predictor, other: Predictor | None, found: Explanation, pictures: _Pictures
+) -> None:
+    """Attention over pictures for several texts of each (Fig. 4), or masks (Fig. 9 and 10)."""
+    runs = {predictor.run.name: predictor}
+    if other is not None:
+        runs[f"{other.run.name} (beside)" if other.run.name == predictor.run.name else other.run.name] = other
+    if predictor.settings.picture is not None:
+        _masks(page, runs, found, pictures)
+    elif found.attention is not None and pictures.texts:
+        _attention(page, runs, found, pictures)
+
+
+def _attention(page: Page, runs: Mapping[str, Predictor], found: Explanation, pictures: _Pictures) -> None:
+    page.heading(
+        "Where it looks",
+        "The last layer's attention over the picture, for the same one with three texts: its own and two "
+        "of other rows. Bright is where it looks; brightness is relative within a picture.",
+    )
+    strips, numbers = [], []
+    for place in _spread(len(found.table), 4):
+        picture, rows = pictures.picture(place), _with_texts(found.table, pictures, place)
+        if picture is None:
+            continue
+        shown, captions = [picture], ["the picture"]
+        for name, run in runs.items():
+            try:
+                maps = run.attention(rows)
+            except UserError as error:
+                page.note(f"{name}: {error}")
+                continue
+            for row, attention in zip(rows, maps, strict=True):
+                text = " | ".join(str(row[column]) for column in pictures.texts)
+                shown.append(figures.glow(picture, attention))
+                captions.append(f"{name}: {text}" if len(runs) > 1 else text)
+                numbers.append(
+                    {"run": name, "row": found.table.numbers[place], "text": text, "map": attention.tolist()}
+                )
+        strips.append(figures.strip(shown, captions))
+    if strips:
+        page.figure(
+            "attention", (figures.stack(strips), numbers), "Attention over the picture, by text (Fig. 4)."
+        )
+
+
+def _with_texts(table: Table, pictures: _Pictures, place: int) -> list[dict[str, Any]]:
+    """A row with its own texts, and with those of two other rows, which differ."""
+    own, rows = table[place], [dict(table[place])]
+    if pictures.image is not None and isinstance(own[pictures.image], str):
+        rows[0][pictures.image] = str(Path(table.folder) / own[pictures.image])
+    for step in range(1, len(table)):
+        other = table[(place + step) % len(table)]
+        texts = {column: other[column] for column in pictures.texts}
+        if all(any(row[column] != texts[column] for column in texts) for row in rows):
+            rows.append({**rows[0], **texts})
+        if len(rows) == 3:
+            break
+    return rows
+
+
+def _masks(page: Page, runs: Mapping[str, Predictor], found: Explanation, pictures: _Pictures) -> None:
+    page.heading("Its masks")
+    chosen = found.table.select(_spread(len(found.table), 12))
+    answers = {name: run.predict(chosen) for name, run in runs.items()}
+    label = next(iter(runs.values())).settings.data.label
+    strips, numbers = [], []
+    for place, row in enumerate(chosen):
+        picture = open_image(row[str(pictures.image)], chosen.folder)
+        shown, captions = [], []
+        if label in chosen.columns:
+            shown.append(overlay(picture, open_mask(row[label], chosen.folder)))
+            captions.append("right: " + " | ".join(str(row[text]) for text in pictures.texts))
+        for name, predictions in answers.items():
+            mask = predictions[place].label
+            if isinstance(mask, dict):
+                shown.append(overlay(picture, open_mask(mask, chosen.folder, empty=True)))
+                captions.append(name)
+                numbers.append({"run": name, "row": chosen.numbers[place], "mask": mask})
+        strips.append(figures.strip(shown, captions))
+    page.figure("masks", (figures.stack(strips), numbers), "Right masks and the runs' (Fig. 9, 10).")
+
+
+def _spread(size: int, count: int) -> Sequence[int]:
+    """So many places, evenly spread."""
+    return sorted({int(place) for place in numpy.linspace(0, size - 1, min(count, size))})
+
+
+def _write(folder: Path, page: Page, numbers: Mapping[str, Any]) -> None:
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for name, (picture, values) in page.figures.items():
+        if picture:
+            with replacing(folder / "figures" / f"{name}.png") as draft:
+                draft.write_bytes(picture)
+            with replacing(folder / "figures" / f"{name}.json") as draft:
+                draft.write_text(json.dumps(values) + "\n", encoding="utf-8")
+    write_json(folder / "numbers.json", numbers)
+    with replacing(folder / "report.html") as draft:
+        draft.write_text(page.html(), encoding="utf-8")

@@ -1,0 +1,200 @@
+"""What a run does with rows, as arrays: predictions, routing, attention, and what stands out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy
+from numpy.typing import NDArray
+
+from mope.data.table import Table, dataset_of
+from mope.errors import UserError
+from mope.insight import routing, words
+from mope.insight.routing import Floats
+from mope.insight.shuffle import Loss, shuffle_inputs
+from mope.tasks import label_text, split_labels
+
+if TYPE_CHECKING:
+    from mope.predictions import Prediction
+    from mope.predictor import Predictor
+
+TOP = 8
+"""Samples shown of each expert."""
+
+
+@dataclass
+class Experts:
+    """How the experts share the work. Empty arrays for a run without a router.
+
+    Attributes:
+        scores: routing scores (N, L, k).
+        importance: share of the routing that each gets (L, k).
+        effective: effective number of experts (L,).
+        entropy: mean entropy of a sample's scores in nats (L,).
+        information: mutual information of expert and label in bits (L,); zero without labels.
+        similarity: cosine similarity of the experts (L, k, k).
+        top: places of the samples scored highest (L, k, n).
+        words: what stands out in their texts, by layer and expert: (word, z).
+        labels: likewise of their labels.
+    """
+
+    scores: Floats
+    importance: Floats
+    effective: Floats
+    entropy: Floats
+    information: Floats
+    similarity: Floats
+    top: NDArray[numpy.integer]
+    words: list[list[list[tuple[str, float]]]] = field(default_factory=list)
+    labels: list[list[list[tuple[str, float]]]] = field(default_factory=list)
+
+    def clearest(self, count: int = 4) -> list[tuple[int, int]]:
+        """(layer, expert) of those that can be described best: whose words or labels stand out most.
+
+        An expert that takes less than 5 % of a layer's routing isn't named.
+        """
+        found = []
+        for layer, row in enumerate(self.words):
+            for expert, stand_out in enumerate(row):
+                if self.importance[layer, expert] < 0.05:
+                    continue
+                both = sorted((z for _, z in [*stand_out, *self.labels[layer][expert]]), reverse=True)
+                found.append((sum(both[:3]), layer, expert))
+        return [(layer, expert) for _, layer, expert in sorted(found, reverse=True)[:count]]
+
+
+@dataclass
+class Explanation:
+    """What a run does with rows.
+
+    Attributes:
+        table: the rows that could be used, N of them.
+        predictions: one for each.
+        targets: their labels as in the table; None without labels.
+        experts: how routing goes; None for a run without a router.
+        losses: what shuffling inputs costs; empty without labels.
+        attention: attention over the main input's picture (N or fewer, rows, columns), for the first rows;
+            None where it can't be had.
+        left_out: rows that couldn't be used.
+    """
+
+    table: Table
+    predictions: "list[Prediction]"
+    targets: list[Any] | None
+    experts: Experts | None
+    losses: list[Loss]
+    attention: Floats | None
+    left_out: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """The numbers as plain values; scores and attention are left out, `predict --routing` gives them."""
+        experts = None
+        if self.experts is not None:
+            arrays = ("importance", "effective", "entropy", "information", "similarity")
+            experts = {name: getattr(self.experts, name).tolist() for name in arrays}
+            experts["top_rows"] = numpy.asarray(self.table.numbers)[self.experts.top].tolist()
+            experts["words"], experts["labels"] = self.experts.words, self.experts.labels
+        return {
+            "rows": len(self.table),
+            "left_out": self.left_out,
+            "experts": experts,
+            "shuffled": [vars(loss) for loss in self.losses],
+        }
+
+
+def explain_rows(
+    predictor: "Predictor",
+    rows: Table | Sequence[Mapping[str, Any]],
+    *,
+    shuffle: bool = True,
+    attention: int = 16,
+) -> Explanation:
+    """Look at what a run does with rows.
+
+    Args:
+        predictor: the run.
+        rows: a table, or mappings with the run's columns; with the label's column there is more to see.
+        shuffle: whether to find out what shuffling inputs costs; it takes a pass over the rows per input.
+        attention: for how many of the first rows to keep attention.
+
+    Raises:
+        UserError: a column is missing, or no row can be used.
+    """
+    table = rows if isinstance(rows, Table) else Table(dataset_of(list(rows), "the rows"))
+    task, label = predictor.model.task, predictor.settings.data.label
+    has_labels = label in table.columns
+    predictions = predictor.predict(table)
+    kept = []
+    for place, prediction in enumerate(predictions):
+        if prediction.error is None and (not has_labels or _has_label(task, table, place, label)):
+            kept.append(place)
+    if not kept:
+        reason = next((p.error for p in predictions if p.error), "the labels are empty")
+        raise UserError(
+            f"None of the {len(table)} rows of {table.name} can be used; the first reason is: {reason}."
+        )
+    left_out = len(table) - len(kept)
+    table = table.select(kept) if left_out else table
+    predictions = [predictions[place] for place in kept]
+    targets = [row[label] for row in table] if has_labels else None
+    losses = shuffle_inputs(predictor, table) if shuffle and targets is not None and len(table) > 1 else []
+    experts = _experts(predictor, table, predictions, targets) if predictions[0].routing else None
+    maps = _attention(predictor, table.select(range(min(attention, len(table)))))
+    return Explanation(table, predictions, targets, experts, losses, maps, left_out)
+
+
+def _has_label(task: Any, table: Table, place: int, label: str) -> bool:
+    try:
+        task.encode(table[place][label], table.folder)
+    except ValueError:
+        return False
+    return True
+
+
+def _experts(
+    predictor: "Predictor", table: Table, predictions: "Sequence[Prediction]", targets: list[Any] | None
+) -> Experts:
+    scores = numpy.array([prediction.routing for prediction in predictions])
+    shares = routing.importance(scores)
+    texts = [entry.column for entry in predictor.settings.inputs.values() if entry.kind == "text"]
+    said = [[w for text in texts for w in words.words_of(str(row.get(text) or ""))] for row in table]
+    named = label_names_of(predictor, targets)
+    single = [names[0] for names in named] if named and all(len(names) == 1 for names in named) else None
+    prompts: Any = predictor.model.fusion.get_submodule("prompts")
+    return Experts(
+        scores,
+        shares,
+        routing.effective_experts(shares),
+        routing.score_entropy(scores),
+        routing.mutual_information(scores, single) if single else numpy.zeros(scores.shape[1]),
+        routing.similarity([layer.detach().float().cpu().numpy() for layer in prompts.experts.prompts]),
+        routing.top_samples(scores, TOP),
+        _stand_out(scores, said),
+        _stand_out(scores, named or [[] for _ in said]),
+    )
+
+
+def label_names_of(predictor: "Predictor", targets: list[Any] | None) -> list[list[str]] | None:
+    """The names of each row's labels; None where labels have no names."""
+    if targets is None or not predictor.settings.has_classes:
+        return None
+    if predictor.settings.task == "multilabel":
+        return [split_labels(value, predictor.settings.data.separator) for value in targets]
+    return [[label_text(value)] for value in targets]
+
+
+def _stand_out(scores: Floats, samples: Sequence[Sequence[str]]) -> list[list[list[tuple[str, float]]]]:
+    """Of every layer and expert."""
+    counts, names = words.count_names(samples)
+    _, layers, experts = scores.shape
+    return [
+        [words.standing_out(counts, scores[:, layer, expert], names) for expert in range(experts)]
+        for layer in range(layers)
+    ]
+
+
+def _attention(predictor: "Predictor", table: Table) -> Floats | None:
+    try:
+        return predictor.attention(table)
+    except UserError:
+        return None

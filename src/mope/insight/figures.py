@@ -1,0 +1,202 @@
+"""The pictures of a report, by matplotlib and Pillow: each a PNG, with the numbers it was drawn from."""
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy
+from PIL import Image, ImageDraw, ImageOps
+
+from mope.errors import UserError
+from mope.insight.routing import Floats, imbalance
+from mope.insight.shuffle import Loss
+
+Figure = tuple[bytes, Any]
+"""A PNG, and the numbers it was drawn from."""
+
+_BLUE, _RED = "#30638e", "#d1495b"
+
+
+def canvas(width: float, height: float) -> Any:
+    """An empty figure, in inches.
+
+    Raises:
+        UserError: matplotlib isn't installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure as Plot
+    except ImportError:
+        raise UserError("Pictures of a run take matplotlib: pip install 'mope[studies]'.") from None
+    plot = Plot(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(plot)
+    return plot
+
+
+def png(plot: Any) -> bytes:
+    """A figure's bytes."""
+    stream = io.BytesIO()
+    plot.savefig(stream, dpi=110, format="png")
+    return stream.getvalue()
+
+
+def importance_map(importance: Floats) -> Figure:
+    """Share of the routing by layer and expert, (L, k)."""
+    layers, experts = importance.shape
+    plot = canvas(max(4.5, 0.55 * experts + 1.6), max(2.4, 0.32 * layers + 0.9))
+    axes = plot.add_subplot()
+    shown = axes.imshow(importance, cmap="viridis", vmin=0, vmax=max(importance.max(), 1e-9), aspect="auto")
+    axes.set(xlabel="expert", ylabel="layer")
+    axes.set_xticks(range(experts), [str(n + 1) for n in range(experts)])
+    axes.set_yticks(range(layers), [str(n + 1) for n in range(layers)])
+    if experts <= 16:
+        for layer in range(layers):
+            for expert in range(experts):
+                share = importance[layer, expert]
+                colour = "black" if share > 0.6 * importance.max() else "white"
+                axes.text(expert, layer, f"{100 * share:.0f}", ha="center", va="center", color=colour, size=7)
+    plot.colorbar(shown, label="share of the routing (numbers in %)")
+    return png(plot), {"importance": importance.tolist()}
+
+
+def training_course(history: Sequence[Mapping[str, Any]], threshold: float) -> Figure | None:
+    """Imbalance of each layer over training beside the loss's threshold; the last layer's shares (Fig. 7)."""
+    entries = [entry for entry in history if "importance" in entry]
+    if not entries:
+        return None
+    epochs = [float(entry["epoch"]) for entry in entries]
+    shares = numpy.array([entry["importance"] for entry in entries])
+    uneven = imbalance(shares)
+    plot = canvas(9, 3.2)
+    left, right = plot.subplots(1, 2)
+    for layer in range(uneven.shape[1]):
+        left.plot(
+            epochs, uneven[:, layer], color=_BLUE, alpha=0.25 + 0.7 * layer / uneven.shape[1], marker="."
+        )
+    left.axhline(threshold, color=_RED, linestyle="--", label=f"threshold gamma = {threshold:g}")
+    left.set(xlabel="epoch", ylabel="(std / mean)² of importance", title="each layer; later ones darker")
+    left.legend(fontsize=8)
+    for expert in range(shares.shape[2]):
+        right.plot(epochs, shares[:, -1, expert], marker=".", label=f"expert {expert + 1}")
+    right.set(xlabel="epoch", ylabel="share of the routing", title="the last layer's experts", ylim=(0, 1))
+    if shares.shape[2] <= 8:
+        right.legend(fontsize=8)
+    return png(plot), {"epochs": epochs, "importance": shares.tolist(), "imbalance": uneven.tolist()}
+
+
+def confusion(targets: Sequence[str], answers: Sequence[str], labels: Sequence[str]) -> Figure:
+    """How often each label (rows) got each answer (columns); the 25 most frequent labels."""
+    frequent = sorted(labels, key=lambda label: -list(targets).count(label))[:25]
+    names = [label for label in labels if label in frequent]
+    index = {name: place for place, name in enumerate(names)}
+    counts = numpy.zeros((len(names), len(names)), dtype=int)
+    for target, answer in zip(targets, answers, strict=True):
+        if target in index and answer in index:
+            counts[index[target], index[answer]] += 1
+    side = max(3.6, 0.3 * len(names) + 1.6)
+    plot = canvas(side + 0.8, side)
+    axes = plot.add_subplot()
+    shares = counts / numpy.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set(xlabel="answer", ylabel="label")
+    for row, column in zip(*numpy.nonzero(counts), strict=True):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, size=7)
+    return png(plot), {"labels": names, "counts": counts.tolist()}
+
+
+def label_f1(
+    targets: Sequence[Sequence[str]], answers: Sequence[Sequence[str]], labels: Sequence[str]
+) -> Figure:
+    """F1 of each label of a multi-label run."""
+    found = {}
+    for label in labels:
+        pairs = [(label in t, label in a) for t, a in zip(targets, answers, strict=True)]
+        both, either = pairs.count((True, True)), 2 * pairs.count((True, True))
+        either += pairs.count((True, False)) + pairs.count((False, True))
+        found[label] = 2 * both / either if either else 0.0
+    ordered = sorted(found.items(), key=lambda pair: pair[1])
+    plot = canvas(5.5, max(2.2, 0.24 * len(ordered) + 0.8))
+    axes = plot.add_subplot()
+    axes.barh([name for name, _ in ordered], [value for _, value in ordered], color=_BLUE)
+    axes.set(xlabel="F1", xlim=(0, 1))
+    return png(plot), {"f1": found}
+
+
+def scatter(targets: Sequence[float], answers: Sequence[float]) -> Figure:
+    """Answers of a regression against its labels."""
+    plot = canvas(4.2, 4)
+    axes = plot.add_subplot()
+    axes.plot(targets, answers, ".", color=_BLUE, alpha=0.5)
+    ends = [min(targets), max(targets)]
+    axes.plot(ends, ends, color=_RED, linewidth=1)
+    axes.set(xlabel="label", ylabel="answer")
+    return png(plot), {"targets": list(map(float, targets)), "answers": list(map(float, answers))}
+
+
+def shuffled(losses: Sequence[Loss]) -> Figure:
+    """What shuffling inputs costs, with 95 % intervals."""
+    plot = canvas(6.5, 0.5 * len(losses) + 1.2)
+    axes = plot.add_subplot()
+    names = [" + ".join(loss.inputs) for loss in losses][::-1]
+    values = [loss.difference for loss in losses][::-1]
+    errors = numpy.array(
+        [[max(0.0, e.difference - e.low), max(0.0, e.high - e.difference)] for e in losses][::-1]
+    )
+    axes.barh(names, values, xerr=errors.T, color=_BLUE, capsize=3)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlabel(f"change of {losses[0].metric} when shuffled")
+    return png(plot), {"shuffled": [vars(loss) for loss in losses]}
+
+
+def similarity(found: Floats) -> Figure:
+    """Cosine similarity of the experts of the first, middle and last layer."""
+    chosen = sorted({0, len(found) // 2, len(found) - 1})
+    plot = canvas(2.6 * len(chosen) + 0.8, 2.8)
+    shown: Any = None
+    panels = plot.subplots(1, len(chosen), squeeze=False)[0]
+    for axes, layer in zip(panels, chosen, strict=True):
+        shown = axes.imshow(found[layer], cmap="coolwarm", vmin=-1, vmax=1)
+        axes.set_title(f"layer {layer + 1}", fontsize=9)
+        ticks = range(found.shape[1]) if found.shape[1] <= 16 else []
+        axes.set_xticks(ticks, [str(n + 1) for n in ticks], fontsize=7)
+        axes.set_yticks(ticks, [str(n + 1) for n in ticks], fontsize=7)
+    plot.colorbar(shown, ax=list(panels), label="cosine")
+    return png(plot), {"similarity": found.tolist()}
+
+
+def glow(picture: Image.Image, attention: Floats) -> Image.Image:
+    """A picture, dark where attention (rows, columns) is small."""
+    spread = attention - attention.min()
+    spread = spread / max(float(spread.max()), 1e-12)
+    mask = Image.fromarray((255 * spread).astype(numpy.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
+    dark = Image.blend(picture, Image.new("RGB", picture.size, (10, 10, 40)), 0.8)
+    return Image.composite(picture, dark, mask)
+
+
+def strip(pictures: Sequence[Image.Image], captions: Sequence[str], side: int = 150) -> Image.Image:
+    """Pictures in a row, each with a caption under it."""
+    room = 48
+    whole = Image.new("RGB", ((side + 8) * len(pictures), side + room), "white")
+    draw = ImageDraw.Draw(whole)
+    for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        shown = ImageOps.contain(picture.convert("RGB"), (side, side))
+        whole.paste(shown, (place * (side + 8), 0))
+        lines = textwrap.wrap(caption, 26, max_lines=3, placeholder=" ...")
+        draw.multiline_text((place * (side + 8), side + 4), "\n".join(lines), fill="black", font_size=10)
+    return whole
+
+
+def stack(strips: Sequence[Image.Image]) -> bytes:
+    """Strips under one another, as a PNG."""
+    whole = Image.new("RGB", (max(s.width for s in strips), sum(s.height for s in strips)), "white")
+    top = 0
+    for found in strips:
+        whole.paste(found, (0, top))
+        top += found.height
+    stream = io.BytesIO()
+    whole.save(stream, "PNG")
+    return stream.getvalue()

@@ -1,0 +1,78 @@
+"""How experts share the work, from routing scores (section V-D): plain arrays in, plain arrays out."""
+
+from collections.abc import Sequence
+
+import numpy
+from numpy.typing import NDArray
+
+Floats = NDArray[numpy.floating]
+
+
+def importance(scores: Floats) -> Floats:
+    """Share of the routing that each expert gets (Eq. 5, divided by its sum): (N, L, k) -> (L, k)."""
+    total = scores.sum(axis=0)
+    return total / total.sum(axis=1, keepdims=True)
+
+
+def imbalance(shares: Floats) -> Floats:
+    """Squared coefficient of variation of importance, which the loss holds against its threshold (Eq. 6).
+
+    (..., k) -> (...).
+    """
+    return shares.var(axis=-1) / numpy.square(shares.mean(axis=-1))
+
+
+def effective_experts(shares: Floats) -> Floats:
+    """Exponential of the entropy of importance: k if all are used alike, 1 if one is; (..., k) -> (...)."""
+    return numpy.exp(_entropy(shares))
+
+
+def score_entropy(scores: Floats) -> Floats:
+    """Mean entropy in nats of a sample's scores: 0 if each sample has one expert; (N, L, k) -> (L,)."""
+    return _entropy(scores / scores.sum(axis=2, keepdims=True)).mean(axis=0)
+
+
+def _entropy(shares: Floats) -> Floats:
+    safe = numpy.where(shares > 0, shares, 1.0)
+    return -(shares * numpy.log(safe)).sum(axis=-1)
+
+
+def mutual_information(scores: Floats, labels: Sequence[str]) -> Floats:
+    """Mutual information in bits of the expert that a sample is routed to and its label: (N, L, k) -> (L,).
+
+    A sample is routed to each expert with its score as the probability. It is 0 where routing says nothing
+    of the label, and at most the labels' entropy and log2 k. Few samples make it too large: the mean over
+    shuffled labels (five times, by seed) is taken off.
+    """
+    names, places = numpy.unique(numpy.asarray(labels), return_inverse=True)
+    shares = scores / scores.sum(axis=2, keepdims=True)
+    generator = numpy.random.default_rng(0)
+    chance = [_information(shares, generator.permutation(places), len(names)) for _ in range(5)]
+    return numpy.maximum(_information(shares, places, len(names)) - numpy.mean(chance, axis=0), 0.0)
+
+
+def _information(shares: Floats, places: NDArray[numpy.integer], count: int) -> Floats:
+    joint = numpy.zeros((shares.shape[1], count, shares.shape[2]))
+    for place in range(count):
+        joint[:, place] = shares[places == place].sum(axis=0)
+    joint /= joint.sum(axis=(1, 2), keepdims=True)
+    apart = joint.sum(axis=2, keepdims=True) * joint.sum(axis=1, keepdims=True)
+    ratio = numpy.divide(joint, apart, out=numpy.ones_like(joint), where=joint > 0)
+    return (joint * numpy.log2(ratio)).sum(axis=(1, 2))
+
+
+def top_samples(scores: Floats, count: int) -> NDArray[numpy.integer]:
+    """Places of the samples that each expert scores highest, best first: (N, L, k) -> (L, k, count)."""
+    count = min(count, len(scores))
+    order = numpy.argsort(-scores, axis=0, kind="stable")[:count]
+    return order.transpose(1, 2, 0)
+
+
+def similarity(experts: Sequence[Floats]) -> Floats:
+    """Cosine similarity of each layer's experts, (k, l, d) each -> (L, k, k)."""
+    found = []
+    for layer in experts:
+        flat = layer.reshape(len(layer), -1)
+        unit = flat / numpy.maximum(numpy.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
+        found.append(unit @ unit.T)
+    return numpy.stack(found)

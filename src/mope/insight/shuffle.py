@@ -1,0 +1,105 @@
+"""Which modality mattered: what the metric loses when an input is shuffled among the rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy
+from torch import Tensor
+
+from mope.data.table import Table
+from mope.metrics import compute_metrics, deciding_metric
+from mope.tasks import Task
+
+if TYPE_CHECKING:
+    from mope.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What shuffling some inputs costs.
+
+    Attributes:
+        inputs: which were shuffled, together.
+        metric: which metric.
+        value: its value on the shuffled rows.
+        difference: that minus its value on the rows as they are.
+        low, high: 95 % interval of the difference, from resampled rows.
+    """
+
+    inputs: tuple[str, ...]
+    metric: str
+    value: float
+    difference: float
+    low: float
+    high: float
+
+
+class Shuffled(Table):
+    """A table whose columns of some inputs come from other rows.
+
+    Args:
+        table: the rows.
+        columns: of the inputs, which move together.
+        seed: of the order.
+    """
+
+    def __init__(self, table: Table, columns: Sequence[str], seed: int = 0):
+        super().__init__(table.rows, table.folder, table.name, table.numbers)
+        self.moved = tuple(columns)
+        order = numpy.random.default_rng(seed).permutation(len(table))
+        # Each row gets the next one's in a random circle, so that none keeps its own.
+        self.source = numpy.empty(len(table), dtype=int)
+        self.source[order] = numpy.roll(order, 1)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row, other = super().__getitem__(index), super().__getitem__(int(self.source[index]))
+        return {**row, **{column: other[column] for column in self.moved}}
+
+    def rows_at(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        return [self[index] for index in indices]
+
+
+def shuffle_inputs(predictor: "Predictor", table: Table, resamples: int = 200) -> list[Loss]:
+    """The metric with each input shuffled, and with each pair of them.
+
+    Args:
+        predictor: the run.
+        table: rows with labels, all of which can be used; two at least.
+        resamples: how many times rows are drawn for the interval.
+    """
+    settings, task = predictor.settings, predictor.model.task
+    names = [name for name in predictor.readers if name != settings.picture]
+    plain = predictor.outcomes(table)
+    metric, _ = deciding_metric(task, settings.training.metric)
+    chosen: list[tuple[str, ...]] = [(name,) for name in names]
+    chosen += combinations(names, 2)
+    found = []
+    for inputs in chosen:
+        columns = [predictor.readers[name].column for name in inputs]
+        moved = predictor.outcomes(Shuffled(table, columns))
+        found.append(_loss(task, metric, inputs, plain, moved, resamples))
+    return found
+
+
+def _loss(
+    task: Task,
+    metric: str,
+    inputs: tuple[str, ...],
+    plain: tuple[Tensor, Tensor],
+    moved: tuple[Tensor, Tensor],
+    resamples: int,
+) -> Loss:
+    def of(outcome: tuple[Tensor, Tensor], rows: Any) -> float:
+        return compute_metrics(task, outcome[0][rows], outcome[1][rows])[metric]
+
+    generator = numpy.random.default_rng(0)
+    everything = numpy.arange(len(plain[0]))
+    differences = []
+    for _ in range(resamples):
+        rows = generator.integers(0, len(everything), len(everything))
+        differences.append(of(moved, rows) - of(plain, rows))
+    low, high = numpy.percentile(differences, [2.5, 97.5])
+    value = of(moved, everything)
+    return Loss(inputs, metric, value, value - of(plain, everything), float(low), float(high))

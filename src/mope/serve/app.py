@@ -1,0 +1,183 @@
+"""The FastAPI app of a run: `/v1/predict`, `/healthz`, `/metrics`, `/docs`, and the page at `/`."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Query
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from mope.predictor import Predictor
+from mope.serve.engine import Engine
+from mope.serve.limits import BodyLimit, Refusal, said
+from mope.serve.metrics import Metrics, Watch
+from mope.serve.rows import Failure, RowParser, answer_model, answer_of
+from mope.serve.security import Guard, PageGuard
+from mope.serve.settings import ServeSettings
+
+_CODES = {
+    400: "The body is broken: malformed JSON, or a malformed form.",
+    401: "The token is missing or wrong.",
+    403: "A local server was asked by another host's name.",
+    413: "The body is too large, a picture has too many pixels, or audio or video is too long.",
+    415: "The body is neither JSON nor a form.",
+    422: "The body has another shape, unknown or missing inputs, or too many rows.",
+    500: "Something went wrong in the server.",
+    503: "The queue is full: try again, as Retry-After says.",
+}
+
+
+def build_app(predictor: Predictor, settings: ServeSettings | None = None) -> FastAPI:
+    """The app of a run, for any ASGI server.
+
+    Args:
+        predictor: the run. The app's threads own it until the app shuts down.
+        settings: the limits, the token and the host; by default those of a local server.
+
+    Raises:
+        UserError: a package that reads the run's inputs isn't installed.
+    """
+    settings = settings or ServeSettings()
+    metrics = Metrics()
+    engine = Engine(predictor, settings, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine.open()
+        yield
+        await asyncio.get_running_loop().run_in_executor(None, engine.close)
+
+    name = predictor.run.name
+    # Pages of FastAPI's own refer to scripts on the web; /docs is as much as is wanted of them.
+    app = FastAPI(title=f"mope: {name}", version="1", lifespan=lifespan, redoc_url=None)
+    app.state.engine, app.state.metrics = engine, metrics
+    parser = RowParser({key: predictor.settings.inputs[key] for key in predictor.readers}, settings)
+    _add_predict(app, engine, parser)
+    _add_status(app, metrics)
+    _add_errors(app, metrics)
+    _describe(app, parser)
+
+    def count(refusal: Refusal) -> None:
+        metrics.errors.labels(refusal.reason).inc()
+
+    if settings.page:
+        from mope.serve.page import mount_page
+
+        app = mount_page(app, engine)
+        app.add_middleware(PageGuard, on_refusal=count)
+    # The last one added is the first to be asked.
+    app.add_middleware(BodyLimit, settings=settings, on_refusal=count)
+    app.add_middleware(Guard, settings=settings, on_refusal=count)
+    app.add_middleware(Watch, metrics=metrics)
+    return app
+
+
+def _add_predict(app: FastAPI, engine: Engine, parser: RowParser) -> None:
+    answer = answer_model(engine.predictor.settings)
+    responses: dict[int | str, Any] = {200: {"model": answer, "description": "A prediction for each row."}}
+    for code, text in _CODES.items():
+        if code not in (401, 403) or (code == 401) == (engine.settings.token is not None):
+            responses[code] = {"model": Failure, "description": text}
+    responses[503]["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "Seconds."}}
+    content, _ = parser.body_schema()
+    # The guard has looked at the token by now; this writes it into the schema.
+    token = [Depends(HTTPBearer(auto_error=False))] if engine.settings.token is not None else []
+
+    @app.post(
+        "/v1/predict",
+        summary="Predict one row or several",
+        responses=responses,
+        dependencies=token,
+        openapi_extra={"requestBody": {"required": True, "content": content}},
+    )
+    async def predict(
+        request: Request,
+        routing: Annotated[bool, Query(description="Add the scores of each layer's experts.")] = False,
+    ) -> Response:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "application/json":
+            parse = partial(parser.parse, await request.body())
+        elif kind == "multipart/form-data":
+            row = await parser.parse_form(request)
+            parse = partial(list, [row])
+        else:
+            raise Refusal(415, "media", "The body is application/json or multipart/form-data.")
+        loop = asyncio.get_running_loop()
+        futures = await loop.run_in_executor(engine.pool, engine.submit, parse)
+        found = await asyncio.gather(*map(asyncio.wrap_future, futures))
+        return JSONResponse(answer_of(found, routing))
+
+    def other(request: Request) -> Response:
+        return JSONResponse({"error": "Only POST is for /v1/predict."}, 405, {"Allow": "POST"})
+
+    anything: Any = _AnyMethod(other)
+    app.router.add_route("/v1/predict", anything, include_in_schema=False)
+
+
+class _AnyMethod:
+    """An endpoint for whatever method: the page stands behind all addresses and would answer those it can."""
+
+    def __init__(self, function: Any):
+        self.function = function
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.function(Request(scope, receive))(scope, receive, send)
+
+
+def _add_status(app: FastAPI, metrics: Metrics) -> None:
+    @app.get("/healthz", summary="Whether the server is up")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics", summary="Numbers for Prometheus", response_class=PlainTextResponse)
+    async def numbers() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_errors(app: FastAPI, metrics: Metrics) -> None:
+    @app.exception_handler(HTTPException)
+    async def refuse(request: Request, error: HTTPException) -> Response:
+        if isinstance(error, Refusal):
+            metrics.errors.labels(error.reason).inc()
+        elif request.url.path.startswith("/v1/"):
+            metrics.errors.labels("form" if error.status_code == 400 else "http").inc()
+        return said(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def misused(request: Request, error: RequestValidationError) -> Response:
+        metrics.errors.labels("shape").inc()
+        first = error.errors()[0]
+        return said(Refusal(422, "shape", f"'{first['loc'][-1]}': {first['msg']}."))
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # nobody reads it
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        metrics.errors.labels("internal").inc()
+        return JSONResponse({"error": "Something went wrong in the server: its log says what."}, 500)
+
+
+def _describe(app: FastAPI, parser: RowParser) -> None:
+    """Give the app a schema with the models of the run's rows."""
+
+    def schema() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            found = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            _, definitions = parser.body_schema()
+            found.setdefault("components", {}).setdefault("schemas", {}).update(definitions)
+            # All of its refusals are of one shape.
+            for name in ("HTTPValidationError", "ValidationError"):
+                found["components"]["schemas"].pop(name, None)
+            app.openapi_schema = found
+        return app.openapi_schema
+
+    app.openapi = schema

@@ -1,0 +1,234 @@
+"""A request's rows: models made from a run's inputs, and how JSON and forms become rows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+)
+from python_multipart.exceptions import FormParserError
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+
+from mope.config import Config, InputConfig
+from mope.serve.limits import Refusal
+from mope.serve.settings import ServeSettings
+
+Row = dict[str, str | bytes | None]
+"""Cells by input name: a text; of media the bytes, or base64 of them; None for a missing one."""
+
+_STRICT = ConfigDict(extra="forbid", populate_by_name=False)
+_SHAPE = 'a body is {"row": {...}} or {"rows": [{...}, ...]}'
+
+
+class Failure(BaseModel):
+    """Why a request is refused."""
+
+    error: str = Field(description="One sentence.")
+
+
+class RowParser:
+    """Makes rows from bodies, and knows the schema of both.
+
+    Args:
+        inputs: the run's, by name.
+        settings: the limits.
+    """
+
+    def __init__(self, inputs: Mapping[str, InputConfig], settings: ServeSettings):
+        self.inputs, self.settings = dict(inputs), settings
+        # An input's name may be one that a model of pydantic's has itself, so that it is only an alias.
+        self._places = {name: f"input_{place}" for place, name in enumerate(self.inputs)}
+        columns: dict[str, Any] = {
+            self._places[name]: self._field(entry, name) for name, entry in self.inputs.items()
+        }
+        self._row = create_model("Row", __config__=_STRICT, __doc__="Values by input.", **columns)
+        some: Any = Annotated[
+            list[self._row], Field(max_length=settings.rows, description=f"At most {settings.rows} rows.")
+        ]
+        many: Any = create_model("Rows", __config__=_STRICT, rows=(some, ...))
+        one: Any = create_model("OneRow", __config__=_STRICT, row=(self._row, ...))
+        either: Any = Annotated[
+            Annotated[many, Tag("rows")] | Annotated[one, Tag("row")], Discriminator(_which_of_both)
+        ]
+        self._body: TypeAdapter[Any] = TypeAdapter(either)
+
+    def _field(self, entry: InputConfig, name: str) -> tuple[Any, Any]:
+        """Type and field of an input's values."""
+        if entry.kind == "text":
+            value: Any = Annotated[str, Field(max_length=self.settings.characters)]
+            text = "A text"
+        else:
+            value = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
+            text = f"The content of {'a' if entry.kind == 'video' else 'an'} {entry.kind} file as base64"
+        if entry.missing != "learn":
+            return value, Field(alias=name, description=f"{text}.")
+        return value | None, Field(None, alias=name, description=f"{text}; null or left out for none.")
+
+    def parse(self, body: bytes) -> list[Row]:
+        """The rows of a JSON body.
+
+        Raises:
+            Refusal: it isn't JSON, or of another shape.
+        """
+        try:
+            found = self._body.validate_json(body)
+        except ValidationError as error:
+            raise self._refused(error) from None
+        rows = found.rows if hasattr(found, "rows") else [found.row]
+        return [self._cells(row) for row in rows]
+
+    def _cells(self, row: Any) -> Row:
+        return {name: getattr(row, place) for name, place in self._places.items()}
+
+    async def parse_form(self, request: Request) -> Row:
+        """The row of a form: a part per input, a file or a text.
+
+        Raises:
+            Refusal: it is broken, or of another shape.
+        """
+        try:
+            form = await request.form(
+                max_files=len(self.inputs) + 1,
+                max_fields=len(self.inputs) + 1,
+                max_part_size=self.settings.bytes,
+            )
+        except FormParserError as error:
+            raise Refusal(400, "form", f"The form is broken: {error}.") from None
+        try:
+            parts: dict[str, str | bytes] = {}
+            for name, part in form.multi_items():
+                if name in parts:
+                    raise Refusal(422, "shape", f"The form has several parts named '{name}'; one is taken.")
+                parts[name] = await part.read() if isinstance(part, UploadFile) else part
+        finally:
+            await form.close()
+        return self._form_row(parts)
+
+    def _form_row(self, parts: Mapping[str, str | bytes]) -> Row:
+        for name, part in parts.items():
+            if isinstance(part, bytes) and name in self.inputs and self.inputs[name].kind == "text":
+                try:
+                    parts = {**parts, name: part.decode("utf-8")}
+                except UnicodeDecodeError:
+                    raise Refusal(422, "shape", f"The part '{name}' isn't text in UTF-8.") from None
+        try:
+            # The model looks at names and texts; content that came as a file is put back after it.
+            plain = {name: part if isinstance(part, str) else "" for name, part in parts.items()}
+            row = self._cells(self._row.model_validate(plain))
+        except ValidationError as error:
+            raise self._refused(error) from None
+        return {**row, **{name: part for name, part in parts.items() if isinstance(part, bytes)}}
+
+    def _refused(self, error: ValidationError) -> Refusal:
+        first: Any = error.errors(include_url=False)[0]
+        if first["type"] == "json_invalid":
+            return Refusal(400, "json", f"The body isn't JSON: {first['ctx']['error']}.")
+        # The place of an error starts with which of the two shapes it was taken for.
+        place = list(first["loc"])
+        place = place[1:] if place[:1] in (["rows"], ["row"]) and len(place) > 1 else place
+        row = f"Row {place[1] + 1}" if len(place) > 1 and isinstance(place[1], int) else "The row"
+        name = str(place[-1]) if place else ""
+        known = ", ".join(self.inputs)
+        limit = self.settings
+        if first["type"] == "union_tag_not_found" or (len(place) == 1 and name in ("row", "rows")):
+            too_many = first["type"] == "too_long"
+            text = (
+                f"At most {limit.rows} rows are taken per request."
+                if too_many
+                else f"A wrong shape: {_SHAPE}."
+            )
+        elif first["type"] == "extra_forbidden":
+            text = f"{row} has '{name}', but the run's inputs are {known}."
+        elif first["type"] == "missing":
+            text = f"{row} has no '{name}': the run's inputs are {known}."
+        elif first["type"] == "string_too_long":
+            text = f"{row}: '{name}' is longer than {limit.characters:,} characters."
+        elif first["type"] == "string_type":
+            what = (
+                "a text" if name in self.inputs and self.inputs[name].kind == "text" else "base64 in a text"
+            )
+            text = f"{row}: '{name}' must be {what}."
+        else:
+            text = f"{row}: {first['msg'][0].lower()}{first['msg'][1:]}."
+        return Refusal(422, "shape", text)
+
+    def body_schema(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The `content` of the request in OpenAPI, and the schemas it refers to."""
+        template = "#/components/schemas/{model}"
+        schema = self._body.json_schema(ref_template=template)
+        parts = {
+            name: {"type": "string", "maxLength": self.settings.characters}
+            if entry.kind == "text"
+            else {"type": "string", "format": "binary", "description": f"A file with the {entry.kind}."}
+            for name, entry in self.inputs.items()
+        }
+        form: dict[str, Any] = {"type": "object", "properties": parts, "additionalProperties": False}
+        if required := [name for name, entry in self.inputs.items() if entry.missing != "learn"]:
+            form["required"] = required
+        definitions = schema.pop("$defs", {})
+        return {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}, definitions
+
+
+def _which_of_both(body: Any) -> str | None:
+    """Which shape a body has, by its key."""
+    if not isinstance(body, Mapping):
+        return None
+    return next((name for name in ("rows", "row") if name in body), None)
+
+
+_LABELS: dict[str, tuple[Any, str]] = {
+    "classification": (str, "The label."),
+    "multilabel": (list[str], "The labels."),
+    "regression": (float, "The number."),
+}
+
+
+class Mask(BaseModel):
+    """COCO's run lengths."""
+
+    size: list[int] = Field(min_length=2, max_length=2, description="[height, width] of the picture.")
+    counts: str
+
+
+def answer_model(config: Config) -> type[BaseModel]:
+    """The model of an answer, by the run's task."""
+    kind, text = _LABELS.get(config.task, (Mask, "The mask."))
+    label: Any = kind | None
+    routing = Field(
+        default=None, description="Scores of each layer's experts, with ?routing=true; else it isn't there."
+    )
+    by_label = Field(description="By label; empty for a task without labels by name; null with an error.")
+    answer: Any = create_model(
+        "Prediction",
+        __doc__="What the run says of a row.",
+        label=(label, Field(description=f"{text} Null with an error.")),
+        probabilities=(dict[str, float] | None, by_label),
+        routing=(list[list[float]] | None, routing),
+        error=(str | None, Field(description="Why the row can't be used.")),
+    )
+    many: Any = list[answer]
+    return create_model(
+        "Answer",
+        __doc__="Predictions in the order of the rows.",
+        predictions=(many, Field(description="One for each row.")),
+    )
+
+
+def answer_of(predictions: Sequence[Any], routing: bool) -> dict[str, Any]:
+    """An answer as JSON has it."""
+    rows = []
+    for found in predictions:
+        failed = found.error is not None
+        row = {"label": found.label, "probabilities": None if failed else found.probabilities}
+        if routing:
+            row["routing"] = None if failed else found.routing
+        rows.append({**row, "error": found.error})
+    return {"predictions": rows}

@@ -1,0 +1,191 @@
+"""Who may ask for what: the token, the host's name, and what of Gradio can be reached."""
+
+import hashlib
+import hmac
+import json
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs
+
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mope.serve.limits import Refusal, said
+from mope.serve.settings import ServeSettings, is_loopback
+
+_COOKIE = "mope_token"
+_OPEN = ("/healthz",)
+
+_ASK = """<!doctype html><html lang=en><meta charset=utf-8><title>mope</title>
+<style>body{font:16px system-ui,sans-serif;max-width:26em;margin:15vh auto;padding:0 1em}
+input,button{font:inherit;padding:.5em;width:100%;box-sizing:border-box;margin:.4em 0}</style>
+<h1>This run takes a token</h1><form><label>Token <input name=token type=password autofocus></label>
+<button>Open</button></form>"""
+
+
+class Guard:
+    """ASGI middleware that lets through who names the token, if there is one, and local callers if not.
+
+    Without a token the server is local. Then a request must be meant for this machine by name too: else a web
+    page of somebody's, whose name is made to point here, could ask in the name of who looks at it.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServeSettings, on_refusal: Any):
+        self.app, self.settings, self.on_refusal = app, settings, on_refusal
+        self.secret = None if settings.token is None else _digest(settings.token)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # nothing here has any
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http" or scope["path"] in _OPEN:
+            await self.app(scope, receive, send)
+            return
+        answer = self._check(scope)
+        if answer is None:
+            await self.app(scope, receive, send)
+        else:
+            await answer(scope, receive, send)
+
+    def _check(self, scope: Scope) -> Response | None:
+        """What to answer instead; None to let it through."""
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if self.secret is None:
+            host = _host(headers.get("host", ""))
+            if is_loopback(host) or host == self.settings.host:
+                return None
+            return self._refuse(Refusal(403, "host", f"This server is local: it isn't '{host}'."))
+        kind, _, token = headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer" and self._is_right(_digest(token.strip())):
+            return None
+        is_page = not scope["path"].startswith("/v1/")
+        if is_page and self._is_right(_cookie(headers.get("cookie", ""))):
+            return None
+        is_front = scope["path"] == "/" and scope["method"] == "GET"
+        if is_front and (named := parse_qs(scope["query_string"].decode("latin-1")).get("token")):
+            if self._is_right(_digest(named[0])):
+                return self._remember(scope)
+            self.on_refusal(Refusal(401, "token", "wrong"))
+        if is_front and "text/html" in headers.get("accept", ""):
+            return HTMLResponse(_ASK, 401, {"WWW-Authenticate": "Bearer"})
+        return self._refuse(
+            Refusal(
+                401, "token", "Name the token: Authorization: Bearer TOKEN.", {"WWW-Authenticate": "Bearer"}
+            )
+        )
+
+    def _refuse(self, refusal: Refusal) -> Response:
+        self.on_refusal(refusal)
+        return said(refusal)
+
+    def _is_right(self, digest: str) -> bool:
+        """In a time that says nothing of how much of it is right."""
+        return self.secret is not None and hmac.compare_digest(digest, self.secret)
+
+    def _remember(self, scope: Scope) -> Response:
+        """Go to the page, with a cookie instead of a token that would stay in the address."""
+        answer = RedirectResponse("/", 303, {"Referrer-Policy": "no-referrer", "Cache-Control": "no-store"})
+        secure = scope.get("scheme") == "https"
+        answer.set_cookie(_COOKIE, str(self.secret), httponly=True, samesite="strict", secure=secure)
+        return answer
+
+
+def _digest(token: str) -> str:
+    """What is compared and kept as a cookie in a token's place: of one length, and it gives nothing away."""
+    return hashlib.sha256(b"mope " + token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _cookie(header: str) -> str:
+    try:
+        found = SimpleCookie(header).get(_COOKIE)
+    except CookieError:
+        return ""
+    return "" if found is None else found.value.encode("ascii", "replace").decode("ascii")
+
+
+def _host(header: str) -> str:
+    """A Host header without its port."""
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.partition(":")[0].lower()
+
+
+_GRADIO = "/gradio_api/"
+_USED = ("queue/", "upload", "file=", "heartbeat/", "startup-events", "theme.css", "app_id", "reset", "info")
+_UNUSED = ("/monitoring", "/login", "/logout", "/token", "/user", "/custom_component", "/dev/")
+
+
+class PageGuard:
+    """ASGI middleware that leaves of Gradio what the page uses.
+
+    Gradio would fetch an address that a request names in a file's place, and hand out addresses through
+    itself; so requests with addresses are refused, as are its other ways in.
+    """
+
+    def __init__(self, app: ASGIApp, on_refusal: Any):
+        self.app, self.on_refusal = app, on_refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope.get("path", "")
+        if scope["type"] != "http" or not path.startswith((_GRADIO, *_UNUSED)):
+            await self.app(scope, receive, send)
+            return
+        rest = path.removeprefix(_GRADIO)
+        refused = path.startswith(_UNUSED) or not rest.startswith(_USED)
+        if refused or (rest.startswith("file=") and ":/" in rest):
+            await self._refuse(scope, receive, send)
+        elif scope["method"] == "POST" and rest.startswith("queue/"):
+            body = await _whole(receive)
+            if body is None or _names_address(body):
+                await self._refuse(scope, receive, send)
+            else:
+                await self.app(scope, _again(body, receive), send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = Refusal(403, "page", "The page has no such thing.")
+        self.on_refusal(refusal)
+        await said(refusal)(scope, receive, send)
+
+
+async def _whole(receive: Receive) -> bytes | None:
+    """A request's body; None if the caller went away."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """A body that was read, to be read once more."""
+    left: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def take() -> Message:
+        return left.pop() if left else await receive()
+
+    return take
+
+
+def _names_address(body: bytes) -> bool:
+    """Whether a file in a request is anything but a path; so is a body that isn't JSON."""
+    try:
+        found = [json.loads(body)]
+    except (ValueError, RecursionError):
+        return True
+    while found:
+        value = found.pop()
+        if isinstance(value, dict):
+            path = value.get("path")
+            if path is not None and not (isinstance(path, str) and ":" not in path[:12]):
+                return True
+            if value.get("is_stream"):
+                return True
+            found.extend(value.values())
+        elif isinstance(value, list):
+            found.extend(value)
+    return False

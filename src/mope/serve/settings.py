@@ -1,0 +1,80 @@
+"""How a run is served, and what a server refuses to start with."""
+
+import ipaddress
+from dataclasses import dataclass
+
+from mope.data.decode import MAX_PIXELS
+from mope.errors import UserError
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a host's name or address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """How a run is served.
+
+    Attributes:
+        host: name or address to listen at.
+        port: 0 for any that is free.
+        token: what callers must name; None for none, which only loopback may do without.
+        page: whether there is a page for people.
+        megabytes: largest body of a request, in 2**20 bytes.
+        pixels: of an image, or of a video's frame.
+        seconds: of audio or video.
+        characters: of a text.
+        rows: per request.
+        queue: rows that wait for the model, of all requests.
+        batch: rows per forward pass.
+
+    Raises:
+        UserError: the values don't make a server.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 7860
+    token: str | None = None
+    page: bool = True
+    megabytes: float = 32
+    pixels: int = MAX_PIXELS
+    seconds: float = 120
+    characters: int = 20_000
+    rows: int = 64
+    queue: int = 512
+    batch: int = 32
+
+    def __post_init__(self):
+        if self.token is not None and not self.token.strip():
+            raise UserError("The token is empty: give one with --token, or leave it out.")
+        if self.token is None and not is_loopback(self.host):
+            raise UserError(
+                f"Others can reach this machine at '{self.host}': give --token TOKEN, or leave --host out."
+            )
+        names = ("megabytes", "pixels", "seconds", "characters", "rows", "queue", "batch")
+        if (wrong := next((name for name in names if not getattr(self, name) > 0), None)) is not None:
+            raise UserError(f"--{flag(wrong)} is {getattr(self, wrong)}: it must be above 0.")
+        if self.pixels > MAX_PIXELS:
+            raise UserError(f"--max-pixels is {self.pixels}: at most {MAX_PIXELS} are decoded.")
+        if self.queue < self.rows:
+            raise UserError(
+                f"--max-queue is {self.queue}, less than the {self.rows} rows that a request may have."
+            )
+        if not 0 <= self.port < 65536:
+            raise UserError(f"There is no port {self.port}: the last one is 65535.")
+
+    @property
+    def bytes(self) -> int:
+        """Largest body of a request."""
+        return int(self.megabytes * 2**20)
+
+
+def flag(name: str) -> str:
+    """The flag of a setting, without its dashes."""
+    return "batch-size" if name == "batch" else f"max-{name}"

@@ -1,0 +1,279 @@
+"""What is said of experts, attention and modalities, against slow references; and the report."""
+
+import json
+import re
+
+import numpy
+import pytest
+import torch
+import transformers as hf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mope.cli import main
+from mope.config import Config
+from mope.data.scenes.build import SceneSettings, build_scenes
+from mope.data.table import open_table
+from mope.encoders import TransformerEncoder
+from mope.errors import UserError
+from mope.insight import figures, routing, words
+from mope.insight.attention import attention_maps
+from mope.insight.shuffle import Shuffled
+from mope.methods import find_method
+from mope.model import FusionModel
+from mope.predictor import Predictor
+from mope.training import train
+
+
+def scores_of(seed: int, rows: int = 30, layers: int = 2, experts: int = 3) -> numpy.ndarray:
+    found = numpy.random.default_rng(seed).random((rows, layers, experts)) ** 3
+    return found / found.sum(axis=2, keepdims=True)
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_routing_numbers_against_loops(seed):
+    scores = scores_of(seed)
+    shares = routing.importance(scores)
+    for layer in range(2):
+        total = [sum(scores[row, layer, expert] for row in range(30)) for expert in range(3)]
+        assert shares[layer] == pytest.approx([one / sum(total) for one in total])
+        mean = sum(total) / 3
+        spread = sum((one - mean) ** 2 for one in total) / 3
+        assert routing.imbalance(shares)[layer] == pytest.approx(spread / mean**2)
+        entropy = -sum(one / sum(total) * numpy.log(one / sum(total)) for one in total)
+        assert routing.effective_experts(shares)[layer] == pytest.approx(numpy.exp(entropy))
+        per_row = [-sum(p * numpy.log(p) for p in scores[row, layer] if p > 0) for row in range(30)]
+        assert routing.score_entropy(scores)[layer] == pytest.approx(sum(per_row) / 30)
+        for expert in range(3):
+            best = sorted(range(30), key=lambda row: -scores[row, layer, expert])[:4]
+            assert routing.top_samples(scores, 4)[layer, expert].tolist() == best
+
+
+def test_mutual_information_is_the_labels_entropy_where_routing_tells_them():
+    labels = ["a", "b", "c", "d"] * 100
+    told, blind = numpy.zeros((400, 1, 4)), numpy.full((400, 1, 4), 0.25)
+    told[numpy.arange(400), 0, numpy.arange(400) % 4] = 1
+    assert routing.mutual_information(told, labels)[0] == pytest.approx(2.0, abs=0.05)
+    assert routing.mutual_information(blind, labels)[0] == 0
+    noise = numpy.random.default_rng(0).dirichlet([0.2] * 4, (400, 1))
+    assert routing.mutual_information(noise, labels)[0] < 0.05
+
+
+def test_similarity_is_the_cosine():
+    experts = numpy.random.default_rng(0).normal(size=(3, 2, 5))
+    found = routing.similarity([experts])[0]
+    for one in range(3):
+        for other in range(3):
+            a, b = experts[one].ravel(), experts[other].ravel()
+            assert found[one, other] == pytest.approx(a @ b / numpy.sqrt((a @ a) * (b @ b)))
+
+
+def test_words_stand_out_where_an_expert_takes_them_and_not_by_chance():
+    texts = ["the cat sits", "the dog runs"] * 60
+    counts, names = words.count_names([words.words_of(text) for text in texts])
+    assert names == ["cat", "dog", "runs", "sits", "the"]
+    weights = numpy.array([1.0, 0.0] * 60)
+    found = [name for name, _ in words.standing_out(counts, weights, names)]
+    assert sorted(found) == ["cat", "sits"]
+    assert words.standing_out(counts, numpy.full(120, 0.5), names) == []
+    assert words.standing_out(numpy.zeros((2, 0)), numpy.ones(2), []) == []
+    assert words.words_of("Don't say Größe-2!") == ["don't", "say", "größe-2"]
+
+
+def test_log_odds_written_out():
+    counts = numpy.array([[3.0, 1.0], [0.0, 4.0]])
+    found = dict(words.standing_out(counts, numpy.array([1.0, 0.0]), ["a", "b"], least=-10))
+    prior = numpy.array([3.0, 5.0])
+    inside, outside = numpy.array([3.0, 1.0]) + prior, numpy.array([0.0, 4.0]) + prior
+    for place, name in enumerate("ab"):
+        odds = [numpy.log(of[place] / of[1 - place]) for of in (inside, outside)]
+        z = (odds[0] - odds[1]) / numpy.sqrt(1 / inside[place] + 1 / outside[place])
+        assert found[name] == pytest.approx(z)
+
+
+def test_no_row_keeps_its_own_cell_when_shuffled(tables):
+    table = open_table(tables / "train.csv")
+    column = table.columns[0]
+    moved = Shuffled(table, [column], seed=3)
+    assert sorted(moved.source) == list(range(len(table)))
+    assert all(place != source for place, source in enumerate(moved.source))
+    assert moved[5][column] == table[int(moved.source[5])][column]
+    assert {k: v for k, v in moved[5].items() if k != column} == {
+        k: v for k, v in table[5].items() if k != column
+    }
+
+
+def fused(main: hf.PreTrainedModel, config: Config) -> FusionModel:
+    text = hf.BertModel(
+        hf.BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=20), False
+    )
+    encoders = {"image": TransformerEncoder(main), "text": TransformerEncoder(text)}
+    return FusionModel.build(config, ["a", "b"], encoders).eval()
+
+
+def test_attention_of_the_class_token_is_the_models_own(config):
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    make = hf.ViTConfig(**shape, image_size=24, patch_size=8, attn_implementation="eager")
+    bare = hf.ViTModel(make, add_pooling_layer=False).eval()
+    pixels, ids = torch.randn(2, 3, 24, 24), torch.tensor([[1, 2], [3, 4]])
+    expected = bare(pixels, output_attentions=True).attentions[-1].mean(dim=1)[:, 0, 1:]
+    model = fused(bare, find_method("P-ImgOnly").apply(config))
+    with torch.no_grad():
+        model.fusion.get_submodule("encoders.image").prompts = None
+    found = attention_maps(model, {"image": {"pixel_values": pixels}})
+    torch.testing.assert_close(found.flatten(1), expected, atol=1e-5, rtol=1e-4)
+    guided = fused(bare, config)
+    batch = {"image": {"pixel_values": pixels}, "text": {"input_ids": ids}}
+    maps = attention_maps(guided, batch)
+    assert maps.shape == (2, 3, 3)
+    assert bool((maps.sum(dim=(1, 2)) < 1).all())  # the prompts get the rest
+    other = attention_maps(guided, {**batch, "text": {"input_ids": ids.flip(0)}})
+    assert (maps - other).abs().max() > 1e-6
+    assert not bare.get_submodule("layers.1").attention._forward_pre_hooks or len(
+        bare.get_submodule("layers.1").attention._forward_pre_hooks
+    ) == len(bare.get_submodule("layers.0").attention._forward_pre_hooks)
+
+
+def test_a_swins_windows_are_put_back_to_where_they_were(config):
+    """What each token gets, read off the model's own weights, window by window."""
+    make = hf.SwinConfig(
+        image_size=32, patch_size=2, embed_dim=8, depths=[1, 2], num_heads=[1, 2], window_size=4,
+        attn_implementation="eager",
+    )  # fmt: skip
+    bare = hf.SwinModel(make).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    weights = bare(pixels, output_attentions=True).attentions[-1]  # the last block's, shifted by 2
+    model = fused(bare, find_method("P-ImgOnly").apply(config))
+    model.fusion.get_submodule("encoders.image").prompts = None
+    found = attention_maps(model, {"image": {"pixel_values": pixels}})
+    assert found.shape == (2, 8, 8)
+    got = weights.mean(dim=(1, 2))  # (B * windows, 16)
+    for image in range(2):
+        for row in range(8):
+            for column in range(8):
+                shifted = ((row - 2) % 8, (column - 2) % 8)
+                window = image * 4 + (shifted[0] // 4) * 2 + shifted[1] // 4
+                place = (shifted[0] % 4) * 4 + shifted[1] % 4
+                assert found[image, row, column] == pytest.approx(got[window, place].item(), abs=1e-5)
+
+
+def test_attention_that_cannot_be_shown_says_why(config):
+    model = FusionModel.build(find_method("P-TextOnly").apply(config), ["a", "b"]).eval()
+    with pytest.raises(UserError, match="needs one as the main input"):
+        attention_maps(model, {})
+
+
+@pytest.fixture
+def run(config: Config) -> Config:
+    config.training.epochs = 2
+    train(config, report=lambda line: None)
+    return config
+
+
+def test_explain_gives_the_reports_numbers_as_arrays(run):
+    predictor = Predictor(run.output)
+    table = open_table(run.data.test)
+    found = predictor.explain(table, attention=3)
+    assert found.experts is not None
+    layers, experts = 2, run.fusion.experts
+    assert found.experts.scores.shape == (len(table), layers, experts)
+    expected = numpy.array([p.routing for p in predictor.predict(table)])
+    assert numpy.allclose(found.experts.scores, expected, atol=1e-5)
+    assert found.experts.similarity.shape == (layers, experts, experts)
+    assert found.attention.shape == (3, 4, 4)
+    assert [loss.inputs for loss in found.losses] == [("image",), ("text",), ("image", "text")]
+    assert all(loss.low <= loss.difference <= loss.high for loss in found.losses)
+    assert found.left_out == 0
+    first = {**table[0], "picture": str(table.folder / table[0]["picture"])}
+    assert predictor.explain([first], shuffle=False).losses == []
+    without = predictor.explain([{name: value for name, value in first.items() if name != run.data.label}])
+    assert without.targets is None
+    with pytest.raises(UserError, match="None of the 1 rows"):
+        predictor.explain([{**table[0], "picture": "gone.png"}])
+
+
+@pytest.mark.parametrize("method", [None, "P-SeqFuse", "ImgOnly", "LateConcat"])
+def test_the_report_is_one_file_that_needs_no_network(config, method, tmp_path, capsys):
+    if method is not None:
+        config = find_method(method).apply(config)
+    config.training.epochs = 1
+    train(config, report=lambda line: None)
+    out = tmp_path / "out"
+    assert main(["explain", config.output, "--out", str(out), "--rows", "12", "--beside", config.output]) == 0
+    page = (out / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.count("<h2>") >= 4
+    assert ("Layer 2, expert 1" in page) == (method is None)
+    numbers = json.loads((out / "numbers.json").read_text())
+    assert numbers["rows"] == 12
+    assert set(numbers["metrics"]) >= {"accuracy"}
+    pictures = {file.stem for file in (out / "figures").glob("*.png")}
+    assert pictures >= {"confusion", "shuffled"}
+    assert {"importance", "training", "similarity", "gallery"} <= pictures or method is not None
+    assert pictures == {file.stem for file in (out / "figures").glob("*.json")}
+    for file in (out / "figures").glob("*.png"):
+        Image.open(file).verify()
+
+
+def test_the_report_of_other_tasks(config, tmp_path):
+    table = open_table(config.data.train)
+    rows = [{**row, "picture": str(table.folder / row["picture"])} for row in table]
+    for task, label in (("multilabel", lambda n: "a|b" if n % 2 else "a"), ("regression", lambda n: n / 7)):
+        file = tmp_path / f"{task}.jsonl"
+        file.write_text("".join(json.dumps({**row, "y": label(n)}) + "\n" for n, row in enumerate(rows)))
+        content = config.model_dump()
+        content |= {"task": task, "output": str(tmp_path / task)}
+        content["data"] |= {"train": str(file), "validation": str(file), "test": str(file)}
+        content["data"] |= {"label": "y", "labels": None}
+        content["training"]["epochs"] = 1
+        train(Config.model_validate(content), report=lambda line: None)
+        assert main(["explain", str(tmp_path / task), "--rows", "10"]) == 0
+        made = {path.stem for path in (tmp_path / task / "explain" / "figures").glob("*.png")}
+        assert ("label_f1" if task == "multilabel" else "answers") in made
+
+
+def test_the_report_of_masks_shows_them(config, tmp_path):
+    build_scenes(tmp_path / "scenes", SceneSettings("easy", "segmentation", 12, 3, 6, 56))
+    content = config.model_dump()
+    content["task"] = "referring-segmentation"
+    content["inputs"]["image"]["column"], content["inputs"]["text"]["column"] = "image", "phrase"
+    for split in ("train", "validation", "test"):
+        content["data"][split] = str(tmp_path / "scenes" / f"{split}.csv")
+    content["data"] |= {"label": "mask", "labels": None}
+    content["segmentation"] = {"channels": 8}
+    content["training"]["epochs"] = 1
+    train(Config.model_validate(content), report=lambda line: None)
+    assert main(["explain", content["output"], "--beside", content["output"]]) == 0
+    made = {path.stem for path in (tmp_path.parent / content["output"] / "explain" / "figures").glob("*.png")}
+    assert {"masks", "shuffled"} <= made
+    assert "confusion" not in made
+
+
+@pytest.mark.parametrize(
+    ("words_", "reason"),
+    [
+        (["explain", "nowhere"], "holds no finished run"),
+        (["explain", "RUN", "--rows", "0"], "--rows is 0"),
+        (["explain", "RUN", "--data", "gone.csv"], "no table gone.csv"),
+        (["explain", "RUN", "--beside", "nowhere"], "holds no finished run"),
+    ],
+)
+def test_what_explain_refuses(run, words_, reason, capsys):
+    assert main([run.output if word == "RUN" else word for word in words_]) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_figures_take_whatever_there_is():
+    assert figures.training_course([], 0.1) is None
+    assert figures.training_course([{"epoch": 1.0, "eval_loss": 2.0}], 0.1) is None
+    picture = Image.new("RGB", (30, 20), "white")
+    flat = figures.glow(picture, numpy.ones((2, 2)))
+    assert flat.size == (30, 20)
+    content, numbers = figures.confusion(["a", "b"], ["a", "a"], ["a", "b"])
+    assert numbers["counts"] == [[1, 0], [1, 0]]
+    assert content.startswith(b"\x89PNG")
+    _, numbers = figures.label_f1([["a"], ["a", "b"]], [["a"], ["b"]], ["a", "b"])
+    assert numbers["f1"] == {"a": pytest.approx(2 / 3), "b": 1.0}

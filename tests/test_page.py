@@ -1,0 +1,224 @@
+"""The page in a browser: upload, predict, and see routing and attention change with the text."""
+
+import shutil
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import httpx
+import numpy
+import pytest
+import uvicorn
+
+from mope.config import Config, InputConfig
+from mope.data.masks import open_mask
+from mope.predictor import Predictor
+from mope.serve.app import build_app
+from mope.serve.settings import ServeSettings
+from mope.serve.views import attention_picture, masked_picture, routing_html
+from mope.training import train
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
+
+
+@pytest.fixture(scope="module")
+def run(weights, tables, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page") / "run"
+    image = {"kind": "image", "column": "picture", "encoder": {"weights": weights["image"]}}
+    text = {"kind": "text", "column": "question", "max_length": 16, "encoder": {"weights": weights["text"]}}
+    data = {split: str(tables / f"{split}.csv") for split in ("train", "validation", "test")}
+    config = {
+        "inputs": {"image": image, "text": {**text, "encoder": {**text["encoder"], "tuning": "prompt"}}},
+        "fusion": {"main": "image", "length": 2, "experts": 3},
+        "data": {**data, "label": "colour", "workers": 0},
+        "training": {
+            "epochs": 6,
+            "batch_size": 8,
+            "precision": "fp32",
+            "device": "cpu",
+            "learning_rate": 5e-3,
+        },
+        "output": str(folder),
+    }
+    train(Config.parse(config), report=lambda line: None)
+    return folder
+
+
+@contextmanager
+def serving(run, **options):
+    """A server in a thread, and its address."""
+    app = build_app(Predictor(run, device="cpu"), ServeSettings(**options))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.05)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def address(run):
+    with serving(run, megabytes=1) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    page = browser.new_page()
+    page.set_default_timeout(60_000)
+    yield page
+    page.close()
+
+
+def routing(page) -> list[str]:
+    return page.locator("#routing td").evaluate_all("cells => cells.map(cell => cell.title)")
+
+
+@needs_browser
+def test_upload_predict_and_what_changes_with_the_text(page, address, run, tables):
+    asked, failed = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("response", lambda answer: failed.append(answer.url) if answer.status >= 400 else None)
+    page.goto(address)
+    page.set_input_files("#input-image input[type=file]", str(tables / "test_0.png"))
+    page.wait_for_selector("#input-image img")
+    seen = {}
+    predictor = Predictor(run, device="cpu")
+    for text in ("what is left ?", "what is on the right side ?"):
+        before = seen and page.locator("#attention img").get_attribute("src")
+        page.fill("#input-text textarea", text)
+        page.click("#predict")
+        page.wait_for_function(
+            "old => { const image = document.querySelector('#attention img');"
+            " return image && image.getAttribute('src') !== old }",
+            arg=before or "",
+        )
+        page.wait_for_selector("#routing td")
+        (wanted,) = predictor.predict([{"picture": str(tables / "test_0.png"), "question": text}])
+        assert wanted.label in page.locator("#answer").inner_text()
+        shares = [f"{100 * score:.1f} %" for layer in wanted.routing for score in layer]
+        page.wait_for_function(
+            "wanted => [...document.querySelectorAll('#routing td')].map(c => c.title).join() === wanted",
+            arg=",".join(shares),
+        )
+        seen[text] = (routing(page), page.locator("#attention img").get_attribute("src"))
+    (one, one_look), (other, other_look) = seen.values()
+    assert len(one) == 2 * 3
+    assert one != other
+    assert one_look != other_look
+    assert not failed
+    assert {url.split("/")[2] for url in asked if url.startswith("http")} == {address.split("/")[2]}
+
+
+@needs_browser
+def test_examples_fill_the_widgets_and_errors_are_shown(page, address):
+    page.goto(address)
+    page.wait_for_selector("#predict")
+    page.click("#predict")
+    page.get_by_text("no image: the cell is empty").wait_for()
+    page.locator("table tbody tr").first.click()
+    page.wait_for_selector("#input-image img")
+    page.click("#predict")
+    page.wait_for_selector("#routing td")
+
+
+@needs_browser
+def test_a_token_opens_the_page(browser, run):
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    with serving(run, token="secret") as address:
+        page.goto(address)
+        page.fill("input[name=token]", "wrong")
+        page.click("button")
+        page.fill("input[name=token]", "secret")
+        page.click("button")
+        page.wait_for_selector("#predict")
+        assert page.url == f"{address}/"
+        assert httpx.get(f"{address}/config").status_code == 401
+        context.close()
+
+
+def test_what_of_gradio_can_be_reached(address, run, tables):
+    ask = httpx.Client(base_url=address, timeout=60)
+    for path in (
+        "/gradio_api/file=/etc/passwd",
+        f"/gradio_api/file={run}/config.yaml",
+        f"/gradio_api/file={tables}/test_0.png",
+        f"/gradio_api/file={address}/healthz",
+        "/gradio_api/proxy=https://example.hf.space/",
+        "/gradio_api/openapi.json",
+        "/gradio_api/run/answer",
+        "/gradio_api/deep_link",
+        "/monitoring",
+    ):
+        assert ask.get(path).status_code in (403, 404), path
+    assert ask.get("/gradio_api/info").json() == {"named_endpoints": {}, "unnamed_endpoints": {}}
+    assert ask.get("/config").json()["analytics_enabled"] is False
+    assert ask.post("/gradio_api/run/predict", json={"data": []}).status_code == 403
+    for path in (f"{address}/x.png", "file:///etc/passwd", ["x"]):
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        body = {"data": [file, "left"], "fn_index": 0, "session_hash": "s"}
+        assert ask.post("/gradio_api/queue/join", json=body).status_code == 403
+    assert ask.post("/gradio_api/queue/join", content=b"{").status_code == 403
+    large = {"files": ("a.png", b" " * (2**20 + 1))}
+    assert ask.post("/gradio_api/upload", files=large).status_code == 413
+    # The page stands behind every address, but not in front of the API's.
+    assert ask.get("/v1/predict").status_code == 405
+    assert ask.get("/healthz").json() == {"status": "ok"}
+
+
+def test_a_file_of_the_server_is_no_input(address):
+    """A path in a request must be of a file that was uploaded."""
+    ask = httpx.Client(base_url=address, timeout=60)
+    config = ask.get("/config").json()
+    event = next(entry["id"] for entry in config["dependencies"] if len(entry["outputs"]) == 3)
+    file = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+    body = {"data": [file, "left"], "fn_index": event, "session_hash": "s"}
+    assert ask.post("/gradio_api/queue/join", json=body).status_code == 200
+    with ask.stream("GET", "/gradio_api/queue/data", params={"session_hash": "s"}) as answer:
+        said = next(line for line in answer.iter_lines() if "process_completed" in line)
+    assert '"success":false' in said.replace(" ", "")
+    assert "root:" not in said
+
+
+def test_views(tables):
+    assert routing_html([]) == ""
+    html = routing_html([[0.25, 0.75], [1.0, 0.0]], "<image>")
+    assert html.count("<td") == 4
+    assert "&lt;image&gt;" in html
+    assert ">75<" in html
+    assert ">75<" not in routing_html([[1 / 64] * 63 + [0.75]])
+    content = (tables / "test_0.png").read_bytes()
+    entry = {"kind": "image", "column": "x", "encoder": {}}
+    whole = attention_picture(content, numpy.eye(4, dtype="float32"), InputConfig.model_validate(entry))
+    assert whole.size == (480, 480)
+    cut = InputConfig.model_validate({**entry, "size": 14, "resize": 28})
+    assert attention_picture(content, numpy.eye(4, dtype="float32"), cut).size == (480, 480)
+    pytest.importorskip("pycocotools")
+    from mope.data.masks import encode_mask
+
+    mask = numpy.zeros((28, 28), dtype=bool)
+    mask[:14] = True
+    shown = masked_picture(content, encode_mask(mask))
+    assert shown.size == (960, 960)
+    assert open_mask(encode_mask(mask), tables).sum() == 14 * 28
