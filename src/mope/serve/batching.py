@@ -92,7 +92,7 @@ class Batcher(Generic[Sample, Answer]):
         Raises:
             Refusal: 503, too many wait.
         """
-        future: Future[Any] = Future()
+        future = new_future()
         with self._ready:
             if self._closed or len(self._calls) >= self._queue:
                 raise busy("The server is closing or full: try again in a second.")
@@ -137,7 +137,8 @@ class Batcher(Generic[Sample, Answer]):
             calls = list(self._calls)
             self._calls.clear()
             batch = [self._waiting.popleft() for _ in range(min(self._size, len(self._waiting)))]
-            return calls, batch
+            # Who gave up waiting gets nothing, and from here on nobody can.
+            return calls, [entry for entry in batch if entry[1].set_running_or_notify_cancel()]
 
     def _answer(self, batch: list[Any]) -> None:
         try:
@@ -152,6 +153,13 @@ class Batcher(Generic[Sample, Answer]):
             return
         for (_, future), answer in zip(batch, answers, strict=True):
             future.set_result(answer)
+
+
+def new_future() -> "Future[Any]":
+    """A future that can't be cancelled: whoever waits for it may go away, its thread sets it all the same."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future
 
 
 def _settle(future: "Future[Any]", function: Callable[[], Any]) -> None:

@@ -14,7 +14,7 @@ from mope.data.readers import ImageReader
 from mope.errors import UserError
 from mope.predictions import Prediction
 from mope.predictor import Predictor
-from mope.serve.batching import Batcher
+from mope.serve.batching import Batcher, new_future
 from mope.serve.limits import Refusal
 from mope.serve.media import check_media, decode_base64, require_packages
 from mope.serve.metrics import Metrics
@@ -93,7 +93,7 @@ class Engine:
             self.batcher.reserve(len(rows))
         finally:
             self.batcher.announce(-1)
-        futures: list[Future[Prediction]] = [Future() for _ in rows]
+        futures: list[Future[Prediction]] = [new_future() for _ in rows]
         for place in range(1, len(rows)):
             self.pool.submit(self._read, rows[place], futures[place], f"Row {place + 1}, ")
         if rows:

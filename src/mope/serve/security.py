@@ -111,7 +111,8 @@ def _host(header: str) -> str:
 
 
 _GRADIO = "/gradio_api/"
-_USED = ("queue/", "upload", "file=", "heartbeat/", "startup-events", "theme.css", "app_id", "reset", "info")
+_EVENTS = ("queue/", "run/predict")
+_USED = (*_EVENTS, "upload", "file=", "heartbeat/", "startup-events", "theme.css", "app_id", "reset", "info")
 _UNUSED = ("/monitoring", "/login", "/logout", "/token", "/user", "/custom_component", "/dev/")
 
 
@@ -134,7 +135,7 @@ class PageGuard:
         refused = path.startswith(_UNUSED) or not rest.startswith(_USED)
         if refused or (rest.startswith("file=") and ":/" in rest):
             await self._refuse(scope, receive, send)
-        elif scope["method"] == "POST" and rest.startswith("queue/"):
+        elif scope["method"] == "POST" and rest.startswith(_EVENTS):
             body = await _whole(receive)
             if body is None or _names_address(body):
                 await self._refuse(scope, receive, send)

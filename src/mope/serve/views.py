@@ -53,9 +53,8 @@ def routing_html(routing: Sequence[Sequence[float]], of: str = "") -> str:
     for number, layer in enumerate(routing, 1):
         cells = "".join(_cell(share, experts <= _NUMBERED) for share in layer)
         rows.append(f"<tr><th>layer {number}</th>{cells}</tr>")
-    text = (
-        f"What share each expert has in the prompts of each layer{f' of {escape(of)}' if of else ''}, in %."
-    )
+    where = f" of the {escape(of)} encoder" if of else ""
+    text = f"Routing: the share of each expert in the prompt of each layer{where}, in %."
     return (
         f'<div class="mope-routing"><p>{text}</p><table><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"

@@ -122,11 +122,12 @@ def write_table(study: Study, table: Mapping[str, Any], done: Done) -> None:
 def cells_of(study: Study, table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table as text."""
     sizes = any(row["size"] for row in table["rows"])
-    paper = {row.label: row.paper for row in study.rows if row.paper}
+    paper = {row.label: row.paper for row in study.rows}
+    reported = {metric for values in paper.values() for metric in values}
     header = ["method", *(["training rows"] if sizes else []), "Param (M)"]
     for metric in table["metrics"]:
         header += [metric, *([f"to {table['reference']}"] if table["reference"] else [])]
-        header += ["paper"] if paper else []
+        header += ["paper"] if metric in reported else []
     header += ["ms per step", "peak MiB", "seeds"]
     rows = []
     for row in table["rows"]:
@@ -137,7 +138,7 @@ def cells_of(study: Study, table: Mapping[str, Any]) -> tuple[list[str], list[li
             line.append(f"{value['mean']:.3f}{spread}")
             if table["reference"]:
                 line.append(_difference(value["difference"]))
-            if paper:
+            if metric in reported:
                 line.append(str(paper.get(row["name"], {}).get(metric, "")))
         line += [f"{row[key]:.0f}" if row[key] else "" for key in ("step_milliseconds", "peak_mebibytes")]
         rows.append([*line, str(len(row["seeds"]))])
