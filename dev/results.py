@@ -1,7 +1,7 @@
 """Write what runs measured into the README and docs/results.md, from the runs' own files.
 
 Run by `make results`, after `make demo` and `make demo-baselines`. In docs/results.md a table stands between
-a marker that names its study's folder and an end marker; a study that was not run here keeps the table it has.
+a marker that names its study's folder and an end marker; a study not run here keeps the table it has.
 """
 
 import json

@@ -137,8 +137,7 @@ class Batcher(Generic[Sample, Answer]):
             calls = list(self._calls)
             self._calls.clear()
             batch = [self._waiting.popleft() for _ in range(min(self._size, len(self._waiting)))]
-            # Who gave up waiting gets nothing, and from here on nobody can.
-            return calls, [entry for entry in batch if entry[1].set_running_or_notify_cancel()]
+            return calls, batch
 
     def _answer(self, batch: list[Any]) -> None:
         try:
