@@ -82,6 +82,8 @@ def bench_serve(
     finally:
         server.terminate()
         server.wait(timeout=60)
+        if server.stdout is not None:
+            server.stdout.close()
 
 
 def _rows(predictor: Predictor, count: int) -> list[dict[str, Any]]:

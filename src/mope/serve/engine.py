@@ -73,7 +73,7 @@ class Engine:
         """End the threads; what still waits is refused."""
         self._is_open = False
         self.batcher.close()
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.pool.shutdown(wait=False)  # rows that are being read still have their futures to settle
 
     def submit(self, parse: Callable[[], list[Row]]) -> "list[Future[Prediction]]":
         """Read rows, here and in the pool, and let the model run them.
