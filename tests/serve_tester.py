@@ -1,72 +1,13 @@
-"""A tiny run behind HTTP, and clients of it, for the tests of serving."""
+"""Clients of a served run, and what their answers are compared with, for the tests of serving."""
 
 import base64
 import io
 from contextlib import contextmanager
-from pathlib import Path
 
 import anyio.from_thread
 import httpx
 import pytest
 from PIL import Image
-
-from mope.config import Config
-from mope.data.table import open_table
-from mope.predictor import Predictor
-from mope.serve.app import build_app
-from mope.serve.settings import ServeSettings
-from mope.training import train
-
-
-@pytest.fixture(scope="session")
-def served_run(weights, tables, tmp_path_factory) -> Path:
-    """A finished run whose text may be missing."""
-    inputs = {
-        "image": {"kind": "image", "column": "picture", "encoder": {"weights": weights["image"]}},
-        "text": {
-            "kind": "text",
-            "column": "question",
-            "max_length": 16,
-            "missing": "learn",
-            "encoder": {"weights": weights["text"], "tuning": "prompt"},
-        },
-    }
-    folder = tmp_path_factory.mktemp("served") / "run"
-    data = {split: str(tables / f"{split}.csv") for split in ("train", "validation", "test")}
-    config = {
-        "inputs": inputs,
-        "fusion": {"main": "image", "length": 2, "experts": 3},
-        "data": {**data, "label": "colour", "workers": 0},
-        "training": {
-            "epochs": 6,
-            "batch_size": 8,
-            "precision": "fp32",
-            "device": "cpu",
-            "learning_rate": 5e-3,
-        },
-        "output": str(folder),
-    }
-    train(Config.parse(config), report=lambda line: None)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def predictor(served_run) -> Predictor:
-    return Predictor(served_run, device="cpu")
-
-
-@pytest.fixture(scope="session")
-def app(predictor):
-    limits = ServeSettings(page=False, megabytes=1, pixels=40_000, seconds=2, characters=500, rows=24)
-    app = build_app(predictor, limits)
-    yield app
-    app.state.engine.close()
-
-
-@pytest.fixture
-def client(app):
-    with talk(app) as client:
-        yield client
 
 
 @contextmanager
@@ -85,22 +26,6 @@ def talk(app, **options):
                 )
 
         yield Client()
-
-
-@pytest.fixture(scope="session")
-def rows(tables) -> list[dict]:
-    """The test rows as requests hold them."""
-    found = []
-    for row in open_table(tables / "test.csv"):
-        content = (tables / row["picture"]).read_bytes()
-        found.append({"image": base64.b64encode(content).decode(), "text": row["question"]})
-    return found
-
-
-@pytest.fixture(scope="session")
-def right(predictor, tables) -> list:
-    """What the run says of them."""
-    return predictor.predict(open_table(tables / "test.csv"))
 
 
 def same(answer: dict, prediction) -> bool:

@@ -15,7 +15,7 @@ from mope.serve.batching import Batcher
 from mope.serve.limits import Refusal
 from mope.serve.settings import ServeSettings
 
-pytest_plugins = ["serve_tester"]
+pytest_plugins = ["serve_fixtures"]
 
 
 def test_one_row_and_many_rows(client, rows, right):

@@ -18,7 +18,7 @@ from mope.serve.limits import Refusal
 from mope.serve.media import check_media, decode_base64
 from mope.serve.settings import ServeSettings
 
-pytest_plugins = ["serve_tester"]
+pytest_plugins = ["serve_fixtures"]
 
 
 @pytest.mark.parametrize(
