@@ -16,9 +16,6 @@ def add(verbs: Any) -> None:
     verb.add_argument("study", metavar="STUDY", nargs="?", help="a YAML file")
     verb.add_argument("--list", action="store_true", help="list the methods there are")
     _add_study_flags(verb)
-    verb.add_argument(
-        "--workers", type=int, metavar="N", help="runs at a time; without it, one per GPU, or one on a CPU"
-    )
     add_plugin(verb)
 
     verb = add_verb(verbs, "tune", tune, "search learning rates for a study's rows, on validation rows")
@@ -32,11 +29,16 @@ def _add_study_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--quick", action="store_true", help="the study's small size")
     verb.add_argument("--base", metavar="CONFIG", help="another config to start from, such as of other data")
     verb.add_argument("--output", metavar="FOLDER", help="another folder for the runs and the table")
+    verb.add_argument(
+        "--workers", type=int, metavar="N", help="runs at a time; without it, one per GPU, or one per core"
+    )
 
 
 def _study(options: argparse.Namespace) -> Any:
     from mope.studies.study import Study
 
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"--workers is {options.workers}: at least one run at a time.")
     return Study.load(options.study, options.quick, base=options.base, output=options.output)
 
 
@@ -50,8 +52,6 @@ def compare(options: argparse.Namespace) -> None:
         raise UserError(
             "Name a study, a YAML file such as configs/studies/table1.yaml; or --list the methods."
         )
-    if options.workers is not None and options.workers < 1:
-        raise UserError(f"--workers is {options.workers}: at least one run at a time.")
     from pathlib import Path
 
     from mope.studies.compare import compare as run
@@ -123,7 +123,8 @@ def tune(options: argparse.Namespace) -> None:
     from mope.studies.tune import tune as run
 
     study = _study(options)
-    result = run(study, options.row, _to_stderr if options.json else _at_once)
+    report = _to_stderr if options.json else _at_once
+    result = run(study, options.row, workers=options.workers, plugins=options.plugin, report=report)
     if options.json:
         print(json.dumps(result, indent=2))
         return

@@ -85,6 +85,8 @@ class Study(Section):
     """How `mope tune` searches."""
     plot: PlotConfig = PlotConfig()
     """The picture."""
+    workers: int | None = Field(default=None, ge=1)
+    """Runs at a time, such as 1 where times are compared; null for as many as the machine takes."""
     output: str
     """Folder of the runs and the table, relative to the study's file."""
     quick: dict[str, Any] = Field(default_factory=dict)

@@ -1,6 +1,8 @@
 """Learning rates by search on validation rows, with the same small budget for every row of a study."""
 
 import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,21 @@ from mope.errors import UserError
 from mope.files import replacing
 from mope.metrics import deciding_metric
 from mope.studies.compare import Report
+from mope.studies.runs import Runner
 from mope.studies.study import RowConfig, Study, row_config, slug
 from mope.tasks import any_task
-from mope.training import CHECKPOINTS, train
 
 RATES = ("training.learning_rate", "training.complementary_learning_rate")
 
 
-def tune(study: Study, rows: list[str] | None = None, report: Report = print) -> dict[str, Any]:
+def tune(
+    study: Study,
+    rows: list[str] | None = None,
+    *,
+    workers: int | None = None,
+    plugins: Sequence[str] = (),
+    report: Report = print,
+) -> dict[str, Any]:
     """Search each row's learning rates, and write the study's file of tuned settings.
 
     Both rates move together, by one factor. The search is optuna's; its first trials are the method's own
@@ -28,13 +37,15 @@ def tune(study: Study, rows: list[str] | None = None, report: Report = print) ->
     Args:
         study: its `tune` says how much is tried, its `tuned` where to write.
         rows: only these; None for all.
+        workers: rows at a time; None for what the study says, or as many as the machine takes, see `Runner`.
+        plugins: Python files that register methods, for every worker to load.
         report: takes each line that is said.
 
     Returns:
         The content of the file.
 
     Raises:
-        UserError: the study names no file, or there is no such row.
+        UserError: the study names no file, or there is no such row, or a trial fails.
     """
     try:
         import optuna
@@ -50,23 +61,37 @@ def tune(study: Study, rows: list[str] | None = None, report: Report = print) ->
     file, folder = Path(study.tuned), Path(study.output) / "tuning"
     folder.mkdir(parents=True, exist_ok=True)
     known = yaml.safe_load(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else {}
-    for row in study.rows:
-        if rows is None or row.label in rows:
-            known[row.label] = _tune_row(study, row, folder, report)
-            content = {"trials": study.tune.trials, "rows": {k: known[k] for k in labels if k in known}}
-            with replacing(file) as draft:
-                draft.write_text("# Written by `mope tune`.\n" + yaml.safe_dump(content, sort_keys=False))
+    runner = Runner(workers or study.workers, plugins)
+    # One process at a time makes the tables of trials.
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'trials.sqlite'}")
+    with ThreadPoolExecutor(runner.workers) as pool:
+        searches = {
+            pool.submit(_tune_row, study, row, storage, folder, runner, report): row.label
+            for row in study.rows
+            if rows is None or row.label in rows
+        }
+        try:
+            for future in as_completed(searches):
+                known[searches[future]] = future.result()
+                content = {"trials": study.tune.trials, "rows": {k: known[k] for k in labels if k in known}}
+                with replacing(file) as draft:
+                    draft.write_text("# Written by `mope tune`.\n" + yaml.safe_dump(content, sort_keys=False))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return {"rows": known}
 
 
-def _tune_row(study: Study, row: RowConfig, folder: Path, report: Report) -> dict[str, Any]:
+def _tune_row(
+    study: Study, row: RowConfig, storage: Any, folder: Path, runner: Runner, report: Report
+) -> dict[str, Any]:
     import optuna
 
     base = row_config(study, row).with_settings(study.tune.settings, "the study's tune.settings")
     _, greater = deciding_metric(any_task(base), base.training.metric)
     search = optuna.create_study(
         study_name=slug(row.label),
-        storage=f"sqlite:///{folder / 'trials.sqlite'}",
+        storage=storage,
         sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=min(4, study.tune.trials)),
         direction="maximize" if greater else "minimize",
         load_if_exists=True,
@@ -85,10 +110,13 @@ def _tune_row(study: Study, row: RowConfig, folder: Path, report: Report) -> dic
         target = folder / slug(row.label) / f"trial{trial.number}"
         shutil.rmtree(target, ignore_errors=True)
         config = base.with_settings({**_rates(base, factor), "output": str(target)})
-        result = train(config, report=lambda line: None)
+        outcome = runner.run(config.model_dump(), test=False)
+        if outcome.error:
+            search.enqueue_trial(trial.params)  # for the next call
+            raise UserError(f"{row.label}, trial {trial.number + 1} failed: {outcome.error} (in {target}).")
+        result = outcome.metrics
         value = result["validation"][result["metric"]]
-        for waste in (target / CHECKPOINTS, target / "model.safetensors"):
-            shutil.rmtree(waste, ignore_errors=True) if waste.is_dir() else waste.unlink(missing_ok=True)
+        (target / "model.safetensors").unlink(missing_ok=True)
         report(f"{row.label}, trial {trial.number + 1}: rates x {factor:.2f}, {result['metric']} {value:.4f}")
         return value
 
