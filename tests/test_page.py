@@ -1,16 +1,20 @@
 """The page in a browser: upload, predict, and see routing and attention change with the text."""
 
+import io
 import shutil
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import numpy
 import pytest
 import torch
 import uvicorn
+from PIL import Image
 from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model
 
 from mope.config import Config, InputConfig
@@ -202,18 +206,86 @@ def test_what_of_gradio_can_be_reached(address, run, tables):
     assert ask.get("/healthz").json() == {"status": "ok"}
 
 
-def test_a_file_of_the_server_is_no_input(address):
-    """A path in a request must be of a file that was uploaded."""
+def test_a_file_of_the_server_is_no_input(address, tables):
+    """A path in a request must be of a file that was uploaded, even where it is a picture."""
     ask = httpx.Client(base_url=address, timeout=60)
     config = ask.get("/config").json()
     event = next(entry["id"] for entry in config["dependencies"] if len(entry["outputs"]) == 3)
-    file = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
-    body = {"data": [file, "left"], "fn_index": event, "session_hash": "s"}
+    content = (tables / "test_0.png").read_bytes()
+    (uploaded,) = ask.post("/gradio_api/upload", files={"files": ("a.png", content)}).json()
+    meta = {"meta": {"_type": "gradio.FileData"}}
+    for path, code in (
+        (str(tables / "test_0.png"), 403),
+        (f"{uploaded}/../../../../..{tables}/test_0.png", 403),
+        ("/dev/zero", 403),
+        (uploaded, 200),
+    ):
+        for more in ({}, meta):
+            body = {"data": [{"path": path, **more}, "left"], "fn_index": event, "session_hash": "s"}
+            assert ask.post("/gradio_api/queue/join", json=body).status_code == code, path
+            # Not past the queue either.
+            assert ask.post("/gradio_api/run/predict", json=body).status_code in (403, 404)
+
+
+def said_by(ask: httpx.Client, data: list) -> str:
+    """What the page's event answers."""
+    config = ask.get("/config").json()
+    event = next(entry["id"] for entry in config["dependencies"] if len(entry["outputs"]) == 3)
+    body = {"data": data, "fn_index": event, "session_hash": "t"}
     assert ask.post("/gradio_api/queue/join", json=body).status_code == 200
-    with ask.stream("GET", "/gradio_api/queue/data", params={"session_hash": "s"}) as answer:
-        said = next(line for line in answer.iter_lines() if "process_completed" in line)
-    assert '"success":false' in said.replace(" ", "")
-    assert "root:" not in said
+    with ask.stream("GET", "/gradio_api/queue/data", params={"session_hash": "t"}) as answer:
+        return next(line for line in answer.iter_lines() if "process_completed" in line)
+
+
+def test_the_page_has_the_limits_of_the_api(address, tables):
+    ask = httpx.Client(base_url=address, timeout=60)
+    content = (tables / "test_0.png").read_bytes()
+    good, broken = (
+        ask.post("/gradio_api/upload", files={"files": ("a.png", part)}).json()[0]
+        for part in (content, content[:40])
+    )
+    meta = {"meta": {"_type": "gradio.FileData"}}
+    assert "longer than 20,000 characters" in said_by(ask, [{"path": good, **meta}, "x" * 20_001])
+    assert "wrong type: not an image" in said_by(ask, [{"path": broken, **meta}, "left"])
+    filling = Path(good).parent.parent / "filling"  # the folder is one for all tests here
+    filling.write_bytes(b" " * (17 * 2**20))
+    answer = ask.post("/gradio_api/upload", files={"files": ("a.png", content)})
+    filling.unlink()
+    assert (answer.status_code, "too many uploads" in answer.text) == (503, True)
+    assert ask.post("/gradio_api/upload", files={"files": ("a.png", content)}).status_code == 200
+
+
+def test_64_clients_by_sockets_are_answered_rightly_and_together(run, tables):
+    content = (tables / "test_0.png").read_bytes()
+    texts = ["what is left ?", "what is on the right side ?", "left", "right"]
+    wanted = Predictor(run, device="cpu").predict(
+        [{"picture": str(tables / "test_0.png"), "question": text} for text in texts]
+    )
+    with serving(run, page=False) as address, ThreadPoolExecutor(64) as pool:
+        limits = httpx.Limits(max_connections=64)
+        with httpx.Client(base_url=address, timeout=120, limits=limits) as ask:
+
+            def post(place):
+                form = {"files": {"image": ("a.png", content), "text": (None, texts[place % 4])}}
+                return ask.post("/v1/predict", **form)
+
+            for place, answer in enumerate(pool.map(post, range(192))):
+                (found,) = answer.json()["predictions"]
+                right = wanted[place % 4]
+                assert found["label"] == right.label
+                assert found["probabilities"] == pytest.approx(right.probabilities, abs=1e-5)
+            large = ask.post("/v1/predict", files={"image": ("a.png", b" " * (2**25 + 1))})
+            assert large.status_code == 413
+            numbers = dict(line.rsplit(" ", 1) for line in ask.get("/metrics").text.splitlines())
+    assert float(numbers["mope_batch_rows_sum"]) == 192
+    assert float(numbers["mope_batch_rows_count"]) < 192
+
+
+def test_pictures_of_any_shape_are_shown():
+    entry = InputConfig.model_validate({"kind": "image", "column": "x", "encoder": {}})
+    stream = io.BytesIO()
+    Image.new("RGB", (3000, 1)).save(stream, "PNG")
+    assert attention_picture(stream.getvalue(), numpy.eye(4, dtype="float32"), entry).size == (480, 1)
 
 
 def test_views(tables):

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -11,7 +13,7 @@ from serve_tester import same
 
 from mope.cli import main
 from mope.serve.app import build_app
-from mope.serve.batching import Batcher
+from mope.serve.batching import Batcher, new_future
 from mope.serve.limits import Refusal
 from mope.serve.settings import ServeSettings
 
@@ -109,6 +111,37 @@ def test_64_clients_at_once_are_all_answered_rightly(client, app, rows, right):
         assert found["label"] == right[place].label
         assert same(found, right[place])
     assert len(app.state.engine.batcher) == 0
+
+
+def test_rows_that_come_while_a_batch_runs_are_run_together():
+    sizes, release = [], threading.Event()
+
+    def run(samples):
+        sizes.append(len(samples))
+        return [2 * sample for sample in samples]
+
+    batcher = Batcher(run, size=8, queue=64)
+    batcher.call(release.wait)
+    futures = [new_future() for _ in range(12)]
+    batcher.reserve(12)
+    for number, future in enumerate(futures):
+        batcher.put(number, future)
+    release.set()
+    assert [future.result(timeout=60) for future in futures] == [2 * number for number in range(12)]
+    assert sizes == [8, 4]
+    batcher.close()
+
+
+def test_a_batch_does_not_wait_long_for_rows_that_were_announced():
+    batcher = Batcher(lambda samples: samples, size=8, queue=64)
+    batcher.announce(1)  # and never read
+    batcher.reserve(1)
+    future = new_future()
+    started = time.monotonic()
+    batcher.put("row", future)
+    assert future.result(timeout=60) == "row"
+    assert time.monotonic() - started < 5  # 10 ms by design; a batcher that waits for the row waits forever
+    batcher.close()
 
 
 def test_metrics(client, rows):

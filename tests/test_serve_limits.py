@@ -70,6 +70,32 @@ def test_wrong_bodies(client, body, code, message):
     assert message in answer.json()["error"]
 
 
+def test_a_refusal_is_short_however_long_what_it_is_about(client):
+    strange = {"x" * 10_000: 0, **{f"key{n}": 0 for n in range(10_000)}}
+    for body in ({"row": strange}, {"rows": [strange]}, strange, {"row": {}, **strange}):
+        answer = client.post("/v1/predict", json=body)
+        assert answer.status_code == 422
+        assert len(answer.text) < 300
+
+
+@pytest.mark.parametrize("charset", ["undefined", "unicode_escape", "utf-16"])
+def test_forms_are_in_utf_8(client, charset):
+    form = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
+    body = b'--x\r\nContent-Disposition: form-data; name="\\ud800"\r\n\r\na\r\n--x--\r\n'
+    answer = client.post("/v1/predict", content=body, headers=form)
+    assert (answer.status_code, "UTF-8" in answer.text) == (400, True)
+
+
+def test_another_sites_page_cannot_ask_a_local_server(client, rows):
+    for origin in ("http://localhost", "https://example.com", "null"):
+        answer = client.post(
+            "/v1/predict", json={"row": rows[0]}, headers={"origin": origin, "host": "localhost:7860"}
+        )
+        assert (answer.status_code, "other sites" in answer.text) == (403, True)
+    own = {"origin": "http://localhost:7860", "host": "localhost:7860"}
+    assert client.post("/v1/predict", json={"row": rows[0]}, headers=own).status_code == 200
+
+
 def test_a_streamed_body_is_limited_whatever_its_header_says(client):
     seen = 0
 
@@ -115,8 +141,17 @@ def test_media_are_what_they_seem():
     )
     for content in lists:
         for kind in ("audio", "video"):
-            with pytest.raises(BadCell):
+            held = content.startswith(b"\x00\x00\x00\x18ftyp")
+            with pytest.raises(BadCell, match="a list of files" if held else "wrong type"):
                 check_media(kind, content, limits)
+    # A note in front of sound may have a footer, and notes may be many.
+    note = b"ID3\x04\x00\x10\x00\x00\x00\x00" + bytes(10)
+    with pytest.raises(BadCell, match="broken audio"):
+        check_media("audio", note + b"\xff\xfb", limits)
+    with pytest.raises(BadCell, match="wrong type"):
+        check_media("audio", b"ID3\x04\x00\x00\x00\x00\x00\x00" * 300_000, limits)
+    with pytest.raises(BadCell, match="not base64"):
+        decode_base64("data:" + ";" * 1_000_000)
     with pytest.raises(BadCell, match="not an image this server reads"):
         check_media("image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", limits)
 

@@ -18,7 +18,7 @@ from mope.data.dataset import RowDataset, collate
 from mope.data.decode import BadCell, is_missing, picture_size
 from mope.data.readers import Reader, build_readers
 from mope.data.splits import Report, check_split, open_splits
-from mope.data.table import Table, open_table
+from mope.data.table import MemoryTable, Table, open_table
 from mope.device import autocast, pick_device
 from mope.errors import UserError
 from mope.metrics import compute_metrics
@@ -79,7 +79,7 @@ class Predictor:
         """
         if len(rows) == 0:
             return []
-        source = rows if isinstance(rows, Table) else _Rows(rows)
+        source = rows if isinstance(rows, Table) else MemoryTable(rows)
         predictions = [Prediction() for _ in range(len(rows))]
         for places, batch, errors in self._batches(RowDataset(source, self.readers)):
             for place, error in errors.items():
@@ -137,7 +137,7 @@ class Predictor:
         """
         from mope.insight.attention import attention_maps
 
-        source = rows if isinstance(rows, Table) else _Rows(rows)
+        source = rows if isinstance(rows, Table) else MemoryTable(rows)
         maps = []
         for _, batch, errors in self._batches(RowDataset(source, self.readers)):
             if errors or batch is None:
@@ -189,24 +189,6 @@ class Predictor:
         )
         quiet = None if len(dataset) > self.batch_size else True
         yield from tqdm(loader, desc=f"predicting {dataset.table.name}", leave=False, disable=quiet)
-
-
-class _Rows(Table):
-    """Rows in memory, as they are: what a request holds needn't become a dataset."""
-
-    def __init__(self, rows: Sequence[Mapping[str, Any]]):
-        self.rows, self.folder, self.name = rows, Path(), "the rows"  # type: ignore[assignment]
-        self.numbers = list(range(1, len(rows) + 1))
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return dict(self.rows[index])
-
-    def rows_at(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        return [self[index] for index in indices]
-
-    @property
-    def columns(self) -> list[str]:
-        return [name for name in self.rows[0] if all(name in row for row in self.rows)]
 
 
 def _collate(

@@ -49,6 +49,7 @@ class FusionTrainer(Trainer):
     def _start_epoch(self) -> None:
         self._losses: dict[str, Tensor] = {}
         self._importance: Tensor | None = None
+        self._imbalance: Tensor | None = None
         self._steps, self._started = 0, time.monotonic()
 
     def get_train_dataloader(self) -> DataLoader:
@@ -102,8 +103,10 @@ class FusionTrainer(Trainer):
             for name, value in output.losses.items():
                 self._losses[name] = self._losses.get(name, 0) + value.detach()
             if output.scores:
-                importance = torch.stack([scores.detach().sum(dim=0) for scores in output.scores])
+                importance = torch.stack([scores.detach().float().sum(dim=0) for scores in output.scores])
+                uneven = importance.var(dim=1, correction=0) / importance.mean(dim=1).square()
                 self._importance = importance if self._importance is None else self._importance + importance
+                self._imbalance = uneven if self._imbalance is None else self._imbalance + uneven
         return (output.loss, output) if return_outputs else output.loss
 
     def prediction_step(
@@ -125,10 +128,12 @@ class FusionTrainer(Trainer):
                 )
             )
         super().log(logs, start_time)
-        if "eval_loss" in logs and self._importance is not None:
+        if "eval_loss" in logs and self._importance is not None and self._imbalance is not None:
             importance = self._importance / self._importance.sum(dim=1, keepdim=True)
             entry: dict[str, Any] = self.state.log_history[-1]
             entry["importance"] = importance.cpu().tolist()
+            # Of each batch, as the loss takes it (Eq. 6): batches may be uneven where the epoch is not.
+            entry["imbalance"] = (self._imbalance / self._steps).tolist()
         if "eval_loss" in logs:
             self._start_epoch()
 

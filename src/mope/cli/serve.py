@@ -3,9 +3,10 @@
 import argparse
 import json
 import os
+import signal
 import socket
 import sys
-from contextlib import suppress
+import threading
 from typing import Any
 
 from mope.cli.output import add_plugin, add_verb, load_plugins, print_table
@@ -78,7 +79,7 @@ def serve(options: argparse.Namespace) -> None:
     # Taken before the model is loaded: a port that is in use is known at once.
     listener = _listen(settings.host, settings.port)
     try:
-        app = build_app(Predictor(options.run, device=options.device), settings)
+        app = build_app(Predictor(options.run, device=options.device), settings, thread=False)
         # The access log would hold a token that is named in an address.
         # A page that is left open keeps its connection: it isn't waited for.
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
@@ -89,10 +90,30 @@ def serve(options: argparse.Namespace) -> None:
             where = "the page is there, the API" if settings.page else "the API is"
             print(f"Serving {options.run} at {address} - {where} at /v1/predict and described at /docs.")
             print("Stop it with Ctrl-C.", flush=True)
-        with suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listener])
+        _run(uvicorn.Server(config), listener, app.state.engine)
     finally:
         listener.close()
+
+
+def _run(server: Any, listener: socket.socket, engine: Any) -> None:
+    """Serve in a thread and run the model in this one, the first, until a signal says to end."""
+
+    def listen() -> None:
+        try:
+            server.run(sockets=[listener])
+        finally:
+            engine.close()
+
+    def end(*_: Any) -> None:
+        server.force_exit = server.should_exit  # the second signal doesn't wait for requests
+        server.should_exit = True
+
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, end)
+    thread = threading.Thread(target=listen, name="mope-http")
+    thread.start()
+    engine.work()
+    thread.join()
 
 
 def require_packages(page: bool) -> None:

@@ -282,6 +282,8 @@ def _sound_track(
             if not container.streams.audio:
                 raise bad
             stream = container.streams.audio[0]
+            if stream.codec_context is None:
+                raise bad
             rate, parts, count = stream.rate, [], 0
             resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
             for frame in container.decode(stream):
@@ -337,6 +339,8 @@ def _count_frames(source: Path | io.BytesIO) -> int:
     """Frames of a video that can be decoded: a header's word isn't taken for it."""
     with _container(source) as container:
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise BadCell("a video of a format that this library has no decoder for")
         stream.thread_type = "AUTO"
         return sum(1 for _ in container.decode(stream))
 

@@ -279,6 +279,38 @@ def read_folder(folder: Path) -> Dataset:
     return rows
 
 
+class MemoryTable(Table):
+    """Rows in memory, as they are: what a request holds needn't become a dataset.
+
+    Args:
+        rows: mappings; an image may be a path, bytes or a PIL image.
+        folder: what relative paths in the rows are relative to.
+        numbers: each row's number in the file it came from; by default 1, 2, ...
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        folder: Path = Path(),
+        numbers: Sequence[int] | None = None,
+    ):
+        self.rows, self.folder, self.name = rows, folder, "the rows"  # type: ignore[assignment]
+        self.numbers = list(numbers) if numbers is not None else list(range(1, len(rows) + 1))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(self.rows[index])
+
+    def rows_at(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        return [self[index] for index in indices]
+
+    def select(self, indices: Sequence[int]) -> "MemoryTable":
+        return MemoryTable([self.rows[i] for i in indices], self.folder, [self.numbers[i] for i in indices])
+
+    @property
+    def columns(self) -> list[str]:
+        return [name for name in self.rows[0] if all(name in row for row in self.rows)]
+
+
 def dataset_of(rows: Sequence[Mapping[str, Any]], name: str = "the rows") -> Dataset:
     """A dataset from rows as mappings; a key that a row lacks is null there.
 

@@ -5,6 +5,8 @@ Before the file takes its name it is run on rows of a table and compared with th
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ def export_run(
     samples = Samples(predictor, _table(predictor, data), rows)
     graph = Graph(model, next(samples.batches((2,))))
     details = describe(predictor, graph)
-    with replacing(file) as draft, warnings.catch_warnings():
+    with _written(file) as draft, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter, about itself
         write, load = (
             (formats.write_onnx, formats.open_onnx)
@@ -82,6 +84,16 @@ def export_run(
         "inputs": {name: entry["shape"] for name, entry in details["inputs"].items()},
         "outputs": {name: entry["shape"] for name, entry in details["outputs"].items()},
     }
+
+
+@contextmanager
+def _written(file: Path) -> Iterator[Path]:
+    """A draft of a file, see `replacing`; a place where none can be written is said in a sentence."""
+    try:
+        with replacing(file) as draft:
+            yield draft
+    except OSError as error:
+        raise UserError(f"Can't write {file}: {error.strerror or error}.") from None
 
 
 def _target(run: Path, to: str, out: str | Path | None) -> Path:

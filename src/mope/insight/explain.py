@@ -10,13 +10,12 @@ import numpy
 from mope.data.decode import BadCell, open_image
 from mope.data.masks import open_mask, overlay
 from mope.data.splits import Report, open_splits
-from mope.data.table import Table, open_table
+from mope.data.table import MemoryTable, Table, open_table
 from mope.errors import UserError
 from mope.files import replacing, write_json
 from mope.insight import figures
-from mope.insight.explanation import Explanation, explain_rows, label_names_of
+from mope.insight.explanation import Explanation, explain_rows
 from mope.insight.report import Page, Sample, expert_html, thumbnail
-from mope.metrics import compute_metrics
 from mope.predictor import Predictor
 from mope.run import read_metrics
 
@@ -58,10 +57,11 @@ def explain(
     if found.left_out:
         report(f"{found.left_out} of {len(table)} rows can't be used and are left out.")
     page = Page(f"What {Path(run).name} does")
-    numbers = {"run": str(run), **found.as_json(), "metrics": _summary(page, predictor, found)}
-    pictures = _Pictures(predictor, found.table)
+    numbers = {"run": str(run), **found.as_json()}
+    _summary(page, predictor, found)
+    pictures = _Pictures(page, predictor, found.table)
     _performance(page, predictor, found)
-    _modalities(page, found)
+    _modalities(page, predictor, found)
     _experts(page, predictor, found, pictures)
     _looks(page, predictor, other, found, pictures)
     folder = Path(out) if out is not None else Path(run) / "explain"
@@ -87,17 +87,17 @@ def _rows(predictor: Predictor, data: str | Path | None, count: int) -> Table:
 
 
 class _Pictures:
-    """The rows as a gallery shows them; each picture is read once."""
+    """The rows as a gallery shows them; each picture is read once, and is in the page once."""
 
-    def __init__(self, predictor: Predictor, table: Table):
+    def __init__(self, page: Page, predictor: Predictor, table: Table):
         settings = predictor.settings
-        self.table, self.settings = table, settings
-        of_kind = {
-            kind: [e.column for e in settings.inputs.values() if e.kind == kind] for kind in ("image", "text")
-        }
-        main = settings.inputs[settings.fusion.main]
-        images = [main.column] if main.kind == "image" else of_kind["image"][:1]
-        self.image, self.texts = (images[0] if images else None), of_kind["text"]
+        self.page, self.table, self.settings = page, table, settings
+        used = {name: settings.inputs[name] for name in predictor.readers}
+        images = [name for name, entry in used.items() if entry.kind == "image"]
+        chosen = settings.fusion.main if settings.fusion.main in images else next(iter(images), None)
+        self.entry = used[chosen] if chosen is not None else None
+        self.image = self.entry.column if self.entry is not None else None
+        self.texts = [entry.column for entry in used.values() if entry.kind == "text"]
         self.label = (
             settings.data.label if settings.data.label in table.columns and settings.picture is None else None
         )
@@ -120,7 +120,7 @@ class _Pictures:
         if place not in self._known:
             picture = self.picture(place)
             label = "" if self.label is None else _text_of(self.table[place][self.label])
-            shown = None if picture is None else thumbnail(picture)
+            shown = None if picture is None else self.page.picture(f"row{place}", thumbnail(picture))
             self._known[place] = Sample(shown, self.text(place), label)
         return self._known[place]
 
@@ -129,7 +129,7 @@ def _text_of(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _summary(page: Page, predictor: Predictor, found: Explanation) -> dict[str, float]:
+def _summary(page: Page, predictor: Predictor, found: Explanation) -> None:
     """Settings and metrics."""
     settings, kept = predictor.settings, read_metrics(predictor.run)
     page.heading("The run", f"Looked at: {len(found.table)} rows of {found.table.name}.")
@@ -153,36 +153,32 @@ def _summary(page: Page, predictor: Predictor, found: Explanation) -> dict[str, 
     if trained:
         facts += [("trained parameters", f"{trained:,} ({trained / (trained + frozen):.2%})")]
     page.table(["setting", "value"], facts)
-    metrics: dict[str, float] = {}
-    if found.targets is not None:
-        metrics = compute_metrics(predictor.model.task, *predictor.outcomes(found.table))
+    if found.metrics:
         validation = kept.get("validation", {})
         rows = [
-            (n, f"{v:.4f}", f"{validation[n]:.4f}" if n in validation else "-") for n, v in metrics.items()
+            (name, f"{value:.4f}", f"{validation[name]:.4f}" if name in validation else "-")
+            for name, value in found.metrics.items()
         ]
         page.table(["metric", "on these rows", "validation, while training"], rows)
-    return metrics
 
 
 def _performance(page: Page, predictor: Predictor, found: Explanation) -> None:
     if found.targets is None or predictor.settings.picture is not None:
         return
-    answers = [prediction.label for prediction in found.predictions]
-    names = label_names_of(predictor, found.targets)
+    labels = predictor.model.task.labels
     page.heading("Where it is right and wrong")
-    if predictor.settings.task == "classification" and names is not None:
-        figure = figures.confusion([n[0] for n in names], answers, predictor.model.task.labels)
+    if found.confusion is not None:
+        figure = figures.confusion(found.confusion, labels)
         page.figure("confusion", figure, "How often each label (row) got each answer (column).")
-    elif names is not None:
-        figure = figures.label_f1(names, answers, predictor.model.task.labels)
-        page.figure("label_f1", figure, "F1 of each label.")
-    else:
-        page.figure(
-            "answers", figures.scatter([float(t) for t in found.targets], answers), "Answers and labels."
-        )
+    if found.label_f1 is not None and (found.confusion is None or len(labels) > figures.CONFUSED):
+        page.figure("label_f1", figures.label_f1(found.label_f1), "F1 of each label.")
+    if found.label_f1 is None:
+        answers = [prediction.label for prediction in found.predictions]
+        figure = figures.scatter([float(target) for target in found.targets], answers)
+        page.figure("answers", figure, "Answers and labels.")
 
 
-def _modalities(page: Page, found: Explanation) -> None:
+def _modalities(page: Page, predictor: Predictor, found: Explanation) -> None:
     if not found.losses:
         return
     page.heading(
@@ -190,6 +186,8 @@ def _modalities(page: Page, found: Explanation) -> None:
         "Each input in turn is taken from another row, so that it looks right but says nothing; then both of "
         "each pair, from the same other row. The further the metric falls, the more the run relied on it.",
     )
+    if predictor.settings.picture is not None:
+        page.note("The picture stays: another one's mask would be of another size.")
     page.figure(
         "shuffled", figures.shuffled(found.losses), "Change of the metric, with 95 % intervals over rows."
     )
@@ -204,17 +202,15 @@ def _experts(page: Page, predictor: Predictor, found: Explanation, pictures: _Pi
     page.note(
         "In each layer of the main encoder a router mixes prompt experts anew for each row. Blue words "
         "stand out in the texts of the rows that an expert takes, orange ones among their labels (weighted "
-        "log-odds against all rows; hover for z)."
+        "log-odds against the other rows; hover for z)."
     )
     page.parts.append("<h3>The experts that are easiest to describe</h3>")
     for layer, expert in experts.clearest():
         page.parts.append(_expert(experts, layer, expert, pictures))
     page.figure("importance", figures.importance_map(experts.importance), "How much each expert is used.")
-    course = figures.training_course(
-        read_metrics(predictor.run).get("history", []), fusion.importance_threshold
-    )
-    if course is not None:
-        caption = "Over training: how unevenly experts are used, and the last layer's shares (Fig. 7)."
+    threshold = fusion.importance_threshold if fusion.importance_weight else None
+    if (course := figures.training_course(found.history, threshold)) is not None:
+        caption = "Over training: how unevenly batches use the experts; the last layer's shares (Fig. 7)."
         page.figure("training", course, caption)
     page.figure("similarity", figures.similarity(experts.similarity), "How alike the experts themselves are.")
     page.table(
@@ -224,7 +220,7 @@ def _experts(page: Page, predictor: Predictor, found: Explanation, pictures: _Pi
                 layer + 1,
                 f"{experts.effective[layer]:.2f}",
                 f"{experts.entropy[layer]:.3f}",
-                f"{experts.information[layer]:.3f}",
+                "-" if experts.information is None else f"{experts.information[layer]:.3f}",
             )
             for layer in range(len(experts.importance))
         ],
@@ -239,7 +235,8 @@ def _experts(page: Page, predictor: Predictor, found: Explanation, pictures: _Pi
 
 def _expert(experts: Any, layer: int, expert: int, pictures: _Pictures) -> str:
     places = experts.top[layer, expert]
-    samples = [(pictures.sample(int(p)), float(experts.scores[p, layer, expert])) for p in places]
+    scored = [(int(place), float(experts.scores[place, layer, expert])) for place in places]
+    samples = [(pictures.sample(place), score) for place, score in scored if score >= 0.005]
     stand_out = {"words": experts.words[layer][expert], "labels": experts.labels[layer][expert]}
     share = float(experts.importance[layer, expert])
     return expert_html(f"Layer {layer + 1}, expert {expert + 1}", share, stand_out, samples)
@@ -268,31 +265,40 @@ def _looks(
         runs[f"{other.run.name} (beside)" if other.run.name == predictor.run.name else other.run.name] = other
     if predictor.settings.picture is not None:
         _masks(page, runs, found, pictures)
-    elif found.attention is not None and pictures.texts:
+        return
+    page.heading("Where it looks")
+    if found.attention is None:
+        page.note(f"This can't be shown: {found.no_attention}")
+    elif not pictures.texts:
+        page.note("This run has no texts to compare.")
+    else:
         _attention(page, runs, found, pictures)
 
 
 def _attention(page: Page, runs: Mapping[str, Predictor], found: Explanation, pictures: _Pictures) -> None:
-    page.heading(
-        "Where it looks",
+    page.note(
         "The last layer's attention over the picture, for the same one with three texts: its own and two "
-        "of other rows. Bright is where it looks; brightness is relative within a picture.",
+        "of other rows. Bright is where it looks; brightness is relative within a picture."
     )
-    strips, numbers = [], []
+    strips, numbers, failed = [], [], set()
     for place in _spread(len(found.table), 4):
         picture, rows = pictures.picture(place), _with_texts(found.table, pictures, place)
         if picture is None:
             continue
         shown, captions = [picture], ["the picture"]
         for name, run in runs.items():
+            if name in failed:
+                continue
             try:
                 maps = run.attention(rows)
             except UserError as error:
                 page.note(f"{name}: {error}")
+                failed.add(name)
                 continue
+            entry = run.settings.inputs[run.settings.fusion.main]
             for row, attention in zip(rows, maps, strict=True):
-                text = " | ".join(str(row[column]) for column in pictures.texts)
-                shown.append(figures.glow(picture, attention))
+                text = " | ".join(str(row.get(column) or "") for column in pictures.texts)
+                shown.append(figures.glow(figures.seen_part(picture, entry), attention))
                 captions.append(f"{name}: {text}" if len(runs) > 1 else text)
                 numbers.append(
                     {"run": name, "row": found.table.numbers[place], "text": text, "map": attention.tolist()}
@@ -304,19 +310,17 @@ def _attention(page: Page, runs: Mapping[str, Predictor], found: Explanation, pi
         )
 
 
-def _with_texts(table: Table, pictures: _Pictures, place: int) -> list[dict[str, Any]]:
+def _with_texts(table: Table, pictures: _Pictures, place: int) -> MemoryTable:
     """A row with its own texts, and with those of two other rows, which differ."""
-    own, rows = table[place], [dict(table[place])]
-    if pictures.image is not None and isinstance(own[pictures.image], str):
-        rows[0][pictures.image] = str(Path(table.folder) / own[pictures.image])
+    rows = [dict(table[place])]
     for step in range(1, len(table)):
         other = table[(place + step) % len(table)]
-        texts = {column: other[column] for column in pictures.texts}
-        if all(any(row[column] != texts[column] for column in texts) for row in rows):
+        texts = {column: other.get(column) for column in pictures.texts}
+        if all(any(row.get(column) != texts[column] for column in texts) for row in rows):
             rows.append({**rows[0], **texts})
         if len(rows) == 3:
             break
-    return rows
+    return MemoryTable(rows, table.folder)
 
 
 def _masks(page: Page, runs: Mapping[str, Predictor], found: Explanation, pictures: _Pictures) -> None:

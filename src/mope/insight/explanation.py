@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy
 from numpy.typing import NDArray
 
-from mope.data.table import Table, dataset_of
+from mope.data.dataset import RowDataset
+from mope.data.table import MemoryTable, Table
 from mope.errors import UserError
 from mope.insight import routing, words
+from mope.insight.answers import confusion_counts, label_scores
 from mope.insight.routing import Floats
 from mope.insight.shuffle import Loss, shuffle_inputs
+from mope.metrics import compute_metrics
+from mope.run import read_metrics
 from mope.tasks import label_text, split_labels
 
 if TYPE_CHECKING:
@@ -31,7 +35,8 @@ class Experts:
         importance: share of the routing that each gets (L, k).
         effective: effective number of experts (L,).
         entropy: mean entropy of a sample's scores in nats (L,).
-        information: mutual information of expert and label in bits (L,); zero without labels.
+        information: mutual information of expert and label in bits (L,), for several labels to a row the mean
+            over labels of that with having the label; None where rows have no labels by name.
         similarity: cosine similarity of the experts (L, k, k).
         top: places of the samples scored highest (L, k, n).
         words: what stands out in their texts, by layer and expert: (word, z).
@@ -42,7 +47,7 @@ class Experts:
     importance: Floats
     effective: Floats
     entropy: Floats
-    information: Floats
+    information: Floats | None
     similarity: Floats
     top: NDArray[numpy.integer]
     words: list[list[list[tuple[str, float]]]] = field(default_factory=list)
@@ -72,9 +77,16 @@ class Explanation:
         predictions: one for each.
         targets: their labels as in the table; None without labels.
         experts: how routing goes; None for a run without a router.
+        metrics: by name; empty without labels.
+        confusion: how often each label (rows) got each answer (columns), in the order of the model's labels;
+            None for another task than classification, and without labels.
+        label_f1: F1 of each label; None where rows have no labels by name.
+        history: what training kept of each epoch: losses, validation metrics, `importance` (L, k) and
+            `imbalance` (L,), which is the mean over batches of what the importance loss takes (Eq. 6).
         losses: what shuffling inputs costs; empty without labels.
         attention: attention over the main input's picture (N or fewer, rows, columns), for the first rows;
             None where it can't be had.
+        no_attention: why it can't be had.
         left_out: rows that couldn't be used.
     """
 
@@ -82,21 +94,32 @@ class Explanation:
     predictions: "list[Prediction]"
     targets: list[Any] | None
     experts: Experts | None
+    metrics: dict[str, float]
+    confusion: NDArray[numpy.integer] | None
+    label_f1: dict[str, float] | None
+    history: list[dict[str, Any]]
     losses: list[Loss]
     attention: Floats | None
+    no_attention: str = ""
     left_out: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The numbers as plain values; scores and attention are left out, `predict --routing` gives them."""
         experts = None
         if self.experts is not None:
-            arrays = ("importance", "effective", "entropy", "information", "similarity")
+            arrays = ("importance", "effective", "entropy", "similarity")
             experts = {name: getattr(self.experts, name).tolist() for name in arrays}
+            information = self.experts.information
+            experts["information"] = None if information is None else information.tolist()
             experts["top_rows"] = numpy.asarray(self.table.numbers)[self.experts.top].tolist()
             experts["words"], experts["labels"] = self.experts.words, self.experts.labels
         return {
             "rows": len(self.table),
             "left_out": self.left_out,
+            "metrics": self.metrics,
+            "confusion": None if self.confusion is None else self.confusion.tolist(),
+            "label_f1": self.label_f1,
+            "history": self.history,
             "experts": experts,
             "shuffled": [vars(loss) for loss in self.losses],
         }
@@ -120,16 +143,16 @@ def explain_rows(
     Raises:
         UserError: a column is missing, or no row can be used.
     """
-    table = rows if isinstance(rows, Table) else Table(dataset_of(list(rows), "the rows"))
-    task, label = predictor.model.task, predictor.settings.data.label
-    has_labels = label in table.columns
+    table = rows if isinstance(rows, Table) else MemoryTable(list(rows))
+    label = predictor.settings.data.label
     predictions = predictor.predict(table)
+    has_labels = bool(predictions) and label in table.columns
     kept = []
     for place, prediction in enumerate(predictions):
-        if prediction.error is None and (not has_labels or _has_label(task, table, place, label)):
+        if prediction.error is None and (not has_labels or _has_label(predictor, table, place)):
             kept.append(place)
     if not kept:
-        reason = next((p.error for p in predictions if p.error), "the labels are empty")
+        reason = next((p.error for p in predictions if p.error), "there is no label that can be used")
         raise UserError(
             f"None of the {len(table)} rows of {table.name} can be used; the first reason is: {reason}."
         )
@@ -137,41 +160,89 @@ def explain_rows(
     table = table.select(kept) if left_out else table
     predictions = [predictions[place] for place in kept]
     targets = [row[label] for row in table] if has_labels else None
-    losses = shuffle_inputs(predictor, table) if shuffle and targets is not None and len(table) > 1 else []
-    experts = _experts(predictor, table, predictions, targets) if predictions[0].routing else None
-    maps = _attention(predictor, table.select(range(min(attention, len(table)))))
-    return Explanation(table, predictions, targets, experts, losses, maps, left_out)
+    names = label_names_of(predictor, targets)
+    metrics: dict[str, float] = {}
+    losses: list[Loss] = []
+    if targets is not None:
+        plain = predictor.outcomes(table)
+        metrics = compute_metrics(predictor.model.task, *plain)
+        if shuffle and len(table) > 1:
+            losses = shuffle_inputs(predictor, table, plain)
+    experts = _experts(predictor, table, predictions, names) if predictions[0].routing else None
+    maps, reason = _attention(predictor, table.select(range(min(attention, len(table)))))
+    return Explanation(
+        table,
+        predictions,
+        targets,
+        experts,
+        metrics,
+        *_answers(predictor, predictions, names),
+        read_metrics(predictor.run).get("history", []),
+        losses,
+        maps,
+        reason,
+        left_out,
+    )
 
 
-def _has_label(task: Any, table: Table, place: int, label: str) -> bool:
+def _has_label(predictor: "Predictor", table: Table, place: int) -> bool:
+    """Whether a row's label can be used: for a mask, with the row's picture."""
+    settings, task = predictor.settings, predictor.model.task
     try:
-        task.encode(table[place][label], table.folder)
+        if settings.picture is None:
+            task.encode(table[place][settings.data.label], table.folder)
+        else:
+            RowDataset(table, predictor.readers, task, settings.data.label, picture=settings.picture)[place]
     except ValueError:
         return False
     return True
 
 
+def _answers(
+    predictor: "Predictor", predictions: "Sequence[Prediction]", names: list[list[str]] | None
+) -> tuple[NDArray[numpy.integer] | None, dict[str, float] | None]:
+    """The counts of a confusion matrix, and each label's F1."""
+    if names is None:
+        return None, None
+    labels, answers = predictor.model.task.labels, [prediction.label for prediction in predictions]
+    if predictor.settings.task == "multilabel":
+        return None, label_scores(names, answers, labels)
+    confusion = confusion_counts([own[0] for own in names], answers, labels)
+    return confusion, label_scores(names, [[answer] for answer in answers], labels)
+
+
 def _experts(
-    predictor: "Predictor", table: Table, predictions: "Sequence[Prediction]", targets: list[Any] | None
+    predictor: "Predictor",
+    table: Table,
+    predictions: "Sequence[Prediction]",
+    named: list[list[str]] | None,
 ) -> Experts:
     scores = numpy.array([prediction.routing for prediction in predictions])
     shares = routing.importance(scores)
     texts = [entry.column for entry in predictor.settings.inputs.values() if entry.kind == "text"]
     said = [[w for text in texts for w in words.words_of(str(row.get(text) or ""))] for row in table]
-    named = label_names_of(predictor, targets)
-    single = [names[0] for names in named] if named and all(len(names) == 1 for names in named) else None
     prompts: Any = predictor.model.fusion.get_submodule("prompts")
     return Experts(
         scores,
         shares,
         routing.effective_experts(shares),
         routing.score_entropy(scores),
-        routing.mutual_information(scores, single) if single else numpy.zeros(scores.shape[1]),
+        None if named is None else _information(scores, named, predictor.settings.task == "multilabel"),
         routing.similarity([layer.detach().float().cpu().numpy() for layer in prompts.experts.prompts]),
         routing.top_samples(scores, TOP),
         _stand_out(scores, said),
         _stand_out(scores, named or [[] for _ in said]),
     )
+
+
+def _information(scores: Floats, named: Sequence[Sequence[str]], several: bool) -> Floats:
+    if not several:
+        return routing.mutual_information(scores, [names[0] for names in named])
+    found = [
+        routing.mutual_information(scores, [str(label in names) for names in named])
+        for label in sorted({name for names in named for name in names})
+    ]
+    return numpy.mean(found, axis=0) if found else numpy.zeros(scores.shape[1])
 
 
 def label_names_of(predictor: "Predictor", targets: list[Any] | None) -> list[list[str]] | None:
@@ -193,8 +264,11 @@ def _stand_out(scores: Floats, samples: Sequence[Sequence[str]]) -> list[list[li
     ]
 
 
-def _attention(predictor: "Predictor", table: Table) -> Floats | None:
+def _attention(predictor: "Predictor", table: Table) -> tuple[Floats | None, str]:
+    """Attention, or why there is none."""
+    if len(table) == 0:
+        return None, "no rows were asked for"
     try:
-        return predictor.attention(table)
-    except UserError:
-        return None
+        return predictor.attention(table), ""
+    except UserError as error:
+        return None, str(error)

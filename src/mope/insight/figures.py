@@ -6,14 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
+from mope.config import InputConfig
 from mope.errors import UserError
-from mope.insight.routing import Floats, imbalance
+from mope.insight.routing import Floats
 from mope.insight.shuffle import Loss
 
 Figure = tuple[bytes, Any]
 """A PNG, and the numbers it was drawn from."""
+
+CONFUSED = 25
+"""Labels that a confusion matrix has at most."""
 
 _BLUE, _RED = "#30638e", "#d1495b"
 
@@ -60,23 +65,29 @@ def importance_map(importance: Floats) -> Figure:
     return png(plot), {"importance": importance.tolist()}
 
 
-def training_course(history: Sequence[Mapping[str, Any]], threshold: float) -> Figure | None:
-    """Imbalance of each layer over training beside the loss's threshold; the last layer's shares (Fig. 7)."""
-    entries = [entry for entry in history if "importance" in entry]
+def training_course(history: Sequence[Mapping[str, Any]], threshold: float | None) -> Figure | None:
+    """Imbalance of each layer over training beside the loss's threshold; the last layer's shares (Fig. 7).
+
+    Args:
+        history: a run's, an entry per epoch. Imbalance is of each batch, as the loss sees it, on average.
+        threshold: the loss's; None without that loss.
+    """
+    entries = [entry for entry in history if "imbalance" in entry]
     if not entries:
         return None
     epochs = [float(entry["epoch"]) for entry in entries]
     shares = numpy.array([entry["importance"] for entry in entries])
-    uneven = imbalance(shares)
+    uneven = numpy.array([entry["imbalance"] for entry in entries])
     plot = canvas(9, 3.2)
     left, right = plot.subplots(1, 2)
     for layer in range(uneven.shape[1]):
         left.plot(
             epochs, uneven[:, layer], color=_BLUE, alpha=0.25 + 0.7 * layer / uneven.shape[1], marker="."
         )
-    left.axhline(threshold, color=_RED, linestyle="--", label=f"threshold gamma = {threshold:g}")
-    left.set(xlabel="epoch", ylabel="(std / mean)² of importance", title="each layer; later ones darker")
-    left.legend(fontsize=8)
+    left.set(xlabel="epoch", ylabel="(std / mean)² in a batch", title="each layer; later ones darker")
+    if threshold is not None:
+        left.axhline(threshold, color=_RED, linestyle="--", label=f"threshold gamma = {threshold:g}")
+        left.legend(fontsize=8)
     for expert in range(shares.shape[2]):
         right.plot(epochs, shares[:, -1, expert], marker=".", label=f"expert {expert + 1}")
     right.set(xlabel="epoch", ylabel="share of the routing", title="the last layer's experts", ylim=(0, 1))
@@ -85,15 +96,15 @@ def training_course(history: Sequence[Mapping[str, Any]], threshold: float) -> F
     return png(plot), {"epochs": epochs, "importance": shares.tolist(), "imbalance": uneven.tolist()}
 
 
-def confusion(targets: Sequence[str], answers: Sequence[str], labels: Sequence[str]) -> Figure:
-    """How often each label (rows) got each answer (columns); the 25 most frequent labels."""
-    frequent = sorted(labels, key=lambda label: -list(targets).count(label))[:25]
-    names = [label for label in labels if label in frequent]
-    index = {name: place for place, name in enumerate(names)}
-    counts = numpy.zeros((len(names), len(names)), dtype=int)
-    for target, answer in zip(targets, answers, strict=True):
-        if target in index and answer in index:
-            counts[index[target], index[answer]] += 1
+def confusion(found: NDArray[numpy.integer], labels: Sequence[str]) -> Figure:
+    """How often each label (rows) got each answer (columns); beyond 25 labels, the rarest are one."""
+    names, counts = list(labels), found
+    if len(labels) > CONFUSED:
+        order = numpy.argsort(-found.sum(axis=1), kind="stable")
+        kept, rest = numpy.sort(order[: CONFUSED - 1]), order[CONFUSED - 1 :]
+        names = [labels[place] for place in kept] + [f"{len(rest)} others"]
+        groups = [*([place] for place in kept), rest]
+        counts = numpy.array([[found[numpy.ix_(a, b)].sum() for b in groups] for a in groups])
     side = max(3.6, 0.3 * len(names) + 1.6)
     plot = canvas(side + 0.8, side)
     axes = plot.add_subplot()
@@ -108,22 +119,14 @@ def confusion(targets: Sequence[str], answers: Sequence[str], labels: Sequence[s
     return png(plot), {"labels": names, "counts": counts.tolist()}
 
 
-def label_f1(
-    targets: Sequence[Sequence[str]], answers: Sequence[Sequence[str]], labels: Sequence[str]
-) -> Figure:
-    """F1 of each label of a multi-label run."""
-    found = {}
-    for label in labels:
-        pairs = [(label in t, label in a) for t, a in zip(targets, answers, strict=True)]
-        both, either = pairs.count((True, True)), 2 * pairs.count((True, True))
-        either += pairs.count((True, False)) + pairs.count((False, True))
-        found[label] = 2 * both / either if either else 0.0
+def label_f1(found: Mapping[str, float]) -> Figure:
+    """F1 of each label."""
     ordered = sorted(found.items(), key=lambda pair: pair[1])
     plot = canvas(5.5, max(2.2, 0.24 * len(ordered) + 0.8))
     axes = plot.add_subplot()
     axes.barh([name for name, _ in ordered], [value for _, value in ordered], color=_BLUE)
     axes.set(xlabel="F1", xlim=(0, 1))
-    return png(plot), {"f1": found}
+    return png(plot), {"f1": dict(found)}
 
 
 def scatter(targets: Sequence[float], answers: Sequence[float]) -> Figure:
@@ -166,6 +169,16 @@ def similarity(found: Floats) -> Figure:
         axes.set_yticks(ticks, [str(n + 1) for n in ticks], fontsize=7)
     plot.colorbar(shown, ax=list(panels), label="cosine")
     return png(plot), {"similarity": found.tolist()}
+
+
+def seen_part(picture: Image.Image, entry: InputConfig) -> Image.Image:
+    """What the encoder sees of a picture: all of it, or with `resize` the middle of it."""
+    if not entry.resize or not isinstance(entry.size, int):
+        return picture
+    # The whole is squeezed into a square of one size, of which the middle is cut out.
+    part = min(entry.size / entry.resize, 1.0)
+    left, top = (round(n * (1 - part) / 2) for n in picture.size)
+    return picture.crop((left, top, picture.width - left, picture.height - top))
 
 
 def glow(picture: Image.Image, attention: Floats) -> Image.Image:

@@ -17,7 +17,8 @@ h1{font-size:1.7em}h2{margin-top:2em;border-bottom:1px solid #ccc}h3{margin-bott
 table{border-collapse:collapse}td,th{padding:.2em .7em;text-align:left;border-bottom:1px solid #eee}
 figure{margin:1em 0}figure img{max-width:100%}figcaption,.note{color:#555;font-size:.9em}
 .gallery{display:flex;flex-wrap:wrap;gap:6px}.gallery div{width:104px;font-size:11px;line-height:1.25}
-.gallery img{width:100px;height:100px;object-fit:contain;background:#f4f4f4}
+.gallery span{display:block;width:100px;height:100px;background:#f4f4f4 center/contain no-repeat}
+.gallery small{color:#777}
 .words{margin:.2em 0}.words b{background:#e4eefa;padding:.05em .4em;margin-right:.3em;font-weight:600}
 .words i{background:#fbe9e2;padding:.05em .4em;margin-right:.3em;font-style:normal}
 details{margin:.4em 0}summary{cursor:pointer;font-weight:600}
@@ -33,11 +34,13 @@ class Page:
         title: its heading.
         parts: HTML.
         figures: PNG and numbers by name.
+        pictures: addresses of small pictures by name; however often one is shown, the file has it once.
     """
 
     title: str
     parts: list[str] = field(default_factory=list)
     figures: dict[str, Figure] = field(default_factory=dict)
+    pictures: dict[str, str] = field(default_factory=dict)
 
     def heading(self, text: str, note: str = "") -> None:
         """Begin a section."""
@@ -65,11 +68,20 @@ class Page:
             f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
 
+    def picture(self, name: str, address: str) -> str:
+        """Keep a small picture under a name, which is also returned."""
+        self.pictures[name] = address
+        return name
+
     def html(self) -> str:
         """The whole page."""
+        small = "".join(
+            f".{name}{{background-image:url({address})!important}}\n"
+            for name, address in self.pictures.items()
+        )
         return (
             f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(self.title)}</title>'
-            f"<style>{_STYLE}</style></head><body><h1>{escape(self.title)}</h1>"
+            f"<style>{_STYLE}{small}</style></head><body><h1>{escape(self.title)}</h1>"
             + "\n".join(self.parts)
             + "</body></html>\n"
         )
@@ -94,7 +106,7 @@ class Sample:
     """A row as a gallery shows it.
 
     Attributes:
-        picture: its address; None for a row without one.
+        picture: name of its picture in the page; None for a row without one.
         text: its texts.
         label: its label; empty without one.
     """
@@ -103,11 +115,11 @@ class Sample:
     text: str
     label: str = ""
 
-    def html(self) -> str:
-        """The row."""
-        image = f'<img src="{self.picture}" alt="">' if self.picture else ""
+    def html(self, score: float) -> str:
+        """The row, with its routing score."""
+        image = f'<span class="{self.picture}" role="img"></span>' if self.picture else ""
         label = f"<br><b>{escape(self.label)}</b>" if self.label else ""
-        return f"<div>{image}{escape(self.text[:140])}{label}</div>"
+        return f"<div>{image}{escape(self.text[:140])}{label} <small>{score:.0%}</small></div>"
 
 
 def expert_html(
@@ -126,7 +138,7 @@ def expert_html(
     """
     tags = "".join(f"<b title='z = {z:.1f}'>{escape(word)}</b>" for word, z in stand_out["words"])
     tags += "".join(f"<i title='z = {z:.1f}'>{escape(word)}</i>" for word, z in stand_out["labels"])
-    shown = "".join(sample.html() for sample, _ in samples)
+    shown = "".join(sample.html(score) for sample, score in samples)
     return (
         f'<div class="expert"><h3>{escape(name)}: {describe(share, stand_out)}</h3>'
         f'<p class="words">{tags or "no word or label stands out"}</p>'

@@ -46,32 +46,40 @@ class Shuffled(Table):
     """
 
     def __init__(self, table: Table, columns: Sequence[str], seed: int = 0):
-        super().__init__(table.rows, table.folder, table.name, table.numbers)
-        self.moved = tuple(columns)
+        self.rows, self.folder, self.name, self.numbers = table.rows, table.folder, table.name, table.numbers
+        self.table, self.moved = table, tuple(columns)
         order = numpy.random.default_rng(seed).permutation(len(table))
         # Each row gets the next one's in a random circle, so that none keeps its own.
         self.source = numpy.empty(len(table), dtype=int)
         self.source[order] = numpy.roll(order, 1)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row, other = super().__getitem__(index), super().__getitem__(int(self.source[index]))
-        return {**row, **{column: other[column] for column in self.moved}}
+        row, other = self.table[index], self.table[int(self.source[index])]
+        return {**row, **{column: other.get(column) for column in self.moved}}
 
     def rows_at(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         return [self[index] for index in indices]
 
+    @property
+    def columns(self) -> list[str]:
+        return self.table.columns
 
-def shuffle_inputs(predictor: "Predictor", table: Table, resamples: int = 200) -> list[Loss]:
+
+def shuffle_inputs(
+    predictor: "Predictor", table: Table, plain: tuple[Tensor, Tensor], resamples: int = 200
+) -> list[Loss]:
     """The metric with each input shuffled, and with each pair of them.
+
+    The picture that masks belong to keeps its place: another one's mask would be of another size.
 
     Args:
         predictor: the run.
         table: rows with labels, all of which can be used; two at least.
+        plain: what `Predictor.outcomes` gives of them.
         resamples: how many times rows are drawn for the interval.
     """
     settings, task = predictor.settings, predictor.model.task
     names = [name for name in predictor.readers if name != settings.picture]
-    plain = predictor.outcomes(table)
     metric, _ = deciding_metric(task, settings.training.metric)
     chosen: list[tuple[str, ...]] = [(name,) for name in names]
     chosen += combinations(names, 2)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy
 
@@ -16,26 +17,29 @@ def words_of(text: str) -> list[str]:
 
 
 def standing_out(
-    counts: Floats, weights: Floats, names: Sequence[str], top: int = 8, least: float = 1.64
+    counts: Floats, weights: Floats, names: Sequence[str], top: int = 8, least: float | None = None
 ) -> list[tuple[str, float]]:
     """Names that stand out in samples of great weight, with how far: weighted log-odds (Monroe et al. 2008).
 
-    The log-odds of a name among the weighted samples against those among all, each with all counts as the
-    prior, over its standard deviation: above 1.64 it is unlikely by chance.
+    The log-odds of a name among the weighted samples against those among the others, each with all counts as
+    the prior, over their standard deviation.
 
     Args:
         counts: of each name in each sample (N, V).
         weights: of each sample, from 0 to 1, (N,).
         names: V of them.
         top: so many at most.
-        least: leave out what stands out less.
+        least: leave out what stands out less; None for what one of all names would exceed by chance in one
+            case of twenty (Bonferroni's correction).
 
     Returns:
         (name, z), greatest first.
     """
     total = counts.sum(axis=0)
-    if not total.sum():
+    if len(names) < 2 or not total.sum():
         return []
+    if least is None:
+        least = NormalDist().inv_cdf(1 - 0.05 / len(names))
     inside = weights @ counts
     outside = total - inside
     prior = total * min(1.0, 500 / total.sum())

@@ -18,14 +18,14 @@ from mope.predictor import Predictor
 from mope.serve.engine import Engine
 from mope.serve.limits import BodyLimit, Refusal, said
 from mope.serve.metrics import Metrics, Watch
-from mope.serve.rows import Failure, RowParser, answer_model, answer_of
+from mope.serve.rows import Failure, RowParser, answer_model, answer_of, charset_of
 from mope.serve.security import Guard, PageGuard
 from mope.serve.settings import ServeSettings
 
 _CODES = {
     400: "The body is broken: malformed JSON, or a malformed form.",
     401: "The token is missing or wrong.",
-    403: "A local server was asked by another host's name.",
+    403: "A local server was asked by another host's name, or by another site's page.",
     413: "The body is too large, a picture has too many pixels, or audio or video is too long.",
     415: "The body is neither JSON nor a form.",
     422: "The body has another shape, unknown or missing inputs, or too many rows.",
@@ -34,19 +34,21 @@ _CODES = {
 }
 
 
-def build_app(predictor: Predictor, settings: ServeSettings | None = None) -> FastAPI:
+def build_app(predictor: Predictor, settings: ServeSettings | None = None, *, thread: bool = True) -> FastAPI:
     """The app of a run, for any ASGI server.
 
     Args:
         predictor: the run. The app's threads own it until the app shuts down.
         settings: the limits, the token and the host; by default those of a local server.
+        thread: whether the model has a thread of its own; else the caller runs `app.state.engine.work()`, in
+            the process's first thread for speed: GNU's OpenMP lets helpers of others sleep all the time.
 
     Raises:
         UserError: a package that reads the run's inputs isn't installed.
     """
     settings = settings or ServeSettings()
     metrics = Metrics()
-    engine = Engine(predictor, settings, metrics)
+    engine = Engine(predictor, settings, metrics, thread)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -70,8 +72,8 @@ def build_app(predictor: Predictor, settings: ServeSettings | None = None) -> Fa
     if settings.page:
         from mope.serve.page import mount_page
 
-        app = mount_page(app, engine)
-        app.add_middleware(PageGuard, on_refusal=count)
+        app, folder = mount_page(app, engine)
+        app.add_middleware(PageGuard, settings=settings, folder=folder, on_refusal=count)
     # The last one added is the first to be asked.
     app.add_middleware(BodyLimit, settings=settings, on_refusal=count)
     app.add_middleware(Guard, settings=settings, on_refusal=count)
@@ -105,6 +107,8 @@ def _add_predict(app: FastAPI, engine: Engine, parser: RowParser) -> None:
         if kind == "application/json":
             parse = partial(parser.parse, await request.body())
         elif kind == "multipart/form-data":
+            if charset_of(request.headers["content-type"]) not in ("", "utf-8"):
+                raise Refusal(400, "form", "The form is broken: it must be in UTF-8.")
             row = await parser.parse_form(request)
             parse = partial(list, [row])
         else:

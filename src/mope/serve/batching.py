@@ -24,6 +24,7 @@ class Batcher(Generic[Sample, Answer]):
         size: most samples per batch.
         queue: most samples that are announced or wait.
         wait: longest time in seconds that a batch waits for announced samples.
+        thread: whether to start a thread for it; else the caller's `work` is the one.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Batcher(Generic[Sample, Answer]):
         size: int,
         queue: int,
         wait: float = 0.01,
+        thread: bool = True,
     ):
         self._run, self._size, self._queue, self._wait = run, size, queue, wait
         self._ready = threading.Condition()
@@ -40,8 +42,9 @@ class Batcher(Generic[Sample, Answer]):
         self._coming = 0  # requests and rows that were announced and aren't read
         self._reserved = 0  # rows among them
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="mope-model", daemon=True)
-        self._thread.start()
+        self._thread = threading.Thread(target=self.work, name="mope-model", daemon=True) if thread else None
+        if self._thread is not None:
+            self._thread.start()
 
     def __len__(self) -> int:
         """Samples that are announced or wait."""
@@ -110,10 +113,11 @@ class Batcher(Generic[Sample, Answer]):
             self._ready.notify()
         for future in left:
             future.set_exception(busy("The server is closing."))
-        if threading.current_thread() is not self._thread:
+        if self._thread is not None and threading.current_thread() is not self._thread:
             self._thread.join(timeout=30)
 
-    def _work(self) -> None:
+    def work(self) -> None:
+        """Run batches until `close`."""
         while (work := self._next()) is not None:
             calls, batch = work
             for function, future in calls:

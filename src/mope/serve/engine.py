@@ -1,12 +1,15 @@
 """From rows to predictions: threads that read rows, and one that runs the model."""
 
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mope.data.dataset import collate
 from mope.data.decode import BadCell, picture_size
@@ -44,19 +47,20 @@ class Engine:
         predictor: the run; from now on it keeps no pictures on disk.
         settings: the limits.
         metrics: counts rows and batches.
+        thread: whether the model has a thread of its own; else the caller's `work` is the one.
 
     Raises:
         UserError: a package that reads the run's inputs isn't installed.
     """
 
-    def __init__(self, predictor: Predictor, settings: ServeSettings, metrics: Metrics):
+    def __init__(self, predictor: Predictor, settings: ServeSettings, metrics: Metrics, thread: bool = True):
         self.predictor, self.settings, self.metrics = predictor, settings, metrics
         self.kinds = {name: predictor.settings.inputs[name].kind for name in predictor.readers}
         require_packages(self.kinds.values())
         for reader in predictor.readers.values():
             if isinstance(reader, ImageReader):
                 reader.cache = None  # strangers' pictures aren't kept, and it is for one thread
-        self._is_open = False
+        self._is_open, self._thread = False, thread
         self.open()
         metrics.follow_queue(lambda: len(self.batcher))
 
@@ -65,9 +69,15 @@ class Engine:
         if self._is_open:
             return
         settings = self.settings
-        self.pool = ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 1)), thread_name_prefix="mope-read")
-        self.batcher: Batcher[Sample, Prediction] = Batcher(self._run, settings.batch, settings.queue)
+        self.pool = _readers(max(2, min(4, os.cpu_count() or 1)))
+        self.batcher: Batcher[Sample, Prediction] = Batcher(
+            self._run, settings.batch, settings.queue, thread=self._thread
+        )
         self._is_open = True
+
+    def work(self) -> None:
+        """Run the model in this thread until `close`."""
+        self.batcher.work()
 
     def close(self) -> None:
         """End the threads; what still waits is refused."""
@@ -139,7 +149,12 @@ class Engine:
     def _cell(self, name: str, value: str | bytes | None) -> str | bytes | None:
         """What a reader is given: never a text for media, which it would take for a path."""
         kind = self.kinds[name]
-        if value is None or kind == "text":
+        if value is None:
+            return value
+        if kind == "text":
+            # The API's schema says so as well; what the page sends comes here unchecked.
+            if len(value) > (limit := self.settings.characters):
+                raise Refusal(422, "shape", f"longer than {limit:,} characters.")
             return value
         content = decode_base64(value) if isinstance(value, str) else value
         check_media(kind, content, self.settings)
@@ -176,3 +191,22 @@ class Engine:
             return self.batcher.call(lambda: self.predictor.attention([cells])).result()[0]
         except UserError:
             return None
+
+
+def _readers(count: int) -> ThreadPoolExecutor:
+    """Threads that read rows, each by itself.
+
+    A thread that runs a parallel region of OpenMP gets helpers of its own, which then spin for some 20 ms and
+    take the processor from the model. PyTorch's setting is of the thread that makes it, and of later ones.
+    """
+    pool = ThreadPoolExecutor(count, thread_name_prefix="mope-read")
+    threads, all_there = torch.get_num_threads(), threading.Barrier(count)
+
+    def settle() -> None:
+        all_there.wait()
+        torch.set_num_threads(1)
+
+    for future in [pool.submit(settle) for _ in range(count)]:
+        future.result()
+    torch.set_num_threads(threads)
+    return pool

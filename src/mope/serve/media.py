@@ -25,7 +25,8 @@ _PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 _FASTEST = 240
 """Frames per second above which a video is none."""
 
-_DATA_URI = re.compile(r"data:[^,;]*(?:;[^,;]*)*?;base64,", re.IGNORECASE)
+_WORK = 1920 * 1080 * 60
+"""Pixels that are decoded for each second that a video may have: all its frames together have no more."""
 
 # What FFmpeg takes for a list of other files or addresses wherever it stands near a file's start.
 _LISTS = re.compile(
@@ -40,8 +41,9 @@ def decode_base64(text: str) -> bytes:
     Raises:
         BadCell: it is neither; a path or an address isn't.
     """
-    if text[:5].lower() == "data:" and (head := _DATA_URI.match(text)):
-        text = text[head.end() :]
+    if text[:5].lower() == "data:":
+        head, _, rest = text.partition(",")
+        text = rest if head[-7:].lower() == ";base64" else text
     if "\n" in text or " " in text:
         text = "".join(text.split())
     try:
@@ -101,6 +103,8 @@ def _check_audio(content: bytes, settings: ServeSettings) -> None:
 
     if not (_is_sound(content) or _is_film(content)):
         raise BadCell("wrong type: not audio this server reads (WAV, FLAC, OGG, MP3, or a video's track)")
+    if _LISTS.search(content, 0, _PROBED):
+        raise BadCell("wrong type: a list of files, not audio")
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             _check_seconds(file.frames / file.samplerate, settings)
@@ -126,6 +130,8 @@ def _check_stream(content: bytes, kind: str, settings: ServeSettings) -> None:
     try:
         with av.open(io.BytesIO(content), "r") as container:
             stream: Any = container.streams.get({kind: 0})[0]
+            if stream.codec_context is None:
+                raise BadCell(f"{kind} of a format that this server has no decoder for")
             if kind == "video":
                 _check_pixels(stream.width, stream.height, settings)
             packets, base = 0, float(stream.time_base or 0)
@@ -135,12 +141,17 @@ def _check_stream(content: bytes, kind: str, settings: ServeSettings) -> None:
                 if packet.pts is not None:
                     first = min(first, packet.pts * base)
                     last = max(last, (packet.pts + (packet.duration or 0)) * base)
+            pixels = stream.width * stream.height * packets if kind == "video" else 0
     except (av.error.FFmpegError, IndexError, OSError, ValueError) as error:
+        if isinstance(error, BadCell):
+            raise
         reason = getattr(error, "strerror", None) or error
         raise BadCell(f"broken {kind}, or none this server reads: {reason}") from None
     _check_seconds(max(last - first, 0.0), settings)
     if kind == "video":
         _check_seconds(packets / _FASTEST, settings)
+        if pixels > _WORK * settings.seconds:
+            raise Refusal(413, "pixels", f"{packets} frames of so many pixels: take fewer or smaller ones.")
 
 
 def _is_film(content: bytes) -> bool:
@@ -156,11 +167,14 @@ def _is_film(content: bytes) -> bool:
 
 def _is_sound(content: bytes) -> bool:
     """Whether it is a file of sound: WAV, FLAC, OGG, AIFF, AU, or MPEG audio."""
-    while content.startswith(b"ID3"):  # a note in front of MPEG audio, under which anything could hide
+    at = 0
+    while content.startswith(b"ID3", at):  # a note in front of MPEG audio, under which anything could hide
         size = 0
-        for byte in content[6:10]:
+        for byte in content[at + 6 : at + 10]:
             size = size << 7 | byte & 127
-        content = content[10 + size :]
+        has_footer = len(content) > at + 5 and content[at + 5] & 0x10
+        at += 10 + size + (10 if has_footer else 0)
+    content = content[at : at + 12]
     is_mpeg = len(content) > 1 and content[0] == 0xFF and content[1] & 0xE0 == 0xE0
     is_wave = content.startswith((b"RIFF", b"RF64")) and content[8:12] == b"WAVE"
     return is_mpeg or is_wave or content.startswith((b"fLaC", b"OggS", b"FORM", b".snd"))

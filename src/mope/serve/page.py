@@ -20,6 +20,7 @@ from mope.serve import views
 from mope.serve.engine import Engine
 from mope.serve.limits import Refusal
 from mope.serve.rows import Row
+from mope.serve.security import is_inside
 
 _EXAMPLES = 4
 _TOP = 5
@@ -41,18 +42,22 @@ def _folder() -> Path:
     return Path(folder)
 
 
-def mount_page(app: FastAPI, engine: Engine) -> FastAPI:
+def mount_page(app: FastAPI, engine: Engine) -> tuple[FastAPI, Path]:
     """Put the page at `/` of an app, behind the routes it has.
 
     Gradio serves the files of its own folder alone, which is this server's and goes with it; its API, its
     documentation of it, its records and its messages home are off.
+
+    Returns:
+        The app, and Gradio's folder.
     """
     import gradio
     from gradio.themes import Default
 
-    blocks = _Page(engine, _folder()).build()
+    folder = _folder()
+    blocks = _Page(engine, folder).build()
     plain = ["system-ui", "sans-serif"]  # Gradio's own fonts come from the web
-    return gradio.mount_gradio_app(
+    mounted = gradio.mount_gradio_app(
         app,
         blocks,
         path="/",
@@ -68,6 +73,7 @@ def mount_page(app: FastAPI, engine: Engine) -> FastAPI:
         theme=Default(font=plain, font_mono=["monospace"]),
         css=views.page_style(),
     )
+    return mounted, folder
 
 
 class _Page:
@@ -126,7 +132,7 @@ class _Page:
                 concurrency_limit=8,
                 show_progress="minimal",
             )
-        return page.queue(max_size=64)
+        return page.queue(max_size=64, api_open=False)
 
     def _about(self) -> str:
         task = self.settings.task.replace("-", " ")
@@ -147,9 +153,12 @@ class _Page:
         options: dict[str, Any] = {"label": label, "elem_id": f"input-{name}"}
         if kind == "image":
             # A path, so that the file stays as it is: turned, cut or packed anew it would be another row.
-            return gradio.Image(
+            image = gradio.Image(
                 **options, type="filepath", image_mode=None, sources=["upload", "clipboard"], height=320
             )
+            # Gradio would open it first, and say of a broken one that there was an error.
+            image.preprocess = lambda payload: None if payload is None else payload.path
+            return image
         if kind == "audio":
             return gradio.Audio(**options, type="filepath", sources=["upload"], editable=False)
         return gradio.Video(**options, sources=["upload"], height=320)
@@ -179,10 +188,15 @@ class _Page:
 
         row: Row = {}
         for name, value in zip(self.names, values, strict=True):
-            is_file = self.engine.kinds[name] != "text" and value
-            row[name] = Path(value).read_bytes() if is_file else value or None
+            if self.engine.kinds[name] == "text" or not value:
+                row[name] = value or None
+            elif is_inside(value, self.folder):
+                row[name] = Path(value).read_bytes()
+            else:
+                raise gradio.Error(f"{name}: not a file that was uploaded here", print_exception=False)
         try:
-            (future,) = self.engine.submit(lambda: [row])
+            # In a thread of the engine's: see there what others would cost.
+            (future,) = self.engine.pool.submit(self.engine.submit, lambda: [row]).result()
             prediction = future.result()
             shown = [] if prediction.error else self._shown(row, prediction)
         except Refusal as refusal:

@@ -1,6 +1,7 @@
 """A request's rows: models made from a run's inputs, and how JSON and forms become rows."""
 
 from collections.abc import Mapping, Sequence
+from email.message import Message
 from typing import Annotated, Any
 
 from pydantic import (
@@ -13,6 +14,7 @@ from pydantic import (
     ValidationError,
     create_model,
 )
+from pydantic_core import from_json
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
@@ -79,11 +81,43 @@ class RowParser:
             Refusal: it isn't JSON, or of another shape.
         """
         try:
-            found = self._body.validate_json(body)
+            content = from_json(body)
+        except ValueError as error:
+            raise Refusal(400, "json", f"The body isn't JSON: {error}.") from None
+        self._check_keys(content)
+        try:
+            found = self._body.validate_python(content)
         except ValidationError as error:
             raise self._refused(error) from None
         rows = found.rows if hasattr(found, "rows") else [found.row]
         return [self._cells(row) for row in rows]
+
+    def _check_keys(self, content: Any) -> None:
+        """Refuse many rows and unknown keys before the model makes an error of each.
+
+        Raises:
+            Refusal: naming the first.
+        """
+        if not isinstance(content, Mapping) or len(content) != 1:
+            return
+        rows = content.get("rows", list(content.values()))
+        if not isinstance(rows, list):
+            return
+        if len(rows) > self.settings.rows:
+            raise Refusal(422, "shape", f"At most {self.settings.rows} rows are taken per request.")
+        for number, row in enumerate(rows, 1):
+            name = f"Row {number}" if "rows" in content else "The row"
+            if not isinstance(row, Mapping):
+                text = (
+                    f"{name}: input should be an object."
+                    if "rows" in content
+                    else f"A wrong shape: {_SHAPE}."
+                )
+                raise Refusal(422, "shape", text)
+            if strange := [key for key in row if key not in self.inputs]:
+                known = ", ".join(self.inputs)
+                text = f"{name} has '{_cut(strange[0])}', but the run's inputs are {known}."
+                raise Refusal(422, "shape", text)
 
     def _cells(self, row: Any) -> Row:
         return {name: getattr(row, place) for name, place in self._places.items()}
@@ -128,23 +162,16 @@ class RowParser:
         return {**row, **{name: part for name, part in parts.items() if isinstance(part, bytes)}}
 
     def _refused(self, error: ValidationError) -> Refusal:
-        first: Any = error.errors(include_url=False)[0]
-        if first["type"] == "json_invalid":
-            return Refusal(400, "json", f"The body isn't JSON: {first['ctx']['error']}.")
+        first: Any = error.errors(include_url=False, include_input=False)[0]
         # The place of an error starts with which of the two shapes it was taken for.
         place = list(first["loc"])
         place = place[1:] if place[:1] in (["rows"], ["row"]) and len(place) > 1 else place
         row = f"Row {place[1] + 1}" if len(place) > 1 and isinstance(place[1], int) else "The row"
-        name = str(place[-1]) if place else ""
+        name = _cut(str(place[-1])) if place else ""
         known = ", ".join(self.inputs)
         limit = self.settings
         if first["type"] == "union_tag_not_found" or (len(place) == 1 and name in ("row", "rows")):
-            too_many = first["type"] == "too_long"
-            text = (
-                f"At most {limit.rows} rows are taken per request."
-                if too_many
-                else f"A wrong shape: {_SHAPE}."
-            )
+            text = f"A wrong shape: {_SHAPE}."
         elif first["type"] == "extra_forbidden":
             text = f"{row} has '{name}', but the run's inputs are {known}."
         elif first["type"] == "missing":
@@ -177,9 +204,21 @@ class RowParser:
         return {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}, definitions
 
 
+def _cut(name: str) -> str:
+    """A name as messages say it, however long it is."""
+    return name if len(name) <= 50 else f"{name[:50]}..."
+
+
+def charset_of(header: str) -> str:
+    """The charset that a Content-Type header names, in lower case; empty without one."""
+    found = Message()
+    found["content-type"] = header
+    return str(found.get_param("charset", "")).lower()
+
+
 def _which_of_both(body: Any) -> str | None:
-    """Which shape a body has, by its key."""
-    if not isinstance(body, Mapping):
+    """Which shape a body has, by its key; None if it has others, too."""
+    if not isinstance(body, Mapping) or len(body) != 1:
         return None
     return next((name for name in ("rows", "row") if name in body), None)
 

@@ -3,15 +3,20 @@
 import hashlib
 import hmac
 import json
+from contextlib import suppress
 from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mope.serve.limits import Refusal, said
+from mope.serve.limits import Refusal, busy, said
 from mope.serve.settings import ServeSettings, is_loopback
+
+UPLOADS = 16
+"""So many of the largest bodies may wait in the page's folder to be removed."""
 
 _COOKIE = "mope_token"
 _OPEN = ("/healthz",)
@@ -51,10 +56,14 @@ class Guard:
         """What to answer instead; None to let it through."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         if self.secret is None:
-            host = _host(headers.get("host", ""))
-            if is_loopback(host) or host == self.settings.host:
-                return None
-            return self._refuse(Refusal(403, "host", f"This server is local: it isn't '{host}'."))
+            named = headers.get("host", "")
+            host = _host(named)
+            if not (is_loopback(host) or host == self.settings.host):
+                return self._refuse(Refusal(403, "host", f"This server is local: it isn't '{host[:80]}'."))
+            # A browser says whose page asks: another site's may not, even if it couldn't read the answer.
+            if "origin" in headers and headers["origin"].partition("://")[2].lower() != named.lower():
+                return self._refuse(Refusal(403, "origin", "This server is local: other sites can't ask it."))
+            return None
         kind, _, token = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and self._is_right(_digest(token.strip())):
             return None
@@ -120,11 +129,19 @@ class PageGuard:
     """ASGI middleware that leaves of Gradio what the page uses.
 
     Gradio would fetch an address that a request names in a file's place, and hand out addresses through
-    itself; so requests with addresses are refused, as are its other ways in.
+    itself; and it takes a path in a file's place for a file of this machine. So requests may name the files
+    of its own folder alone, where uploads go, and its other ways in are refused.
+
+    Args:
+        app: what is guarded.
+        settings: the limits; uploads that wait to be removed may be as large as 16 bodies.
+        folder: Gradio's.
+        on_refusal: is called with each refusal.
     """
 
-    def __init__(self, app: ASGIApp, on_refusal: Any):
-        self.app, self.on_refusal = app, on_refusal
+    def __init__(self, app: ASGIApp, settings: ServeSettings, folder: Path, on_refusal: Any):
+        self.app, self.settings, self.folder = app, settings, folder
+        self.on_refusal = on_refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope.get("path", "")
@@ -135,17 +152,21 @@ class PageGuard:
         refused = path.startswith(_UNUSED) or not rest.startswith(_USED)
         if refused or (rest.startswith("file=") and ":/" in rest):
             await self._refuse(scope, receive, send)
+        elif rest.startswith("upload") and _size(self.folder) > UPLOADS * self.settings.bytes:
+            await self._refuse(scope, receive, send, busy("There are too many uploads: try again later."))
         elif scope["method"] == "POST" and rest.startswith(_EVENTS):
             body = await _whole(receive)
-            if body is None or _names_address(body):
+            if body is None or not names_own_files(body, self.folder):
                 await self._refuse(scope, receive, send)
             else:
                 await self.app(scope, _again(body, receive), send)
         else:
             await self.app(scope, receive, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = Refusal(403, "page", "The page has no such thing.")
+    async def _refuse(
+        self, scope: Scope, receive: Receive, send: Send, refusal: Refusal | None = None
+    ) -> None:
+        refusal = refusal or Refusal(403, "page", "The page has no such thing.")
         self.on_refusal(refusal)
         await said(refusal)(scope, receive, send)
 
@@ -172,21 +193,36 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return take
 
 
-def _names_address(body: bytes) -> bool:
-    """Whether a file in a request is anything but a path; so is a body that isn't JSON."""
+def is_inside(path: Any, folder: Path) -> bool:
+    """Whether a path is that of something in a folder, wherever links lead."""
+    try:
+        return isinstance(path, str) and Path(path).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def names_own_files(body: bytes, folder: Path) -> bool:
+    """Whether all files in a request are paths in a folder; a body that isn't JSON names who knows what."""
     try:
         found = [json.loads(body)]
     except (ValueError, RecursionError):
-        return True
+        return False
     while found:
         value = found.pop()
         if isinstance(value, dict):
             path = value.get("path")
-            if path is not None and not (isinstance(path, str) and ":" not in path[:12]):
-                return True
-            if value.get("is_stream"):
-                return True
+            if (path is not None and not is_inside(path, folder)) or value.get("is_stream"):
+                return False
             found.extend(value.values())
         elif isinstance(value, list):
             found.extend(value)
-    return False
+    return True
+
+
+def _size(folder: Path) -> int:
+    """Bytes in a folder's files."""
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(OSError):  # one that is being removed
+            total += file.stat().st_size
+    return total

@@ -1,6 +1,7 @@
 """How a run is served, and what a server refuses to start with."""
 
 import ipaddress
+import math
 from dataclasses import dataclass
 
 from mope.data.decode import MAX_PIXELS
@@ -53,6 +54,8 @@ class ServeSettings:
     def __post_init__(self):
         if self.token is not None and not self.token.strip():
             raise UserError("The token is empty: give one with --token, or leave it out.")
+        if self.token is not None and not all("!" <= character <= "~" for character in self.token):
+            raise UserError("The token has blanks or letters that headers don't carry: take others.")
         if self.token is None and not is_loopback(self.host):
             raise UserError(
                 f"Others can reach this machine at '{self.host}': give --token TOKEN, or leave --host out."
@@ -60,6 +63,8 @@ class ServeSettings:
         names = ("megabytes", "pixels", "seconds", "characters", "rows", "queue", "batch")
         if (wrong := next((name for name in names if not getattr(self, name) > 0), None)) is not None:
             raise UserError(f"--{flag(wrong)} is {getattr(self, wrong)}: it must be above 0.")
+        if not (math.isfinite(self.megabytes) and math.isfinite(self.seconds)):
+            raise UserError("--max-megabytes and --max-seconds are numbers that end: inf isn't one.")
         if self.pixels > MAX_PIXELS:
             raise UserError(f"--max-pixels is {self.pixels}: at most {MAX_PIXELS} are decoded.")
         if self.queue < self.rows:

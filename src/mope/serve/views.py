@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mope.config import InputConfig
 from mope.data.decode import open_image
@@ -73,7 +73,7 @@ def _cell(share: float, numbered: bool) -> str:
 def masked_picture(content: bytes, mask: Any) -> Image.Image:
     """A picture with the predicted mask laid over it, as large as the page shows it."""
     shown = overlay(open_image(content, Path()), open_mask(mask, Path(), empty=True))
-    return ImageOps.contain(shown, (2 * _SIDE, 2 * _SIDE))
+    return _contained(shown, 2 * _SIDE)
 
 
 def attention_picture(content: bytes, attention: Any, entry: InputConfig) -> Image.Image:
@@ -84,15 +84,17 @@ def attention_picture(content: bytes, attention: Any, entry: InputConfig) -> Ima
         attention: over its patches.
         entry: says which part of it the encoder sees.
     """
-    from mope.insight.figures import glow
+    from mope.insight.figures import glow, seen_part
 
-    picture = open_image(content, Path())
-    if entry.resize and isinstance(entry.size, int):
-        # The whole is squeezed into a square of one size, of which the middle is cut out.
-        part = min(entry.size / entry.resize, 1.0)
-        left, top = (round(n * (1 - part) / 2) for n in picture.size)
-        picture = picture.crop((left, top, picture.width - left, picture.height - top))
-    return glow(ImageOps.contain(picture, (_SIDE, _SIDE)), attention)
+    picture = seen_part(open_image(content, Path()), entry)
+    return glow(_contained(picture, _SIDE), attention)
+
+
+def _contained(picture: Image.Image, side: int) -> Image.Image:
+    """A picture in a square, however flat or narrow it is."""
+    scale = side / max(picture.size)
+    width, height = (max(1, round(n * scale)) for n in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def suffix_of(content: bytes, kind: str) -> str:

@@ -137,6 +137,13 @@ class MultiLabel(_Weighted):
         return [[self.labels[i] for i in row.nonzero().flatten().tolist()] for row in logits > 0]
 
 
+class _R2(R2Score):
+    """Of a single sample, undefined instead of an error."""
+
+    def compute(self) -> Tensor:
+        return super().compute() if self.total > 1 else torch.tensor(float("nan"))
+
+
 class Regression(Task):
     """A number per row: squared error on the standardised label; metrics in the label's own units."""
 
@@ -179,7 +186,7 @@ class Regression(Task):
 
     def metrics(self) -> MetricCollection:
         return MetricCollection(
-            {"rmse": MeanSquaredError(squared=False), "mae": MeanAbsoluteError(), "r2": R2Score()}
+            {"rmse": MeanSquaredError(squared=False), "mae": MeanAbsoluteError(), "r2": _R2()}
         )
 
     def predictions(self, logits: Tensor) -> Tensor:
