@@ -30,10 +30,10 @@ def main() -> int:
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1150, "height": 1000})
             page.goto((RUN / "explain" / "report.html").absolute().as_uri())
-            page.get_by_text("The experts that are easiest to describe").scroll_into_view_if_needed()
-            page.evaluate("window.scrollBy(0, 700)")
+            page.get_by_text("The experts that are easiest to describe").evaluate("e => e.scrollIntoView()")
             page.screenshot(path="docs/report.png")
             _wait_for(f"http://127.0.0.1:{PORT}/healthz")
+            page.set_viewport_size({"width": 1150, "height": 1420})  # with the routing
             _use(page)
             page.screenshot(path="docs/page.png")
             browser.close()
