@@ -116,7 +116,7 @@ def test_64_clients_at_once_are_all_answered_rightly(client, app, rows, right):
 def test_rows_that_come_while_a_batch_runs_are_run_together():
     sizes, release = [], threading.Event()
 
-    def run(samples):
+    def run(samples, alone):
         sizes.append(len(samples))
         return [2 * sample for sample in samples]
 
@@ -132,8 +132,43 @@ def test_rows_that_come_while_a_batch_runs_are_run_together():
     batcher.close()
 
 
+def test_threads_share_what_waits_and_a_call_has_the_model_to_itself():
+    running, seen, lock, release = 0, [], threading.Lock(), threading.Event()
+
+    def run(samples, alone):
+        nonlocal running
+        with lock:
+            running += 1
+            seen.append((len(samples), running, alone))
+        time.sleep(0.05)
+        with lock:
+            running -= 1
+        return samples
+
+    batcher = Batcher(run, size=8, queue=64, threads=3)
+    batcher.call(release.wait)
+    futures = [new_future() for _ in range(15)]
+    batcher.reserve(15)
+    for number, future in enumerate(futures):
+        batcher.put(number, future)
+    release.set()
+    called = batcher.call(lambda: running)
+    assert [future.result(timeout=60) for future in futures] == list(range(15))
+    assert called.result(timeout=60) == 0
+    assert sum(size for size, _, _ in seen) == 15
+    assert max(size for size, _, _ in seen) == 5  # of fifteen for three threads
+    assert max(beside for _, beside, _ in seen) > 1
+    assert not any(alone for size, beside, alone in seen if size > 1 and beside > 1)
+    batcher.reserve(1)
+    last = new_future()
+    batcher.put("one", last)
+    assert last.result(timeout=60) == "one"
+    assert seen[-1] == (1, 1, True)
+    batcher.close()
+
+
 def test_a_batch_does_not_wait_long_for_rows_that_were_announced():
-    batcher = Batcher(lambda samples: samples, size=8, queue=64)
+    batcher = Batcher(lambda samples, alone: samples, size=8, queue=64)
     batcher.announce(1)  # and never read
     batcher.reserve(1)
     future = new_future()
@@ -193,7 +228,7 @@ def test_the_schema_is_kept(predictor, mode):
 
 
 def test_a_broken_batch_costs_the_others_nothing():
-    def run(samples):
+    def run(samples, alone):
         if any(sample < 0 for sample in samples):
             raise ValueError("negative")
         return [2 * sample for sample in samples]

@@ -37,6 +37,7 @@ class Encoder(nn.Module, ABC):
         patch_area: pixels of a patch; 1 without patches.
         map_dims: widths C_s of the feature maps that it can give; empty for none.
         plain: whether these are all of one size, that of a plain transformer's patches.
+        reentrant: whether several threads may run it at once: its passes leave nothing in its modules.
         commit: hub commit of its weights, if they came from the hub.
     """
 
@@ -46,6 +47,7 @@ class Encoder(nn.Module, ABC):
     patch_area: int = 1
     map_dims: tuple[int, ...] = ()
     plain: bool = False
+    reentrant: bool = False
     commit: str | None = None
 
     def give_maps(self) -> None:

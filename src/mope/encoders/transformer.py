@@ -66,6 +66,7 @@ class TransformerEncoder(Encoder):
         self.patch_area = _patch_area(self.backbone)
         self.plain = not hasattr(self.backbone.config, "depths")
         self.map_dims = self._map_dims() if self.kind == "image" else ()
+        self.reentrant = not family.restore
         self.commit = getattr(model.config, "_commit_hash", None)
 
     def _install(self) -> list[int]:

@@ -79,12 +79,14 @@ class Fusion(nn.Module, ABC):
             main learning rate.
         has_maps: whether the method's feature is the main encoder's, so that its maps are fused as well.
         gives_maps: whether they are asked for.
+        reentrant: whether several threads may run it at once, if its encoders are so, too.
     """
 
     encoders: nn.ModuleDict
     main: str
     has_maps: ClassVar[bool] = False
     gives_maps: bool = False
+    reentrant: ClassVar[bool] = False
 
     @property
     def feature_dim(self) -> int:

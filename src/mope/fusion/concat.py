@@ -18,6 +18,8 @@ class Concat(Fusion):
         main: name of the main input; it matters for the learning rates alone.
     """
 
+    reentrant = True
+
     def __init__(self, encoders: Mapping[str, TunedEncoder], main: str):
         super().__init__()
         self.main = main

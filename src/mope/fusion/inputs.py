@@ -41,6 +41,7 @@ class Inputs(Fusion):
     """
 
     has_maps = True
+    reentrant = True
 
     def __init__(
         self,

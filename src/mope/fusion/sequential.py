@@ -24,6 +24,7 @@ class Sequential(Fusion):
     """
 
     has_maps = True
+    reentrant = True
 
     def __init__(self, encoders: Mapping[str, TunedEncoder], main: str, prompts: FusionPrompts):
         super().__init__()

@@ -13,6 +13,7 @@ class Unimodal(Fusion):
     """The main input alone, tuned as its encoder says; other inputs aren't read."""
 
     has_maps = True
+    reentrant = True
 
     def __init__(self, encoder: TunedEncoder, main: str):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Rows of all requests in common batches, run by the one thread that owns the model."""
+"""Rows of all requests in common batches, run by the threads of the model."""
 
 import threading
 import time
@@ -14,26 +14,30 @@ Answer = TypeVar("Answer")
 
 
 class Batcher(Generic[Sample, Answer]):
-    """A queue of samples, and a thread that runs them in batches.
+    """A queue of samples, and threads that run them in batches.
 
     A sample waits for others only while there are others to wait for: rows that were announced and aren't
     read yet. Then it waits 10 ms at most. Alone it runs at once.
 
+    The first thread takes what comes; only while it is busy the others take what waits, each its share.
+
     Args:
-        run: makes answers of samples, one each, in order; called in one thread only.
+        run: makes answers of samples, one each, in order; it is also told whether nothing else runs or waits.
         size: most samples per batch.
         queue: most samples that are announced or wait.
         wait: longest time in seconds that a batch waits for announced samples.
-        thread: whether to start a thread for it; else the caller's `work` is the one.
+        threads: in which `run` is called, at the same time.
+        own: whether to start the first thread as well; else the caller's `work` is the first.
     """
 
     def __init__(
         self,
-        run: Callable[[Sequence[Sample]], Sequence[Answer]],
+        run: Callable[[Sequence[Sample], bool], Sequence[Answer]],
         size: int,
         queue: int,
         wait: float = 0.01,
-        thread: bool = True,
+        threads: int = 1,
+        own: bool = True,
     ):
         self._run, self._size, self._queue, self._wait = run, size, queue, wait
         self._ready = threading.Condition()
@@ -42,9 +46,14 @@ class Batcher(Generic[Sample, Answer]):
         self._coming = 0  # requests and rows that were announced and aren't read
         self._reserved = 0  # rows among them
         self._closed = False
-        self._thread = threading.Thread(target=self.work, name="mope-model", daemon=True) if thread else None
-        if self._thread is not None:
-            self._thread.start()
+        self._running, self._first_runs, self._calling = 0, False, False
+        self._threads = threads
+        self._own = [
+            threading.Thread(target=self.work, args=(place == 0,), name=f"mope-model-{place}", daemon=True)
+            for place in range(0 if own else 1, threads)
+        ]
+        for thread in self._own:
+            thread.start()
 
     def __len__(self) -> int:
         """Samples that are announced or wait."""
@@ -55,7 +64,7 @@ class Batcher(Generic[Sample, Answer]):
         with self._ready:
             self._coming += requests
             if requests < 0:
-                self._ready.notify()
+                self._ready.notify_all()
 
     def reserve(self, rows: int) -> None:
         """Take places in the queue, each of which is used by `put` or given back by `release`.
@@ -80,17 +89,17 @@ class Batcher(Generic[Sample, Answer]):
                 future.set_exception(busy("The server is closing."))
                 return
             self._waiting.append((sample, future))
-            self._ready.notify()
+            self._ready.notify_all()
 
     def release(self) -> None:
         """Give a place back."""
         with self._ready:
             self._coming -= 1
             self._reserved -= 1
-            self._ready.notify()
+            self._ready.notify_all()
 
     def call(self, function: Callable[[], Any]) -> "Future[Any]":
-        """Call a function in the model's thread, between batches.
+        """Call a function in the first thread, while no batch runs.
 
         Raises:
             Refusal: 503, too many wait.
@@ -100,59 +109,97 @@ class Batcher(Generic[Sample, Answer]):
             if self._closed or len(self._calls) >= self._queue:
                 raise busy("The server is closing or full: try again in a second.")
             self._calls.append((function, future))
-            self._ready.notify()
+            self._ready.notify_all()
         return future
 
     def close(self) -> None:
-        """Finish the batch that runs, refuse the rest, and end the thread."""
+        """Finish the batches that run, refuse the rest, and end the threads."""
         with self._ready:
             self._closed = True
             left = [future for _, future in (*self._waiting, *self._calls)]
             self._waiting.clear()
             self._calls.clear()
-            self._ready.notify()
+            self._ready.notify_all()
         for future in left:
             future.set_exception(busy("The server is closing."))
-        if self._thread is not None and threading.current_thread() is not self._thread:
-            self._thread.join(timeout=30)
+        for thread in self._own:
+            if threading.current_thread() is not thread:
+                thread.join(timeout=30)
 
-    def work(self) -> None:
-        """Run batches until `close`."""
-        while (work := self._next()) is not None:
-            calls, batch = work
-            for function, future in calls:
-                _settle(future, function)
-            if batch:
-                self._answer(batch)
+    def work(self, first: bool = True) -> None:
+        """Run batches until `close`.
 
-    def _next(self) -> tuple[list[Any], list[Any]] | None:
-        """Calls and a batch to run, as soon as there is one; None at the end."""
+        Args:
+            first: whether this is the first thread.
+        """
+        while (work := self._next(first)) is not None:
+            calls, batch, alone = work
+            try:
+                for function, future in calls:
+                    _settle(future, function)
+                if batch:
+                    self._answer(batch, alone)
+            finally:
+                self._done(first)
+
+    def _next(self, first: bool) -> tuple[list[Any], list[Any], bool] | None:
+        """Calls or a batch to run, as soon as there are any, and whether it is alone; None at the end."""
         with self._ready:
-            while not (self._waiting or self._calls or self._closed):
-                self._ready.wait()
-            if self._closed:
-                return None
-            end = time.monotonic() + self._wait
-            while self._waiting and len(self._waiting) < self._size and self._coming > 0:
-                left = end - time.monotonic()
-                if left <= 0 or self._closed:
-                    break
-                self._ready.wait(left)
-            calls = list(self._calls)
-            self._calls.clear()
-            batch = [self._waiting.popleft() for _ in range(min(self._size, len(self._waiting)))]
-            return calls, batch
+            while not self._closed:
+                if first and self._calls and not self._running:
+                    calls = list(self._calls)
+                    self._calls.clear()
+                    self._running, self._first_runs, self._calling = 1, True, True
+                    return calls, [], False
+                if not self._may_run(first):
+                    self._ready.wait()
+                    continue
+                self._gather()
+                if not self._closed and self._may_run(first):
+                    return [], *self._take(first)
+            return None
 
-    def _answer(self, batch: list[Any]) -> None:
+    def _may_run(self, first: bool) -> bool:
+        is_turn = (first or self._first_runs) and not (self._calls or self._calling)
+        return is_turn and bool(self._waiting)
+
+    def _gather(self) -> None:
+        """Wait for samples that are coming, for a while."""
+        end = time.monotonic() + self._wait
+        while 0 < len(self._waiting) < self._size and self._coming > 0 and not self._closed:
+            left = end - time.monotonic()
+            if left <= 0:
+                return
+            self._ready.wait(left)
+
+    def _take(self, first: bool) -> tuple[list[Any], bool]:
+        """A batch: of what waits, an equal share for each thread that is free."""
+        share = -(-len(self._waiting) // (self._threads - self._running))
+        batch = [self._waiting.popleft() for _ in range(min(self._size, share))]
+        alone = not (self._running or self._waiting or self._coming)
+        self._running += 1
+        self._first_runs = self._first_runs or first
+        self._ready.notify_all()
+        return batch, alone
+
+    def _done(self, first: bool) -> None:
+        with self._ready:
+            self._running -= 1
+            self._calling = False
+            if first:
+                self._first_runs = False
+            self._ready.notify_all()
+
+    def _answer(self, batch: list[Any], alone: bool) -> None:
         try:
-            answers = self._run([sample for sample, _ in batch])
+            answers = self._run([sample for sample, _ in batch], alone)
         except Exception as error:
             if len(batch) == 1:
                 batch[0][1].set_exception(error)
                 return
             # One row must not cost the others theirs, whatever is wrong with it.
             for entry in batch:
-                self._answer([entry])
+                self._answer([entry], alone)
             return
         for (_, future), answer in zip(batch, answers, strict=True):
             future.set_result(answer)

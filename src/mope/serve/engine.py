@@ -1,4 +1,4 @@
-"""From rows to predictions: threads that read rows, and one that runs the model."""
+"""From rows to predictions: threads that read rows, and threads that run the model."""
 
 import os
 import threading
@@ -25,6 +25,8 @@ from mope.serve.rows import Row
 from mope.serve.settings import ServeSettings
 
 _NOWHERE = Path()
+_MODELS = 4
+"""Batches that run at the same time at most: beyond that Python's lock takes what there is to gain."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,12 @@ class Engine:
         for reader in predictor.readers.values():
             if isinstance(reader, ImageReader):
                 reader.cache = None  # strangers' pictures aren't kept, and it is for one thread
-        self._is_open, self._thread = False, thread
+        self._is_open, self._own = False, thread
+        self._threads = torch.get_num_threads()
+        # On a CPU several batches of one thread each get further than one of all threads.
+        fusion = predictor.model.fusion
+        may = fusion.reentrant and all(fusion.encoder(name).encoder.reentrant for name in fusion.encoders)
+        self._models = min(self._threads, _MODELS) if may and predictor.device.type == "cpu" else 1
         self.open()
         metrics.follow_queue(lambda: len(self.batcher))
 
@@ -71,7 +78,7 @@ class Engine:
         settings = self.settings
         self.pool = _readers(max(2, min(4, os.cpu_count() or 1)))
         self.batcher: Batcher[Sample, Prediction] = Batcher(
-            self._run, settings.batch, settings.queue, thread=self._thread
+            self._run, settings.batch, settings.queue, threads=self._models, own=self._own
         )
         self._is_open = True
 
@@ -160,8 +167,10 @@ class Engine:
         check_media(kind, content, self.settings)
         return content
 
-    def _run(self, samples: Sequence[Sample]) -> list[Prediction]:
+    def _run(self, samples: Sequence[Sample], alone: bool) -> list[Prediction]:
         started = time.perf_counter()
+        if self._models > 1:
+            torch.set_num_threads(self._threads if alone else 1)  # of this thread
         model = self.predictor.model
         batch = collate([sample.inputs for sample in samples], self.predictor.readers, None)
         try:
