@@ -72,12 +72,17 @@ def cast_once(model: nn.Module) -> None:
 def _linear(self: nn.Linear, input: Tensor) -> Tensor:
     """`nn.Linear.forward`; under autocast with weights that are cast already."""
     device = input.device.type
-    if not torch.is_autocast_enabled(device) or (now := version(*self.parameters())) is None:
+    # As a module keeps them: this runs a hundred times in a pass, where `parameters()` would be felt.
+    own, own_bias = self._parameters.get("weight"), self._parameters.get("bias")
+    if own is None:  # something else makes the weight now, such as a parametrization
         return functional.linear(input, self.weight, self.bias)
+    known = (own,) if own_bias is None else (own, own_bias)
+    if not torch.is_autocast_enabled(device) or (now := version(*known)) is None:
+        return functional.linear(input, own, own_bias)
     dtype = torch.get_autocast_dtype(device)
 
     def cast() -> tuple[Tensor, Tensor | None]:
-        return self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        return own.to(dtype), None if own_bias is None else own_bias.to(dtype)
 
     # One only: a model that was tuned in full and is evaluated has new weights every time.
     weight, bias = cache_of(self).keep((now, dtype), cast, size=1)

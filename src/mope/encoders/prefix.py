@@ -204,7 +204,8 @@ def install(layer: nn.Module, index: int, family: Family, norm: str | None, inse
 
 
 def _carrying(source: Any) -> CarryingSource | None:
-    return source if isinstance(source, CarryingSource) else None
+    # Not `isinstance`, which takes a protocol apart anew for each layer of each pass.
+    return source if hasattr(source, "receive") else None
 
 
 def _project(attention: nn.Module, family: Family, states: Tensor) -> tuple[Tensor, Tensor]:
