@@ -262,7 +262,10 @@ def _looks(
     """Attention over pictures for several texts of each (Fig. 4), or masks (Fig. 9 and 10)."""
     runs = {predictor.run.name: predictor}
     if other is not None:
-        runs[f"{other.run.name} (beside)" if other.run.name == predictor.run.name else other.run.name] = other
+        name, beside = (run.run.resolve().name for run in (predictor, other))
+        if name == beside:  # of a study, such as mope/seed0 and p-seqfuse/seed0
+            name, beside = ("/".join(run.run.resolve().parts[-2:]) for run in (predictor, other))
+        runs = {name: predictor, beside if beside != name else f"{beside} (beside)": other}
     if predictor.settings.picture is not None:
         _masks(page, runs, found, pictures)
         return
