@@ -39,12 +39,13 @@ def main() -> int:
             f"| {epochs:.0f} epoch{'s' if epochs > 1 else ''}, {metrics['seconds'] / 60:.1f} min |"
         )
     rows = metrics["test"]["rows"]
+    measured = date.fromtimestamp(file.stat().st_mtime)
     device = pick_device()
     arithmetic = "bf16" if use_bf16("auto", device) else "fp32"
     cores = f"{os.cpu_count()} CPU cores ({platform.machine()})"
     where = f"{cores if device.type == 'cpu' else device.type}, {arithmetic}"
     lines.append("")
-    lines.append(f"{rows:,} test rows; {date.today():%Y-%m-%d}, {where}.")
+    lines.append(f"{rows:,} test rows; {measured:%Y-%m-%d}, {where}.")
     readme = Path("README.md")
     before, _, rest = readme.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)

@@ -8,6 +8,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+from run_tester import tiny_run
 from transformers import BertConfig, BertModel, BertTokenizer, Dinov2Config, Dinov2Model
 
 from mope.config import Config
@@ -89,24 +90,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(weights: dict[str, str], tables: Path, tmp_path: Path) -> Config:
     """MoPE over the tiny encoders and the tiny table, in float32 on the CPU."""
-    return Config.parse(
-        {
-            "inputs": {
-                "image": {"kind": "image", "column": "picture", "encoder": {"weights": weights["image"]}},
-                "text": {
-                    "kind": "text",
-                    "column": "question",
-                    "max_length": 16,
-                    "encoder": {"weights": weights["text"], "tuning": "prompt", "prompt_length": 2},
-                },
-            },
-            "fusion": {"main": "image", "length": 2, "experts": 3, "cross_dim": 4},
-            "data": {
-                **{split: str(tables / f"{split}.csv") for split in ("train", "validation", "test")},
-                "label": "colour",
-                "workers": 0,
-            },
-            "training": {"epochs": 2, "batch_size": 8, "precision": "fp32", "device": "cpu"},
-            "output": str(tmp_path / "run"),
-        }
-    )
+    content = tiny_run(weights, tables, tmp_path / "run")
+    content["inputs"]["text"]["encoder"]["prompt_length"] = 2
+    content["fusion"]["cross_dim"] = 4
+    return Config.parse(content)

@@ -4,6 +4,7 @@ import base64
 from pathlib import Path
 
 import pytest
+from run_tester import tiny_run
 from serve_tester import talk
 
 from mope.config import Config
@@ -17,31 +18,9 @@ from mope.training import train
 @pytest.fixture(scope="session")
 def served_run(weights, tables, tmp_path_factory) -> Path:
     """A finished run whose text may be missing."""
-    inputs = {
-        "image": {"kind": "image", "column": "picture", "encoder": {"weights": weights["image"]}},
-        "text": {
-            "kind": "text",
-            "column": "question",
-            "max_length": 16,
-            "missing": "learn",
-            "encoder": {"weights": weights["text"], "tuning": "prompt"},
-        },
-    }
     folder = tmp_path_factory.mktemp("served") / "run"
-    data = {split: str(tables / f"{split}.csv") for split in ("train", "validation", "test")}
-    config = {
-        "inputs": inputs,
-        "fusion": {"main": "image", "length": 2, "experts": 3},
-        "data": {**data, "label": "colour", "workers": 0},
-        "training": {
-            "epochs": 6,
-            "batch_size": 8,
-            "precision": "fp32",
-            "device": "cpu",
-            "learning_rate": 5e-3,
-        },
-        "output": str(folder),
-    }
+    config = tiny_run(weights, tables, folder, epochs=6, learning_rate=5e-3)
+    config["inputs"]["text"]["missing"] = "learn"
     train(Config.parse(config), report=lambda line: None)
     return folder
 

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 import transformers as hf
+from run_tester import masks_run
 
 import mope.export
 from mope.cli import main
@@ -257,15 +258,8 @@ def test_a_swin_as_the_main_encoder(config, tmp_path):
 def masks(config: Config, tmp_path: Path) -> Config:
     """Scenes and phrases, with tiny encoders."""
     build_scenes(tmp_path / "scenes", SceneSettings("easy", "segmentation", 4, 4, 8, 56))
-    content = config.model_dump()
-    content["task"] = "referring-segmentation"
-    content["inputs"]["image"]["column"] = "image"
-    content["inputs"]["text"]["column"] = "phrase"
-    content["data"] |= {
-        split: str(tmp_path / "scenes" / f"{split}.csv") for split in ("train", "validation", "test")
-    }
-    content["data"] |= {"label": "mask", "labels": None}
-    content["segmentation"] = {"channels": 8, "loss": "bce-dice"}
+    content = masks_run(config, tmp_path / "scenes")
+    content["segmentation"]["loss"] = "bce-dice"
     return Config.model_validate(content)
 
 

@@ -10,6 +10,7 @@ import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from run_tester import masks_run
 
 from mope.cli import main
 from mope.config import Config
@@ -24,6 +25,7 @@ from mope.insight.shuffle import Shuffled
 from mope.methods import find_method
 from mope.model import FusionModel
 from mope.predictor import Predictor
+from mope.prompts import variation
 from mope.training import train
 
 
@@ -42,7 +44,7 @@ def test_routing_numbers_against_loops(seed):
         assert shares[layer] == pytest.approx([one / sum(total) for one in total])
         mean = sum(total) / 3
         spread = sum((one - mean) ** 2 for one in total) / 3
-        assert routing.imbalance(shares)[layer] == pytest.approx(spread / mean**2)
+        assert variation(torch.tensor(shares))[layer] == pytest.approx(spread / mean**2)
         entropy = -sum(one / sum(total) * numpy.log(one / sum(total)) for one in total)
         assert routing.effective_experts(shares)[layer] == pytest.approx(numpy.exp(entropy))
         per_row = [-sum(p * numpy.log(p) for p in scores[row, layer] if p > 0) for row in range(30)]
@@ -203,7 +205,7 @@ def test_explain_gives_the_reports_numbers_as_arrays(run):
     assert found.metrics["accuracy"] == pytest.approx(numpy.trace(found.confusion) / len(table))
     assert set(found.label_f1) == set(predictor.model.task.labels)
     batches = numpy.array([entry["imbalance"] for entry in found.history])
-    epochs = routing.imbalance(numpy.array([entry["importance"] for entry in found.history]))
+    epochs = variation(torch.tensor([entry["importance"] for entry in found.history])).numpy()
     assert batches.shape == epochs.shape == (2, layers)
     assert (batches >= 0.9 * epochs).all()  # batches even each other out, seldom the other way round
     assert predictor.explain([first], shuffle=False).losses == []
@@ -267,13 +269,7 @@ def test_the_report_of_other_tasks(config, tmp_path):
 
 def test_the_report_of_masks_shows_them(config, tmp_path):
     build_scenes(tmp_path / "scenes", SceneSettings("easy", "segmentation", 12, 3, 6, 56))
-    content = config.model_dump()
-    content["task"] = "referring-segmentation"
-    content["inputs"]["image"]["column"], content["inputs"]["text"]["column"] = "image", "phrase"
-    for split in ("train", "validation", "test"):
-        content["data"][split] = str(tmp_path / "scenes" / f"{split}.csv")
-    content["data"] |= {"label": "mask", "labels": None}
-    content["segmentation"] = {"channels": 8}
+    content = masks_run(config, tmp_path / "scenes")
     content["training"]["epochs"] = 1
     train(Config.model_validate(content), report=lambda line: None)
     assert main(["explain", content["output"], "--beside", content["output"]]) == 0

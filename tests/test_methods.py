@@ -59,7 +59,7 @@ FORMULAS = {
     "BlindPrompt": lambda image, text: 6 * D + HEAD,
     "PromptFuse-deep": lambda image, text: 6 * DEEP + HEAD,
     "Frozen": lambda image, text: size(image) + (D * 2 * D + 2 * D) + HEAD,
-    "PMF": lambda image, text: 2 * (3 * 6 * DEEP + LAYERS * (D * D + D)) + BOTH_HEAD,
+    "PMF": lambda image, text: 2 * (3 * 6 * DEEP + LAYERS * (D * D + D // 2 + D)) + BOTH_HEAD,
     "MoPE": lambda image, text: mope(4),
     "MoPE-k16": lambda image, text: mope(16),
     "LoRA + P_m": lambda image, text: 2 * LAYERS * 3 * 8 * 2 * D + MAPPER + HEAD,
@@ -193,16 +193,18 @@ def test_prompt_fuse_is_its_tokens_written_out(main, deep):
 @pytest.mark.parametrize("blind", [True, False])
 @pytest.mark.parametrize("main", ["image", "text"])
 def test_blind_prompts_do_not_see_the_main_input(main, blind, monkeypatch):
-    """What becomes of the prompts doesn't change with the main input; without blindness it does."""
+    """What becomes of the prompt doesn't change with any input; without blindness it does."""
     fusion, batch, seen = (
         Inputs(encoders(), main, length=2, blind=blind, dropout=0.0).eval(),
         small_batch(),
         [],
     )
+    told = []
     receive = InputSource.receive
 
     def watch(self, layer, outputs):
-        seen.append(outputs)
+        seen.append(outputs[:, :2])
+        told.append(outputs[:, 2:])
         receive(self, layer, outputs)
 
     monkeypatch.setattr(InputSource, "receive", watch)
@@ -211,12 +213,13 @@ def test_blind_prompts_do_not_see_the_main_input(main, blind, monkeypatch):
     half = len(seen) // 2
     pairs = zip(seen[:half], seen[half:], strict=True)
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in pairs) == blind
+    assert not torch.allclose(told[0], told[half], atol=1e-6)  # features always see it
 
 
 def test_pmf_written_out():
     """Both streams layer by layer: query, tell the other, fuse."""
     tuned = encoders()
-    fusion = Pmf(tuned, "image", layers=2, length=2, dropout=0.0).eval()
+    fusion = Pmf(tuned, "image", layers=2, length=2).eval()
     batch = small_batch()
     image, text = tuned["image"].encoder.backbone, tuned["text"].encoder.backbone
     layers = {"image": list(image.layers), "text": list(text.encoder.layer)}

@@ -15,10 +15,12 @@ import pytest
 import torch
 import uvicorn
 from PIL import Image
+from run_tester import tiny_run
 from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model
 
 from mope.config import Config, InputConfig
 from mope.data.masks import open_mask
+from mope.data.table import open_table
 from mope.predictor import Predictor
 from mope.serve.app import build_app
 from mope.serve.settings import ServeSettings
@@ -38,27 +40,9 @@ def run(weights, tables, tmp_path_factory):
         shutil.copytree(weights[kind], folder / kind)
         large = settings.from_pretrained(weights[kind], initializer_range=0.3)
         model(large).save_pretrained(folder / kind)
-    text = {"weights": str(folder / "text"), "tuning": "prompt"}
-    config = {
-        "inputs": {
-            "image": {"kind": "image", "column": "picture", "encoder": {"weights": str(folder / "image")}},
-            "text": {"kind": "text", "column": "question", "max_length": 16, "encoder": text},
-        },
-        "fusion": {"main": "image", "length": 4, "experts": 3, "temperature": 1.0},
-        "data": {
-            **{split: str(tables / f"{split}.csv") for split in ("train", "validation", "test")},
-            "label": "colour",
-            "workers": 0,
-        },
-        "training": {
-            "epochs": 8,
-            "batch_size": 8,
-            "precision": "fp32",
-            "device": "cpu",
-            "learning_rate": 2e-2,
-        },
-        "output": str(folder / "run"),
-    }
+    own = {kind: str(folder / kind) for kind in weights}
+    config = tiny_run(own, tables, folder / "run", epochs=8, learning_rate=2e-2)
+    config["fusion"] |= {"length": 4, "temperature": 1.0}
     train(Config.parse(config), report=lambda line: None)
     return folder / "run"
 
@@ -147,15 +131,20 @@ def test_upload_predict_and_what_changes_with_the_text(page, address, run, table
 
 
 @needs_browser
-def test_examples_fill_the_widgets_and_errors_are_shown(page, address):
+def test_examples_fill_the_widgets_and_errors_are_shown(page, address, tables):
     page.goto(address)
     page.wait_for_selector("#predict")
     page.click("#predict")
-    page.get_by_text("no image: the cell is empty").wait_for()
+    refused = page.get_by_text("no image: the cell is empty")
+    refused.wait_for()
+    assert page.locator("#routing td").count() == 0
     page.locator("table tbody tr").first.click()
     page.wait_for_selector("#input-image img")
+    question = open_table(tables / "test.csv")[0]["question"]
+    assert page.locator("#input-text textarea").input_value() == question
     page.click("#predict")
     page.wait_for_selector("#routing td")
+    refused.wait_for(state="hidden")
 
 
 @needs_browser

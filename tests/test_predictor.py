@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from run_tester import tiny_run
 
 from mope.config import Config
 from mope.data.table import open_table
@@ -22,31 +23,7 @@ from mope.training import train
 def run(weights, tables, tmp_path_factory) -> Path:
     """A finished run, shared by the tests of this file, none of which changes it."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    inputs = {
-        "image": {"kind": "image", "column": "picture", "encoder": {"weights": weights["image"]}},
-        "text": {
-            "kind": "text",
-            "column": "question",
-            "max_length": 16,
-            "encoder": {"weights": weights["text"], "tuning": "prompt"},
-        },
-    }
-    data = {split: str(tables / f"{split}.csv") for split in ("train", "validation", "test")}
-    config = Config.parse(
-        {
-            "inputs": inputs,
-            "fusion": {"main": "image", "length": 2, "experts": 3},
-            "data": {**data, "label": "colour", "workers": 0},
-            "training": {
-                "epochs": 12,
-                "batch_size": 8,
-                "precision": "fp32",
-                "learning_rate": 5e-3,
-                "device": "cpu",
-            },
-            "output": str(folder),
-        }
-    )
+    config = Config.parse(tiny_run(weights, tables, folder, epochs=12, learning_rate=5e-3))
     train(config, report=lambda line: None)
     return folder
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco
+from run_tester import masks_run
 from torch import nn
 from torchvision import tv_tensors
 
@@ -260,15 +261,8 @@ def masks(config: Config, tmp_path):
     stem = Path(first["image"]).stem
     for path in (tmp_path / "scenes").glob(f"*/{stem}*.png"):
         Image.open(path).resize((84, 70), Image.Resampling.NEAREST).save(path)
-    content = config.model_dump()
-    content["task"] = "referring-segmentation"
-    content["inputs"]["image"]["column"] = "image"
-    content["inputs"]["text"]["column"] = "phrase"
-    content["data"] |= {
-        split: str(tmp_path / "scenes" / f"{split}.csv") for split in ("train", "validation", "test")
-    }
-    content["data"] |= {"label": "mask", "labels": None}
-    content["segmentation"] = {"channels": 8, "loss": "bce-dice"}
+    content = masks_run(config, tmp_path / "scenes")
+    content["segmentation"]["loss"] = "bce-dice"
     content["training"] |= {"epochs": 4, "learning_rate": 1e-2, "batch_size": 13}  # a last batch of one
     return Config.model_validate(content)
 
@@ -375,13 +369,11 @@ def test_refcoco_as_prepared_is_trained_on(config, tmp_path):
         main(["data", "prepare", "refcoco", "--from", str(tmp_path / "raw"), "--out", str(tmp_path / "rc")])
         == 0
     )
-    content = config.model_dump()
-    content["task"] = "referring-segmentation"
-    content["inputs"]["image"]["column"], content["inputs"]["text"]["column"] = "image", "phrase"
-    for split, name in (("train", "train"), ("validation", "validation"), ("test", "testA")):
-        content["data"][split] = str(tmp_path / "rc" / f"{name}.jsonl")
-    content["data"] |= {"label": "mask", "labels": None}
-    content["segmentation"] = {"channels": 8}
+    content = masks_run(config, tmp_path / "rc")
+    content["data"] |= {
+        split: str(tmp_path / "rc" / f"{name}.jsonl")
+        for split, name in (("train", "train"), ("validation", "validation"), ("test", "testA"))
+    }
     content["training"] |= {"epochs": 1, "batch_size": 3}
     result = train(Config.model_validate(content), report=lambda line: None)
     assert 0 <= result["validation"]["miou"] <= 1

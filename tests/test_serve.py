@@ -11,13 +11,20 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from serve_tester import same
 
-from mope.cli import main
+from mope.cli import build_parser, main
+from mope.cli.serve import settings_of
 from mope.serve.app import build_app
 from mope.serve.batching import Batcher, new_future
 from mope.serve.limits import Refusal
 from mope.serve.settings import ServeSettings
 
 pytest_plugins = ["serve_fixtures"]
+
+
+def test_the_command_serves_as_the_settings_do(monkeypatch):
+    """The command line names the defaults again, since reading them would load PyTorch for --help."""
+    monkeypatch.delenv("MOPE_TOKEN", raising=False)
+    assert settings_of(build_parser().parse_args(["serve", "RUN"])) == ServeSettings()
 
 
 def test_one_row_and_many_rows(client, rows, right):

@@ -1,6 +1,7 @@
 """Whole runs over tiny encoders: what is trained, what is kept, and what a run gives back."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from mope.config import Config
 from mope.data.table import open_table
 from mope.errors import UserError
+from mope.methods import find_method
 from mope.model import FusionModel
 from mope.predictor import Predictor, evaluate
 from mope.trainer import effective_experts
@@ -135,7 +137,8 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(config, tmp_path):
     broken = changed(config, output=str(tmp_path / "broken"), training={**steady, "epochs": 2})
     full = train(whole, report=quiet)
     train(broken, report=quiet)
-    (tmp_path / "broken" / "metrics.json").unlink()  # as if it had been killed
+    (tmp_path / "broken" / "metrics.json").unlink()  # as if it had been killed, while it wrote a checkpoint
+    (tmp_path / "broken" / "checkpoints" / "checkpoint-999").mkdir()
     continued = train(changed(broken, training={"epochs": 4}), resume=True, report=quiet)
     assert [entry["epoch"] for entry in continued["history"]] == [1, 2, 3, 4]
     assert losses(continued) == pytest.approx(losses(full), rel=1e-6)
@@ -332,6 +335,20 @@ def test_text_may_be_main(config):
     assert trained_parts(model) == (MOPE - {"text prompts"}) | {"image prompts"}
     groups = model.parameter_groups()
     assert {name.split(".")[2] for name, _ in groups["complementary"]} == {"image"}
+
+
+@pytest.mark.parametrize("method", ["SeqFuse", "LateConcat", "MMBT", "Frozen", "ImgOnly", "MoPE"])
+def test_only_weights_of_encoders_tuned_in_full_have_their_rate(config, method):
+    """What is new (head, mapper, projection) learns at the rate of what is new."""
+    model = FusionModel.build(find_method(method).apply(config), ["red", "green"])
+    groups = {group: {name for name, _ in members} for group, members in model.parameter_groups().items()}
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert set.union(*groups.values()) == trained
+    assert sum(map(len, groups.values())) == len(trained)
+    full = {name for name in trained if re.match(r"fusion\.encoders\.\w+\.encoder\.", name)}
+    assert groups["encoder"] == full
+    assert bool(full) == (method != "MoPE")
+    assert any(name.startswith("head.") for name in groups["main"])
 
 
 def test_effective_experts():

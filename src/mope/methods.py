@@ -148,8 +148,6 @@ def load_plugin(file: str | Path) -> None:
 _FULL = {"main.tuning": "full", "others.tuning": "full"}
 _FROZEN = {"main.tuning": "frozen", "others.tuning": "frozen"}
 _PROMPT = {"tuning": "prompt", "prompt_length": 6}
-# The rates that suit full fine-tuning of encoders of this kind; prompts keep the config's.
-_SLOW = {"training.learning_rate": 3e-5, "training.complementary_learning_rate": 3e-5}
 _MAPPED = {"others.tuning": "prompt", "others.prompt_length": 4}
 _MOPE = {"main.tuning": "frozen", **_MAPPED, "fusion.prompts": ["static", "dynamic", "mapped"]}
 _INPUT = {**_FROZEN, "fusion.prompts": ["static"]}
@@ -167,12 +165,16 @@ _FROZEN_LM = {
     "fusion.input_tokens": 2,
     "fusion.prompts": [],
 }
+_PROJECTED = (
+    "98,432 of its parameters map the text's 768 features to the 128 of Swin's first layer, which encoders of "
+    "one width don't need."
+)
 _PARTS = "static prompt, experts, routers, mapper, deep prompts (l'=4)"
 
 
 def _pair(word: str, kind: str, param: float) -> tuple[Method, Method]:
     """One encoder alone, and its prompted twin."""
-    full = {"main.tuning": "full", **_SLOW}
+    full = {"main.tuning": "full"}
     prompt = {f"main.{key}": value for key, value in _PROMPT.items()}
     return (
         Method(word, "unimodal", full, "the encoder", _IV_C, kind, param),
@@ -190,7 +192,7 @@ def _other(name: str, tuning: str, param: float, note: str = "") -> Method:
 _PAPER = (
     *_pair("ImgOnly", "image", 86.9),
     *_pair("TextOnly", "text", 109.0),
-    Method("LateConcat", "concat", {**_FULL, **_SLOW}, "both encoders", _IV_C, None, 196.0),
+    Method("LateConcat", "concat", _FULL, "both encoders", _IV_C, None, 196.0),
     Method(
         "P-LateConcat",
         "concat",
@@ -205,7 +207,7 @@ _PAPER = (
     Method(
         "SeqFuse",
         "sequential",
-        {**_FULL, "fusion.prompts": ["mapped"], **_SLOW},
+        {**_FULL, "fusion.prompts": ["mapped"]},
         "both encoders, mapper",
         _IV_C,
         None,
@@ -223,7 +225,7 @@ _PAPER = (
     Method(
         "MMBT",
         "inputs",
-        {**_FULL, **_MMBT, "fusion.prompts": [], **_SLOW},
+        {**_FULL, **_MMBT, "fusion.prompts": []},
         "both encoders, projection",
         "arXiv 1909.02950",
         "text",
@@ -244,29 +246,40 @@ _PAPER = (
         "text",
         0.9,
     ),
-    Method("PromptFuse", "inputs", _INPUT, "a prompt (l=6) at the input", "arXiv 2203.08055", None, 0.1),
+    Method(
+        "PromptFuse",
+        "inputs",
+        _INPUT,
+        "a prompt (l=6) at the input, projection",
+        "arXiv 2203.08055",
+        None,
+        0.1,
+        _PROJECTED,
+    ),
     Method(
         "BlindPrompt",
         "inputs",
         {**_INPUT, "fusion.blind": True},
-        "a prompt (l=6) at the input",
+        "a prompt (l=6) at the input, projection",
         "arXiv 2203.08055",
         None,
         0.1,
+        f"{_PROJECTED} Swin's layers take no tokens, so over it this is PromptFuse.",
     ),
     Method(
         "PromptFuse-deep",
         "inputs",
         {**_INPUT, "fusion.deep": True},
-        "deep prompts (l=6)",
+        "deep prompts (l=6), projection",
         "arXiv 2203.08055, Tab. I's dagger",
         None,
         0.1,
+        _PROJECTED,
     ),
     Method(
         "Frozen",
         "inputs",
-        {**_FROZEN_LM, **_SLOW},
+        _FROZEN_LM,
         "the image encoder, projection",
         "arXiv 2106.13884",
         "text",

@@ -167,14 +167,23 @@ class FusionModel(nn.Module):
                 self.fusion.encoder(name).keep_features(folder)
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        """Trained parameters with their names, by learning rate: "main" and "complementary"."""
-        groups: dict[str, list[tuple[str, nn.Parameter]]] = {"main": [], "complementary": []}
-        others = tuple(
-            f"fusion.encoders.{name}." for name in self.fusion.encoders if name != self.fusion.main
+        """Trained parameters with their names, by learning rate.
+
+        "encoder" are the weights of encoders that are tuned in full; "complementary" what else is trained of
+        the other inputs' encoders; "main" the rest.
+        """
+        groups: dict[str, list[tuple[str, nn.Parameter]]] = {"main": [], "complementary": [], "encoder": []}
+        names = list(self.fusion.encoders)
+        others = tuple(f"fusion.encoders.{name}." for name in names if name != self.fusion.main)
+        full = tuple(
+            f"fusion.encoders.{name}.encoder."
+            for name in names
+            if self.settings.inputs[name].encoder.tuning == "full"
         )
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                groups["complementary" if name.startswith(others) else "main"].append((name, parameter))
+                group = "complementary" if name.startswith(others) else "main"
+                groups["encoder" if name.startswith(full) else group].append((name, parameter))
         return groups
 
     def count_parameters(self) -> dict[str, dict[str, int]]:

@@ -84,18 +84,48 @@ class Predictor:
         for places, batch, errors in self._batches(RowDataset(source, self.readers)):
             for place, error in errors.items():
                 predictions[place].error = error
-            if batch is None:
-                continue
-            logits, scores = self._forward(batch)
-            labels = self.model.task.decide(logits, self._sizes(source, places))
-            probabilities = self.model.task.probabilities(logits).tolist()
-            for i, place in enumerate(places):
-                predictions[place] = Prediction(
-                    labels[i],
-                    dict(zip(self.model.task.classes, probabilities[i], strict=True)),
-                    [layer[i].tolist() for layer in scores],
-                )
+            if batch is not None:
+                found = self.predict_batch(batch, self._sizes(source, places))
+                for place, prediction in zip(places, found, strict=True):
+                    predictions[place] = prediction
         return predictions
+
+    def predict_batch(
+        self, batch: Mapping[str, Mapping[str, Tensor]], sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[Prediction]:
+        """Predict rows that are a batch already, as the readers and `collate` make it.
+
+        Args:
+            batch: the encoders' keyword arguments by input name.
+            sizes: (height, width) of each row's picture, where masks are wanted.
+        """
+        logits, scores = self._forward(batch)
+        task = self.model.task
+        labels, probabilities = task.decide(logits, sizes), task.probabilities(logits).tolist()
+        return [
+            Prediction(
+                label,
+                dict(zip(task.classes, probabilities[place], strict=True)),
+                [layer[place].tolist() for layer in scores],
+            )
+            for place, label in enumerate(labels)
+        ]
+
+    def table(self, data: str | Path | None = None) -> Table:
+        """A table as the run's config reads tables.
+
+        Args:
+            data: its file; None for the test rows of the run's config.
+
+        Raises:
+            UserError: it can't be read, or the config names no test rows.
+        """
+        if data is not None:
+            return open_table(data, self.settings.data.trusted, self.settings.data.encoding)
+        splits = open_splits(self.settings)
+        if "test" not in splits:
+            raise UserError(f"The config of {self.run} names no test rows: say which with --data FILE.")
+        return splits["test"]
 
     def predict_dataset(self, dataset: HubDataset, routing: bool = False) -> HubDataset:
         """A dataset with a column more for each part of its rows' predictions.
@@ -226,15 +256,8 @@ def evaluate(
     predictor = Predictor(run, device=device, workers=1)
     settings = predictor.settings.model_copy(deep=True)
     settings.data.bad_rows = "skip" if skip_bad_rows else "refuse"
-    if data is not None:
-        table = open_table(data, settings.data.trusted, settings.data.encoding)
-    else:
-        splits = open_splits(settings)
-        if "test" not in splits:
-            raise UserError(f"The config of {run} names no test rows: say which with --data FILE.")
-        table = splits["test"]
     columns = {settings.inputs[name].column: settings.inputs[name].kind for name in predictor.readers}
-    table = check_split(settings, table, columns, predictor.model.task.encode, report)
+    table = check_split(settings, predictor.table(data), columns, predictor.model.task.encode, report)
     logits, targets = predictor.outcomes(table)
     task = predictor.model.task
     result: dict[str, Any] = {**compute_metrics(task, logits, targets), "rows": len(table)}

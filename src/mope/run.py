@@ -1,10 +1,11 @@
 """A run's folder: what is in it besides the model."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from mope.config import Config
 from mope.files import write_json
 
 METRICS = "metrics.json"
@@ -19,6 +20,51 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 def add_metrics(folder: Path, name: str, metrics: Mapping[str, Any]) -> None:
     """Keep an evaluation's metrics in a run's `metrics.json`, under the name of what was measured."""
     write_json(folder / METRICS, {**read_metrics(folder), name: dict(metrics)})
+
+
+# None of it changes what is learned.
+_FREE = ("output", "data.workers", "data.cache_features", "training.device")
+
+
+def difference(before: Config, now: Config, free: Collection[str] = ()) -> str | None:
+    """Dotted key of the first setting in which two runs' configs differ; None if they are of the same run.
+
+    Where a run is, on which device, and how its rows are read doesn't count. A file that isn't where it was
+    any more, since the run was moved to another machine, is known by its name and its folder's.
+
+    Args:
+        before: as it was kept with the run.
+        now: as it is now.
+        free: more keys that may differ.
+    """
+    return _first_difference(_comparable(before), _comparable(now), {*_FREE, *free}, "")
+
+
+def _comparable(config: Config) -> dict[str, Any]:
+    settings = config.model_dump()
+    for split in ("train", "validation", "test"):
+        if settings["data"][split] is not None:
+            settings["data"][split] = Path(settings["data"][split]).resolve()
+    for values in settings["inputs"].values():
+        encoder = values["encoder"]
+        encoder.pop("revision")  # pinned when the run began
+        if (encoder["weights"] or "").startswith((".", "~", "/")):
+            encoder["weights"] = Path(encoder["weights"]).expanduser().resolve()
+    return settings
+
+
+def _first_difference(one: Any, other: Any, free: Collection[str], key: str) -> str | None:
+    if key in free:
+        return None
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in [*one, *(name for name in other if name not in one)]:
+            inner = f"{key}.{name}" if key else name
+            if found := _first_difference(one.get(name), other.get(name), free, inner):
+                return found
+        return None
+    if isinstance(one, Path) and isinstance(other, Path) and not one.exists():
+        return None if one.parts[-2:] == other.parts[-2:] else key
+    return None if one == other else key
 
 
 def model_card(model: Any, metrics: Mapping[str, Any]) -> str:

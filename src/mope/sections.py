@@ -174,7 +174,9 @@ class TrainingConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 4e-4
     """Of what belongs to the main input: prompts, experts, routers, mappers, head."""
     complementary_learning_rate: Annotated[float, Field(gt=0)] = 5e-4
-    """Of the other inputs' encoders."""
+    """Of the other inputs' encoders: prompts, and what else is added to them."""
+    encoder_learning_rate: Annotated[float, Field(gt=0)] = 3e-5
+    """Of encoders' own weights, where an encoder is tuned in full."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Of AdamW, on matrices; never on biases, norms and prompts."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"

@@ -15,10 +15,11 @@ from transformers import ProgressCallback, Trainer, TrainerCallback
 from mope.data.dataset import StreamDataset, StreamLoader
 from mope.data.splits import Report
 from mope.model import WEIGHTS, FusionModel
+from mope.prompts import importance, variation
 
 
 class FusionTrainer(Trainer):
-    """A `Trainer` whose optimizer has a learning rate for the complementary encoders, and whose checkpoints
+    """A `Trainer` whose optimizer has the three learning rates of the config, and whose checkpoints
     hold only what was trained."""
 
     def __init__(self, model: FusionModel, *args: Any, report: Report = print, **kwargs: Any):
@@ -67,10 +68,14 @@ class FusionTrainer(Trainer):
         )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with four groups: main and complementary, each with and without weight decay."""
+        """AdamW with two groups for each learning rate: with weight decay, and without."""
         if self.optimizer is None:
             settings = self.fusion_model.settings.training
-            rates = {"main": settings.learning_rate, "complementary": settings.complementary_learning_rate}
+            rates = {
+                "main": settings.learning_rate,
+                "complementary": settings.complementary_learning_rate,
+                "encoder": settings.encoder_learning_rate,
+            }
             groups = []
             for group, parameters in self.fusion_model.parameter_groups().items():
                 for decay in (True, False):
@@ -103,9 +108,9 @@ class FusionTrainer(Trainer):
             for name, value in output.losses.items():
                 self._losses[name] = self._losses.get(name, 0) + value.detach()
             if output.scores:
-                importance = torch.stack([scores.detach().float().sum(dim=0) for scores in output.scores])
-                uneven = importance.var(dim=1, correction=0) / importance.mean(dim=1).square()
-                self._importance = importance if self._importance is None else self._importance + importance
+                batch = importance([scores.detach() for scores in output.scores])
+                uneven = variation(batch)
+                self._importance = batch if self._importance is None else self._importance + batch
                 self._imbalance = uneven if self._imbalance is None else self._imbalance + uneven
         return (output.loss, output) if return_outputs else output.loss
 
@@ -129,9 +134,9 @@ class FusionTrainer(Trainer):
             )
         super().log(logs, start_time)
         if "eval_loss" in logs and self._importance is not None and self._imbalance is not None:
-            importance = self._importance / self._importance.sum(dim=1, keepdim=True)
+            shares = self._importance / self._importance.sum(dim=1, keepdim=True)
             entry: dict[str, Any] = self.state.log_history[-1]
-            entry["importance"] = importance.cpu().tolist()
+            entry["importance"] = shares.cpu().tolist()
             # Of each batch, as the loss takes it (Eq. 6): batches may be uneven where the epoch is not.
             entry["imbalance"] = (self._imbalance / self._steps).tolist()
         if "eval_loss" in logs:
@@ -213,7 +218,8 @@ class ProgressBar(ProgressCallback):
 
 
 def _epoch_line(logs: Mapping[str, Any], epoch: float | None, epochs: float, metric: str | None) -> str:
-    rates = [logs[key] for key in ("main_learning_rate", "complementary_learning_rate") if key in logs]
+    keys = [f"{group}_learning_rate" for group in ("main", "complementary", "encoder")]
+    rates = [logs[key] for key in keys if key in logs]
     line = (
         f"epoch {epoch or 0:.3g}/{epochs:.3g}  loss {logs['train_task_loss']:.3f}"
         f"  validation loss {logs['eval_loss']:.3f}  {metric} {logs[f'eval_{metric}']:.3f}"

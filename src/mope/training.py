@@ -1,5 +1,6 @@
 """Training: from a config to a run's folder."""
 
+import json
 import math
 import os
 import shutil
@@ -21,7 +22,6 @@ from transformers import (
     set_seed,
 )
 from transformers.integrations.integration_utils import TensorBoardCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from mope.config import Config
 from mope.data.dataset import RowDataset, RowReader, StreamDataset, collate
@@ -35,13 +35,13 @@ from mope.errors import UserError
 from mope.files import replacing, write_json
 from mope.metrics import compute_metrics, deciding_metric
 from mope.model import CONFIG, FusionModel, needed_inputs, read_run
-from mope.run import METRICS, model_card, read_metrics
+from mope.run import METRICS, difference, model_card, read_metrics
 from mope.trainer import FusionTrainer, ProgressBar
 
 CHECKPOINTS = "checkpoints"
 _STANDARDISED_BY = 2000  # rows of a stream whose labels say what is usual
 # What may differ when a run is continued: none of it changes what was learned so far.
-_FREE_ON_RESUME = ("epochs", "patience", "precision", "device")
+_FREE_ON_RESUME = tuple(f"training.{key}" for key in ("epochs", "patience", "precision", "device"))
 
 
 def train(
@@ -95,7 +95,7 @@ def train(
     trainer.remove_callback(PrinterCallback)
     with replacing(folder / CONFIG) as draft:
         draft.write_text(config.dump(), encoding="utf-8")
-    checkpoint = get_last_checkpoint(str(folder / CHECKPOINTS)) if (folder / CHECKPOINTS).is_dir() else None
+    checkpoint = _last_checkpoint(folder / CHECKPOINTS)
     reset_peak_memory(device)
     trainer.train(resume_from_checkpoint=checkpoint)
     if isinstance(datasets["train"], StreamDataset) and (line := datasets["train"].skipped()):
@@ -206,9 +206,9 @@ def _check_folder(folder: Path, config: Config, resume: bool, report: Report) ->
             f"{'keep' if finished else 'continue'} it, or name another folder with --output."
         )
     before = read_run(folder, finished=False)[0]
-    if difference := _first_difference(_comparable(before), _comparable(config)):
+    if key := difference(before, config, free=_FREE_ON_RESUME):
         raise UserError(
-            f"{folder} was trained with another {difference}: a run is continued with the settings it began "
+            f"{folder} was trained with another {key}: a run is continued with the settings it began "
             "with; name another folder with --output."
         )
     if finished and before.training.epochs >= config.training.epochs:
@@ -219,26 +219,20 @@ def _check_folder(folder: Path, config: Config, resume: bool, report: Report) ->
     return None
 
 
-def _comparable(config: Config) -> dict[str, Any]:
-    settings = config.model_dump(
-        exclude={"output": True, "training": set(_FREE_ON_RESUME), "data": {"workers", "cache_features"}}
-    )
-    for split in ("train", "validation", "test"):
-        if settings["data"][split] is not None:
-            settings["data"][split] = str(Path(settings["data"][split]).absolute())
-    for values in settings["inputs"].values():
-        values["encoder"].pop("revision")
-    return settings
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint; what a killed run began to write after it is removed.
 
-
-def _first_difference(one: Any, other: Any, key: str = "") -> str | None:
-    """Dotted key of the first setting that differs."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for name in [*one, *(name for name in other if name not in one)]:
-            if found := _first_difference(one.get(name), other.get(name), f"{key}.{name}" if key else name):
-                return found
-        return None
-    return None if one == other else key
+    A checkpoint's folder appears at once and is filled file by file, `trainer_state.json` last.
+    """
+    there = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*")}
+    for step in sorted(there, reverse=True):
+        try:
+            json.loads((there[step] / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(there[step], ignore_errors=True)
+        else:
+            return str(there[step])
+    return None
 
 
 def _arguments(

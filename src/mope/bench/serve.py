@@ -17,8 +17,6 @@ import torch
 
 from mope.data.dataset import collate
 from mope.data.decode import is_missing, source_of
-from mope.data.splits import open_splits
-from mope.data.table import Table
 from mope.errors import UserError
 from mope.predictor import Predictor
 
@@ -89,9 +87,7 @@ def bench_serve(
 
 def _rows(predictor: Predictor, count: int) -> list[dict[str, Any]]:
     """Rows of the test table with the content of their files, which is what a request holds."""
-    table = open_splits(predictor.settings).get("test")
-    if not isinstance(table, Table):
-        raise UserError(f"The config of {predictor.run} names no test table, whose rows would be served.")
+    table = predictor.table()
     entries = [predictor.settings.inputs[name] for name in predictor.readers]
     found = []
     for place in range(min(count, len(table))):

@@ -10,7 +10,7 @@ from mope.errors import UserError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, or 2 for what a user can mend, which is said in one sentence."""
-    parser = _parser()
+    parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     try:
         if rest and not options.overrides:
@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="mope",
         description="Fuse separately pre-trained encoders into one model, training under 1 % of it.",

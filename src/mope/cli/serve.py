@@ -7,10 +7,13 @@ import signal
 import socket
 import sys
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mope.cli.output import add_plugin, add_verb, load_plugins, print_table
 from mope.errors import UserError
+
+if TYPE_CHECKING:
+    from mope.serve.settings import ServeSettings
 
 _PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
@@ -60,21 +63,8 @@ def serve(options: argparse.Namespace) -> None:
 
     from mope.predictor import Predictor
     from mope.serve.app import build_app
-    from mope.serve.settings import ServeSettings
 
-    settings = ServeSettings(
-        host=options.host,
-        port=options.port,
-        token=os.environ.get("MOPE_TOKEN") if options.token is None else options.token,
-        page=not options.no_page,
-        megabytes=options.max_megabytes,
-        pixels=options.max_pixels,
-        seconds=options.max_seconds,
-        characters=options.max_characters,
-        rows=options.max_rows,
-        queue=options.max_queue,
-        batch=options.batch_size,
-    )
+    settings = settings_of(options)
     load_plugins(options)
     # Taken before the model is loaded: a port that is in use is known at once.
     listener = _listen(settings.host, settings.port)
@@ -93,6 +83,25 @@ def serve(options: argparse.Namespace) -> None:
         _run(uvicorn.Server(config), listener, app.state.engine)
     finally:
         listener.close()
+
+
+def settings_of(options: argparse.Namespace) -> "ServeSettings":
+    """How a run is to be served."""
+    from mope.serve.settings import ServeSettings
+
+    return ServeSettings(
+        host=options.host,
+        port=options.port,
+        token=os.environ.get("MOPE_TOKEN") if options.token is None else options.token,
+        page=not options.no_page,
+        megabytes=options.max_megabytes,
+        pixels=options.max_pixels,
+        seconds=options.max_seconds,
+        characters=options.max_characters,
+        rows=options.max_rows,
+        queue=options.max_queue,
+        batch=options.batch_size,
+    )
 
 
 def _run(server: Any, listener: socket.socket, engine: Any) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from typing import Any
 
 from mope.cli.output import add_plugin, add_verb, load_plugins, print_table
@@ -120,6 +121,7 @@ def _list_methods(options: argparse.Namespace) -> None:
 def tune(options: argparse.Namespace) -> None:
     """`mope tune STUDY`."""
     load_plugins(options)
+    from mope.studies.tune import RATES
     from mope.studies.tune import tune as run
 
     study = _study(options)
@@ -129,11 +131,11 @@ def tune(options: argparse.Namespace) -> None:
         print(json.dumps(result, indent=2))
         return
     print_table(
-        ["row", "learning rate", "complementary", "trials (factor: validation)"],
+        ["row", "rate", "complementary", "encoder", "trials (factor: validation)"],
         [
             [
                 name,
-                *(f"{rate:.2g}" for rate in entry["settings"].values()),
+                *(f"{entry['settings'].get(f'training.{key}', math.nan):.2g}" for key in RATES),
                 ", ".join(f"{factor}: {value}" for factor, value in entry["validation"].items()),
             ]
             for name, entry in result["rows"].items()

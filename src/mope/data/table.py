@@ -310,6 +310,10 @@ class MemoryTable(Table):
     def columns(self) -> list[str]:
         return [name for name in self.rows[0] if all(name in row for row in self.rows)]
 
+    def column(self, name: str) -> list[Any]:
+        self.require(name)
+        return [row[name] for row in self.rows]
+
 
 def dataset_of(rows: Sequence[Mapping[str, Any]], name: str = "the rows") -> Dataset:
     """A dataset from rows as mappings; a key that a row lacks is null there.

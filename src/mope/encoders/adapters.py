@@ -71,6 +71,8 @@ class Adapter(nn.Module):
 def add_adapters(encoder: TransformerEncoder, bottleneck: int = ADAPTER_WIDTH) -> None:
     """A branch beside the MLP of every layer, which sees what the MLP sees (AdaptFormer).
 
+    Where a layer scales what its MLP gives (DINOv2's LayerScale), the branch is scaled with it.
+
     Raises:
         UserError: the family keeps no module around its MLP.
     """

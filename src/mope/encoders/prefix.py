@@ -179,7 +179,7 @@ def install(layer: nn.Module, index: int, family: Family, norm: str | None, inse
                 kwargs[_CALL] = call
             else:
                 calls[index] = call
-            blind = carrying is not None and carrying.blind
+            blind = 0 if carrying is None else carrying.blind
             return _put_in(prompts, family, args, kwargs, blind, getattr(source, "hidden", None))
         states = prompts if norm is None else layer.get_submodule(norm)(prompts)
         kwargs[_PROMPTS] = lambda attention: _project(attention, family, states)
@@ -234,7 +234,7 @@ def _put_in(
     family: Family,
     args: tuple,
     kwargs: dict[str, Any],
-    blind: bool = False,
+    blind: int = 0,
     unseen: Tensor | None = None,
 ) -> tuple[tuple, dict[str, Any]]:
     """A layer's arguments with prompts (B, P, d) among its tokens, after the first where that is [CLS].
@@ -243,7 +243,7 @@ def _put_in(
         prompts: the tokens to put in.
         family: the model's row.
         args, kwargs: the layer's arguments, hidden states first.
-        blind: whether prompts may attend to one another only.
+        blind: how many of the first prompts may attend to one another only.
         unseen: prompts that a row must not see, (B, P), boolean.
 
     Raises:
@@ -273,13 +273,13 @@ def _put_in(
     return args, kwargs
 
 
-def _cover(mask: Tensor, first: int, length: int, blind: bool, unseen: Tensor | None) -> Tensor:
-    """A mask (B or 1, H, N, N) that hides all but prompts from prompts, or some prompts from all in a row."""
+def _cover(mask: Tensor, first: int, length: int, blind: int, unseen: Tensor | None) -> Tensor:
+    """A mask (B or 1, H, N, N) that hides all but each other from blind prompts, or prompts from a row."""
     count = mask.shape[-1]
     hides = torch.zeros(1, 1, count, count, dtype=torch.bool, device=mask.device)
     if blind:
-        hides[:, :, first : first + length] = True
-        hides[:, :, first : first + length, first : first + length] = False
+        hides[:, :, first : first + blind] = True
+        hides[:, :, first : first + blind, first : first + blind] = False
     if unseen is not None:
         columns = functional.pad(unseen, (first, count - first - length))
         hides = hides | columns[:, None, None]

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mope.data.splits import open_splits
-from mope.data.table import Table, open_table
 from mope.errors import UserError
 from mope.export import formats
 from mope.export.check import Samples, compare
@@ -57,7 +55,7 @@ def export_run(
     model = predictor.model.float()
     if to == "onnx":
         formats.require_size(model)
-    samples = Samples(predictor, _table(predictor, data), rows)
+    samples = Samples(predictor, predictor.table(data), rows)
     graph = Graph(model, next(samples.batches((2,))))
     details = describe(predictor, graph)
     with _written(file) as draft, warnings.catch_warnings():
@@ -104,14 +102,3 @@ def _target(run: Path, to: str, out: str | Path | None) -> Path:
     if file.suffix.lower() != formats.SUFFIXES[to] or file.is_dir():
         raise UserError(f"Can't write {file}: name a {formats.SUFFIXES[to]} file.")
     return file
-
-
-def _table(predictor: Predictor, data: str | Path | None) -> Table:
-    """The rows to compare on."""
-    settings = predictor.settings
-    if data is not None:
-        return open_table(data, settings.data.trusted, settings.data.encoding)
-    splits = open_splits(settings)
-    if "test" not in splits:
-        raise UserError(f"The config of {predictor.run} names no test rows: say which with --data FILE.")
-    return splits["test"]

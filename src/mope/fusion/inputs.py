@@ -16,10 +16,11 @@ class Inputs(Fusion):
     """Tokens of the other inputs stand among the main encoder's, from the first layer to the last.
 
     With a global feature each it is PromptFuse (Liang et al. 2022, arXiv 2203.08055): everything is frozen
-    but a prompt beside these tokens. BlindPrompt keeps prompt and features from attending to the main input's
-    own tokens. PromptFuse-deep gives every layer a fresh prompt. With all of an image's tokens and every
-    encoder trained it is MMBT (Kiela et al. 2019, arXiv 1909.02950); with a feature mapped to two tokens, the
-    image encoder trained and the text encoder frozen, Frozen (Tsimpoukelli et al. 2021, arXiv 2106.13884).
+    but a prompt beside these tokens. In BlindPrompt (ibid.) the prompt's tokens attend to one another only,
+    while all else attends to everything. PromptFuse-deep gives every layer a fresh prompt. With all of an
+    image's tokens and every encoder trained it is MMBT (Kiela et al. 2019, arXiv 1909.02950); with a feature
+    mapped to two tokens, the image encoder trained and the text encoder frozen, Frozen (Tsimpoukelli et al.
+    2021, arXiv 2106.13884).
 
     Readings of what the originals leave open:
     - Tokens are put in behind the embedding layer, so they get no position or segment of the main input's:
@@ -27,14 +28,16 @@ class Inputs(Fusion):
     - A feature of another width than the main encoder's is mapped by a trained linear layer; one of the same
       width goes in as it is, as in PromptFuse, unless it becomes several tokens.
     - An encoder whose layers take no tokens among their own (Swin) has no place where they could live on:
-      there they are keys and values of the first layer alone, and BlindPrompt has nothing to hide.
+      there they are keys and values of the first layer alone, and BlindPrompt has nothing to hide: it is
+      PromptFuse.
+    - A blind prompt doesn't see the other inputs' features either: they are input data, too.
 
     Args:
         encoders: tuned encoders by input name.
         main: name of the main input.
         length: prompt length l; 0 for none.
         deep: whether every layer has a prompt of its own.
-        blind: whether prompts and input tokens attend to one another only.
+        blind: whether the prompt's tokens attend to one another only.
         source: "feature" or "tokens" of the other encoders.
         tokens: how many tokens a feature is mapped to.
         dropout: dropout probability on the prompts.
@@ -114,14 +117,15 @@ class InputSource:
         prompts: of each layer, or one that lives on, (l, d) each; empty for none.
         inputs: tokens of the other inputs (B, n, d).
         deep: whether there is a fresh prompt in each layer.
-        blind: see `CarryingSource`.
+        blind: whether the prompt's tokens attend to one another only.
         dropout: on the prompts.
     """
 
     def __init__(
         self, prompts: Sequence[Tensor], inputs: Tensor, deep: bool, blind: bool, dropout: nn.Module
     ):
-        self.prompts, self.deep, self.blind, self.dropout = prompts, deep, blind, dropout
+        self.prompts, self.deep, self.dropout = prompts, deep, dropout
+        self.blind = len(prompts[0]) if blind and prompts else 0
         self.living: Tensor | None = inputs
         self._fresh = 0
 

@@ -10,7 +10,6 @@ from mope.config import Config
 from mope.encoders import Encoder, TransformerEncoder, TunedEncoder
 from mope.errors import UserError
 from mope.fusion.base import Batch, Fusion, FusionOutput, tune
-from mope.prompts import prompt_bound
 
 
 class Pmf(Fusion):
@@ -21,16 +20,17 @@ class Pmf(Fusion):
     stand, with fusion context prompts, among its tokens when these run ("fusion"). Features of both streams
     are concatenated. Both encoders are frozen.
 
-    Readings of what the original leaves open: the mapping is a GELU and a linear layer, of its own for each
-    layer and direction, as its 2.5 M need; each of the three kinds of prompts has length l; streams of
-    different depth are aligned at their ends; the prompts' own outputs are dropped after the fusion.
+    As in the authors' code, the mapping is a perceptron with one hidden layer, half as wide as the wider
+    stream, of its own for each layer and direction; prompts start from N(0, 0.02) and have no dropout; their
+    own outputs are dropped after the fusion. Readings: each of the three kinds of prompts has length l, as
+    in the other methods (section IV-C of the paper); streams of different depth are aligned at their ends;
+    one linear head over both features stands for the mean of two heads, which is the same function.
 
     Args:
         encoders: two tuned encoders by input name.
         main: name of the main input.
         layers: number F of last layers in which they exchange prompts.
         length: length of each kind of prompt.
-        dropout: dropout probability on the prompts.
     """
 
     def __init__(
@@ -40,7 +40,6 @@ class Pmf(Fusion):
         *,
         layers: int = 2,
         length: int = 6,
-        dropout: float = 0.1,
     ):
         super().__init__()
         self.main, self.layers = main, layers
@@ -49,16 +48,14 @@ class Pmf(Fusion):
         names = list(self.encoders)
         dims = {name: self.encoder(name).encoder.layer_dims for name in names}
         for name, other in zip(names, reversed(names), strict=True):
-            bound = prompt_bound(dims[name][0], self.encoder(name).encoder.patch_area)
             for kind in (self.query, self.query_context, self.fusion_context):
                 kind[name] = nn.ParameterList(
-                    torch.empty(length, dim).uniform_(-bound, bound) for dim in dims[name][-layers:]
+                    torch.empty(length, dim).normal_(std=0.02) for dim in dims[name][-layers:]
                 )
             self.maps[name] = nn.ModuleList(
-                nn.Sequential(nn.GELU(), nn.Linear(theirs, own))
+                _translator(theirs, own)
                 for theirs, own in zip(dims[other][-layers:], dims[name][-layers:], strict=True)
             )
-        self.dropout = nn.Dropout(dropout)
 
     @property
     def feature_dim(self) -> int:
@@ -87,7 +84,6 @@ class Pmf(Fusion):
             settings.main,
             layers=settings.exchange_layers,
             length=settings.length,
-            dropout=settings.dropout,
         )
 
     def forward(self, batch: Batch) -> FusionOutput:
@@ -109,10 +105,16 @@ class Pmf(Fusion):
         return self.encoders[name](batch[name], prompts=_Stream(self, name, answers, wait))
 
 
+def _translator(theirs: int, own: int) -> nn.Sequential:
+    """What maps one stream's query outputs (B, l, d_theirs) to the other's width."""
+    hidden = max(theirs, own) // 2
+    return nn.Sequential(nn.Linear(theirs, hidden), nn.ReLU(), nn.Linear(hidden, own))
+
+
 class _Stream:
     """A `CarryingSource` for one stream, which hands its answers to the other and waits for the other's."""
 
-    blind = False
+    blind = 0
 
     def __init__(self, pmf: Pmf, name: str, answers: dict[tuple[str, int], Tensor], wait: Any):
         self.pmf, self.name, self.answers, self.wait = pmf, name, answers, wait
@@ -126,7 +128,7 @@ class _Stream:
             return None
         pmf = self.pmf
         both = torch.cat([pmf.query[self.name][step], pmf.query_context[self.name][step]])  # type: ignore[index]
-        return pmf.dropout(both).unsqueeze(0)
+        return both.unsqueeze(0)
 
     def answer(self, layer: int, outputs: Tensor) -> None:
         """Keep the outputs of the query prompts for the other stream."""
@@ -142,7 +144,7 @@ class _Stream:
             self.wait()
         pmf = self.pmf
         told = pmf.maps[self.name][step](self.answers[self.other, step])  # type: ignore[index]
-        context = pmf.dropout(pmf.fusion_context[self.name][step]).expand(len(x0), -1, -1)  # type: ignore[index]
+        context = pmf.fusion_context[self.name][step].expand(len(x0), -1, -1)  # type: ignore[index]
         return torch.cat([context.to(x0.dtype), told.to(x0.dtype)], dim=1)
 
     def receive(self, layer: int, outputs: Tensor) -> None:

@@ -9,8 +9,8 @@ import numpy
 
 from mope.data.decode import BadCell, open_image
 from mope.data.masks import open_mask, overlay
-from mope.data.splits import Report, open_splits
-from mope.data.table import MemoryTable, Table, open_table
+from mope.data.splits import Report
+from mope.data.table import MemoryTable, Table
 from mope.errors import UserError
 from mope.files import replacing, write_json
 from mope.insight import figures
@@ -52,7 +52,7 @@ def explain(
     """
     predictor = Predictor(run, device=device, workers=1)
     other = Predictor(beside, device=device, workers=1) if beside is not None else None
-    table = _rows(predictor, data, rows)
+    table = _some(predictor.table(data), rows)
     found = explain_rows(predictor, table)
     if found.left_out:
         report(f"{found.left_out} of {len(table)} rows can't be used and are left out.")
@@ -70,15 +70,8 @@ def explain(
     return numbers
 
 
-def _rows(predictor: Predictor, data: str | Path | None, count: int) -> Table:
-    settings = predictor.settings
-    if data is not None:
-        table = open_table(data, settings.data.trusted, settings.data.encoding)
-    else:
-        splits = open_splits(settings)
-        if "test" not in splits:
-            raise UserError("The run's config names no test rows: say which with --data FILE.")
-        table = splits["test"]
+def _some(table: Table, count: int) -> Table:
+    """So many rows of a table, evenly spread over it."""
     if count < 1:
         raise UserError(f"--rows is {count}: at least one row is looked at.")
     if count >= len(table):

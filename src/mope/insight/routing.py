@@ -14,14 +14,6 @@ def importance(scores: Floats) -> Floats:
     return total / total.sum(axis=1, keepdims=True)
 
 
-def imbalance(shares: Floats) -> Floats:
-    """Squared coefficient of variation of importance, which the loss holds against its threshold (Eq. 6).
-
-    (..., k) -> (...).
-    """
-    return shares.var(axis=-1) / numpy.square(shares.mean(axis=-1))
-
-
 def effective_experts(shares: Floats) -> Floats:
     """Exponential of the entropy of importance: k if all are used alike, 1 if one is; (..., k) -> (...)."""
     return numpy.exp(_entropy(shares))

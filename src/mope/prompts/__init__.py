@@ -1,7 +1,7 @@
 """The paper's core: router (Eq. 3), experts (Eq. 4), importance (Eq. 5-6), mapper, Eq. 2. Torch only."""
 
 from mope.prompts.experts import Experts
-from mope.prompts.importance import importance_loss
+from mope.prompts.importance import importance, importance_loss, variation
 from mope.prompts.mapper import Mapper
 from mope.prompts.router import Router
 from mope.prompts.source import (
@@ -22,6 +22,8 @@ __all__ = [
     "Mapper",
     "PromptSource",
     "Router",
+    "importance",
     "importance_loss",
     "prompt_bound",
+    "variation",
 ]

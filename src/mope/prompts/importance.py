@@ -9,9 +9,8 @@ from torch import Tensor, distributed
 def importance_loss(scores: Sequence[Tensor], gamma: float = 0.1) -> Tensor:
     """Mean over layers of the squared coefficient of variation of the experts' importance.
 
-    `Imp_j = sum over the batch of r_j` (Eq. 5); a layer's term is `(std(Imp) / mean(Imp))^2` where that is
-    above gamma, else 0 (Eq. 6); std is the population's. Under data-parallel training Imp is summed over all
-    workers first, so that the loss doesn't depend on how many there are.
+    A layer's term is the `variation` of its `importance` where that is above gamma, else 0 (Eq. 6).
+    Importance is that of all data-parallel workers, so the loss doesn't depend on how many there are.
 
     Args:
         scores: routing scores of each layer, (B, k) each.
@@ -22,10 +21,26 @@ def importance_loss(scores: Sequence[Tensor], gamma: float = 0.1) -> Tensor:
     """
     if not scores:
         return torch.zeros(())
-    importance = torch.stack([layer.sum(dim=0) for layer in scores])
+    uneven = variation(importance(scores))
+    return torch.where(uneven > gamma, uneven, 0.0).mean()
+
+
+def importance(scores: Sequence[Tensor]) -> Tensor:
+    """`Imp_j = sum over the batch of r_j` (Eq. 5) of every layer: (B, k) each -> (L, k).
+
+    Under data-parallel training it is summed over all workers.
+    """
+    total = torch.stack([layer.sum(dim=0) for layer in scores])
     if distributed.is_available() and distributed.is_initialized():
         from torch.distributed.nn.functional import all_reduce
 
-        importance = all_reduce(importance)
-    variation = importance.var(dim=1, correction=0) / importance.mean(dim=1).square()
-    return torch.where(variation > gamma, variation, 0.0).mean()
+        total = all_reduce(total)
+    return total
+
+
+def variation(importance: Tensor) -> Tensor:
+    """Squared coefficient of variation of importance, `(std(Imp) / mean(Imp))^2` (Eq. 6): (..., k) -> (...).
+
+    std is the population's.
+    """
+    return importance.var(dim=-1, correction=0) / importance.mean(dim=-1).square()

@@ -22,10 +22,10 @@ class CarryingSource(Protocol):
     It works with encoders whose layers take other tokens among their own; others ask it as any source.
 
     Attributes:
-        blind: whether prompts may attend to one another only.
+        blind: how many of its first prompts may attend to one another only.
     """
 
-    blind: bool
+    blind: int
 
     def __call__(self, layer: int, x0: Tensor) -> Tensor | None: ...
 

@@ -26,7 +26,7 @@ from mope.serve.settings import ServeSettings
 
 _NOWHERE = Path()
 _MODELS = 4
-"""Batches that run at the same time at most: beyond that Python's lock takes what there is to gain."""
+"""Batches that run at the same time at most. Measured on two cores only; Python's lock sets some bound."""
 
 
 @dataclass(frozen=True)
@@ -171,27 +171,17 @@ class Engine:
         started = time.perf_counter()
         if self._models > 1:
             torch.set_num_threads(self._threads if alone else 1)  # of this thread
-        model = self.predictor.model
         batch = collate([sample.inputs for sample in samples], self.predictor.readers, None)
+        sizes = [sample.size for sample in samples if sample.size is not None]
         try:
-            logits, scores = self.predictor._forward(batch)
+            predictions = self.predictor.predict_batch(batch, sizes or None)
         except Exception:
             self.metrics.errors.labels("forward").inc()
             raise
-        sizes = [sample.size for sample in samples if sample.size is not None]
-        labels = model.task.decide(logits, sizes or None)
-        probabilities = model.task.probabilities(logits).tolist()
         self.metrics.forward.observe(time.perf_counter() - started)
         self.metrics.batches.observe(len(samples))
         self.metrics.rows.labels("predicted").inc(len(samples))
-        return [
-            Prediction(
-                label,
-                dict(zip(model.task.classes, probabilities[place], strict=True)),
-                [layer[place].tolist() for layer in scores],
-            )
-            for place, label in enumerate(labels)
-        ]
+        return predictions
 
     def attention(self, row: Row) -> Any:
         """Attention over a usable row's main picture, (rows, columns); None where it can't be had."""

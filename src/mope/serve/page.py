@@ -13,7 +13,6 @@ from fastapi import FastAPI
 
 from mope.config import Config
 from mope.data.decode import BadCell, is_missing, source_of
-from mope.data.splits import open_splits
 from mope.errors import UserError
 from mope.predictions import Prediction
 from mope.serve import views
@@ -240,9 +239,8 @@ class _Page:
     def _examples(self) -> list[list[Any]]:
         rows = []
         try:
-            table = open_splits(self.settings).get("test")
-            for place in range(min(_EXAMPLES, 0 if table is None else len(table))):
-                assert table is not None
+            table = self.engine.predictor.table()
+            for place in range(min(_EXAMPLES, len(table))):
                 row = table[place]
                 cells = {name: row.get(self.engine.predictor.readers[name].column) for name in self.names}
                 rows.append(

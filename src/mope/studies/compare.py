@@ -1,12 +1,13 @@
 """Run a study: a queue of runs over the machine's devices, each resumable, and skipped when done."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from typing import Any
 
 from mope.errors import UserError
 from mope.metrics import deciding_metric
-from mope.run import read_metrics
+from mope.model import CONFIG, read_run
+from mope.run import difference, read_metrics
 from mope.studies.runs import ERROR, TEST, Outcome, Runner
 from mope.studies.study import Cell, Study, cells
 from mope.studies.table import build_table, write_table
@@ -31,6 +32,8 @@ def compare(
     """
     todo = cells(study)
     _check_metrics(study, todo[0])
+    for cell in todo:
+        _check_kept(cell)
     outcomes: dict[int, Outcome] = {}
     for place, cell in enumerate(todo):
         if (metrics := read_metrics(cell.folder)) and TEST in metrics:
@@ -38,7 +41,9 @@ def compare(
     if outcomes:
         report(f"{len(outcomes)} of {len(todo)} runs are done.")
     waiting = [place for place in range(len(todo)) if place not in outcomes]
-    for place, outcome in _run(todo, waiting, Runner(workers or study.workers, plugins)):
+    runner = Runner(workers or study.workers, plugins)
+    jobs = {place: partial(runner.run, todo[place].config.model_dump(), test=True) for place in waiting}
+    for place, outcome in runner.each(jobs):
         outcomes[place] = outcome
         report(_line(study, todo[place], outcome, len(outcomes), len(todo)))
         _write(study, todo, outcomes)
@@ -59,25 +64,22 @@ def _check_metrics(study: Study, cell: Cell) -> None:
         deciding_metric(task, name)
 
 
+def _check_kept(cell: Cell) -> None:
+    """Make sure that what is in a run's folder already is this very run."""
+    if (cell.folder / CONFIG).is_file():
+        before, _ = read_run(cell.folder, finished=False)
+        if key := difference(before, cell.config):
+            raise UserError(
+                f"{cell.folder} holds a run with another {key} than the study's: give another folder with "
+                "--output, or move the run away."
+            )
+
+
 def _write(study: Study, todo: Sequence[Cell], outcomes: dict[int, Outcome]) -> dict[str, Any]:
     done = [(todo[place], outcome.metrics) for place, outcome in sorted(outcomes.items())]
     table = build_table(study, [(cell, metrics) for cell, metrics in done if metrics])
     write_table(study, table, [(cell, metrics) for cell, metrics in done if metrics])
     return table
-
-
-def _run(todo: Sequence[Cell], waiting: Sequence[int], runner: Runner) -> Any:
-    """Outcomes of runs, as they end."""
-    with ThreadPoolExecutor(runner.workers) as pool:
-        futures = {
-            pool.submit(runner.run, todo[place].config.model_dump(), test=True): place for place in waiting
-        }
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _line(study: Study, cell: Cell, outcome: Outcome, done: int, count: int) -> str:

@@ -5,20 +5,25 @@ import shutil
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from mope.device import pick_device
 from mope.errors import UserError
 from mope.methods import load_plugin
 from mope.run import add_metrics, read_metrics
 from mope.training import CHECKPOINTS
+
+Key = TypeVar("Key")
+Result = TypeVar("Result")
 
 TEST = "test"
 ERROR = "error.txt"
@@ -52,13 +57,27 @@ class Runner:
 
     def __init__(self, workers: int | None = None, plugins: Sequence[str] = ()):
         gpus = torch.cuda.device_count()
-        self.workers = workers or gpus or _cpu_workers()
+        self.workers = workers or gpus or (_cpu_workers() if pick_device().type == "cpu" else 1)
         self._threads = max(1, (os.cpu_count() or 1) // self.workers)
         self._plugins = tuple(plugins)
         # Each run takes a device and gives it back, so that no GPU waits while another has two runs.
         self._devices: SimpleQueue[str | None] = SimpleQueue()
         for place in range(self.workers):
-            self._devices.put(f"cuda:{place % gpus}" if gpus > 1 else None)
+            self._devices.put(_gpu_name(place % gpus) if gpus > 1 else None)
+
+    def each(self, jobs: Mapping[Key, Callable[[], Result]]) -> Iterator[tuple[Key, Result]]:
+        """Call each job in a thread, as many at a time as there are workers; keys and results as they end.
+
+        Whatever a job raises is raised here, and jobs that haven't begun aren't begun then.
+        """
+        with ThreadPoolExecutor(self.workers) as pool:
+            futures = {pool.submit(job): key for key, job in jobs.items()}
+            try:
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def run(self, settings: dict[str, Any], *, test: bool) -> Outcome:
         """Run a config in a process of its own and wait for it; even one that is killed has an outcome.
@@ -68,12 +87,12 @@ class Runner:
             test: whether to evaluate the run on its test rows too.
         """
         started, folder = time.monotonic(), Path(settings["output"])
-        device = self._devices.get()
-        job = (settings, device, self._threads, self._plugins, test, os.getpid())
+        gpu = self._devices.get()
+        job = (settings, gpu, self._threads, self._plugins, test, os.getpid())
         process = get_context("spawn").Process(target=run_config, args=job)
         process.start()
         process.join()
-        self._devices.put(device)
+        self._devices.put(gpu)
         seconds, error = time.monotonic() - started, folder / ERROR
         if error.is_file():
             return Outcome({}, error.read_text(encoding="utf-8").strip().splitlines()[-1], seconds)
@@ -85,18 +104,21 @@ class Runner:
 
 def run_config(
     settings: dict[str, Any],
-    device: str | None,
+    gpu: str | None,
     threads: int,
     plugins: Sequence[str],
     test: bool,
     parent: int,
 ) -> None:
     """Train and evaluate one run; what it says goes into its `log.txt`, why it fails into `error.txt`."""
+    _end_with(parent)
+    if gpu is not None:
+        # Of several GPUs transformers takes the first that it sees: it is to see this run's alone.
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     from mope.config import Config
     from mope.predictor import evaluate
     from mope.training import train
 
-    _end_with(parent)
     torch.set_num_threads(threads)
     folder = Path(settings["output"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,8 +133,6 @@ def run_config(
                 for plugin in plugins:
                     load_plugin(plugin)
                 config = Config.parse(settings)
-                if device is not None:
-                    config.training.device = device
                 train(config, resume=(folder / "config.yaml").is_file(), report=say)
                 if test:
                     result = evaluate(folder, report=say, device=config.training.device)
@@ -132,6 +152,12 @@ def _cpu_workers() -> int:
     return max(1, min(cores, memory // _RUN_MEMORY))
 
 
+def _gpu_name(place: int) -> str:
+    """What CUDA_VISIBLE_DEVICES calls a GPU that this process knows by its place."""
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return visible[place] if visible else str(place)
+
+
 def _end_with(parent: int) -> None:
     """End this worker when the process that queues its runs is gone, even if it was killed."""
 
@@ -140,5 +166,4 @@ def _end_with(parent: int) -> None:
             time.sleep(1)
         os._exit(1)
 
-    if os.getppid() == parent:
-        threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,5 +1,6 @@
 """A study's settings, and the runs it is made of."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -122,7 +123,7 @@ class Study(Section):
             raise UserError(f"In {file}: {explain(cls, error)}") from None
         for key in ("base", "output", "tuned"):
             if (path := getattr(study, key)) is not None:
-                setattr(study, key, str(file.parent / path))
+                setattr(study, key, os.path.normpath(file.parent / path))
         study.base, study.output = base or study.base, output or study.output
         for settings in (study.settings, study.tune.settings, *(row.settings for row in study.rows)):
             _relative_to(file.parent, settings)

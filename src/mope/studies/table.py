@@ -28,7 +28,7 @@ def build_table(study: Study, done: Done) -> dict[str, Any]:
         `title`, `metrics`, `reference`, and `rows`: `name`, `size`, `seeds`, `trainable`,
         `step_milliseconds` and `peak_mebibytes` (medians over seeds), and `values` by metric: `by_seed`,
         `mean`, `std` (of a sample; None for one seed) and `difference` to the reference: `mean`, `low` and
-        `high` of a 95 % interval, paired by seed.
+        `high` of a 95 % interval, paired by seed, and the number of `pairs`.
     """
     names = study.metrics or ([done[0][1]["metric"]] if done else [])
     groups: dict[tuple[str, int | None], dict[int, Mapping[str, Any]]] = {}
@@ -91,15 +91,15 @@ def _median(values: Any) -> float | None:
 
 
 def interval(differences: Sequence[float], confidence: float = 0.95) -> dict[str, float | None]:
-    """Mean of paired differences, and the bounds of Student's interval for it; no bounds for one pair."""
-    mean = statistics.fmean(differences)
-    if len(differences) < 2:
-        return {"mean": mean, "low": None, "high": None}
+    """Mean of `pairs` differences, and the bounds of Student's interval for it; no bounds for one pair."""
+    mean, pairs = statistics.fmean(differences), len(differences)
+    if pairs < 2:
+        return {"mean": mean, "low": None, "high": None, "pairs": pairs}
     from scipy.stats import t
 
     error = statistics.stdev(differences) / len(differences) ** 0.5
     reach = float(t.ppf((1 + confidence) / 2, len(differences) - 1)) * error
-    return {"mean": mean, "low": mean - reach, "high": mean + reach}
+    return {"mean": mean, "low": mean - reach, "high": mean + reach, "pairs": pairs}
 
 
 def write_table(study: Study, table: Mapping[str, Any], done: Done) -> None:
@@ -137,7 +137,7 @@ def cells_of(study: Study, table: Mapping[str, Any]) -> tuple[list[str], list[li
             spread = f" ± {value['std']:.3f}" if value["std"] is not None else ""
             line.append(f"{value['mean']:.3f}{spread}")
             if table["reference"]:
-                line.append(_difference(value["difference"]))
+                line.append(_difference(value["difference"], len(row["seeds"])))
             if metric in reported:
                 line.append(str(paper.get(row["name"], {}).get(metric, "")))
         line += [f"{row[key]:.0f}" if row[key] else "" for key in ("step_milliseconds", "peak_mebibytes")]
@@ -145,11 +145,14 @@ def cells_of(study: Study, table: Mapping[str, Any]) -> tuple[list[str], list[li
     return header, rows
 
 
-def _difference(value: Mapping[str, float | None] | None) -> str:
+def _difference(value: Mapping[str, float | None] | None, seeds: int) -> str:
     if value is None:
         return ""
     text = f"{value['mean']:+.3f}"
-    return text if value["low"] is None else f"{text} [{value['low']:+.3f}, {value['high']:+.3f}]"
+    if value["low"] is not None:
+        text += f" [{value['low']:+.3f}, {value['high']:+.3f}]"
+    pairs = value["pairs"]
+    return text if pairs == seeds else f"{text} ({pairs} pair{'s' if pairs != 1 else ''})"
 
 
 def markdown(study: Study, table: Mapping[str, Any]) -> str:
@@ -160,7 +163,7 @@ def markdown(study: Study, table: Mapping[str, Any]) -> str:
         lines += [study.about, ""]
     lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    notes = f"Test rows; mean ± standard deviation over seeds {', '.join(map(str, study.seeds))}."
+    notes = "Test rows; mean ± standard deviation over as many seeds as a row says."
     if table["reference"]:
         notes += f" Differences to {table['reference']} are paired by seed, with a 95 % interval (Student)."
     lines += ["", f"{notes} {table['date']}, {table['machine']}."]

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from mope.config import Config
 from mope.errors import UserError
 from mope.files import replacing
 from mope.metrics import deciding_metric
+from mope.run import difference
 from mope.studies.compare import Report
 from mope.studies.runs import Runner
 from mope.studies.study import RowConfig, Study, row_config, slug
 from mope.tasks import any_task
 
-RATES = ("training.learning_rate", "training.complementary_learning_rate")
+RATES = ("learning_rate", "complementary_learning_rate", "encoder_learning_rate")
 
 
 def tune(
@@ -30,7 +31,7 @@ def tune(
 ) -> dict[str, Any]:
     """Search each row's learning rates, and write the study's file of tuned settings.
 
-    Both rates move together, by one factor. The search is optuna's; its first trials are the method's own
+    The rates move together, by one factor. The search is optuna's; its first trials are the method's own
     rates, and larger and smaller ones. Trials are kept, so a killed search goes on where it was. Test rows
     are never read.
 
@@ -60,26 +61,27 @@ def tune(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file, folder = Path(study.tuned), Path(study.output) / "tuning"
     folder.mkdir(parents=True, exist_ok=True)
-    known = yaml.safe_load(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else {}
     runner = Runner(workers or study.workers, plugins)
     # One process at a time makes the tables of trials.
     storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'trials.sqlite'}")
-    with ThreadPoolExecutor(runner.workers) as pool:
-        searches = {
-            pool.submit(_tune_row, study, row, storage, folder, runner, report): row.label
-            for row in study.rows
-            if rows is None or row.label in rows
-        }
-        try:
-            for future in as_completed(searches):
-                known[searches[future]] = future.result()
-                content = {"trials": study.tune.trials, "rows": {k: known[k] for k in labels if k in known}}
-                with replacing(file) as draft:
-                    draft.write_text("# Written by `mope tune`.\n" + yaml.safe_dump(content, sort_keys=False))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    searches = {
+        row.label: partial(_tune_row, study, row, storage, folder, runner, report)
+        for row in study.rows
+        if rows is None or row.label in rows
+    }
+    known = _known(file)
+    for label, found in runner.each(searches):
+        # Read anew: another process may tune other rows, and another study may have its rows in the file.
+        known = {**_known(file), label: found}
+        known = {name: known[name] for name in [*labels, *known] if name in known}
+        content = {"trials": study.tune.trials, "rows": known}
+        with replacing(file) as draft:
+            draft.write_text("# Written by `mope tune`.\n" + yaml.safe_dump(content, sort_keys=False))
     return {"rows": known}
+
+
+def _known(file: Path) -> dict[str, Any]:
+    return yaml.safe_load(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else {}
 
 
 def _tune_row(
@@ -96,6 +98,12 @@ def _tune_row(
         direction="maximize" if greater else "minimize",
         load_if_exists=True,
     )
+    if (kept := search.user_attrs.get("config")) and (key := difference(Config.parse(kept), base)):
+        raise UserError(
+            f"The trials in {folder} had another {key} than {row.label} has now: move the folder away, and "
+            "tune anew."
+        )
+    search.set_user_attr("config", base.model_dump(mode="json"))
     if not search.trials:
         step = study.tune.factor**0.5
         for factor in (1.0, step, 1 / step):
@@ -131,5 +139,5 @@ def _tune_row(
 
 
 def _rates(config: Config, factor: float) -> dict[str, float]:
-    rates = (config.training.learning_rate, config.training.complementary_learning_rate)
-    return {key: float(f"{rate * factor:.3g}") for key, rate in zip(RATES, rates, strict=True)}
+    rates = config.training.model_dump()
+    return {f"training.{key}": float(f"{rates[key] * factor:.3g}") for key in RATES}

@@ -1,0 +1,48 @@
+"""Configs of tiny runs, which tests change as they need."""
+
+from pathlib import Path
+from typing import Any
+
+from mope.config import Config
+
+SPLITS = ("train", "validation", "test")
+
+
+def tiny_run(weights: dict[str, str], tables: Path, output: Path, **training: Any) -> dict[str, Any]:
+    """MoPE over the tiny encoders and the tiny table, in float32 on the CPU.
+
+    Args:
+        weights, tables: the fixtures.
+        output: the run's folder.
+        training: over the training's settings.
+    """
+    return {
+        "inputs": {
+            "image": {"kind": "image", "column": "picture", "encoder": {"weights": weights["image"]}},
+            "text": {
+                "kind": "text",
+                "column": "question",
+                "max_length": 16,
+                "encoder": {"weights": weights["text"], "tuning": "prompt"},
+            },
+        },
+        "fusion": {"main": "image", "length": 2, "experts": 3},
+        "data": {
+            **{split: str(tables / f"{split}.csv") for split in SPLITS},
+            "label": "colour",
+            "workers": 0,
+        },
+        "training": {"epochs": 2, "batch_size": 8, "precision": "fp32", "device": "cpu", **training},
+        "output": str(output),
+    }
+
+
+def masks_run(config: Config, scenes: Path) -> dict[str, Any]:
+    """A config's encoders on the masks of a folder that `build_scenes` made, with a small head."""
+    content = config.model_dump()
+    content["task"] = "referring-segmentation"
+    content["inputs"]["image"]["column"], content["inputs"]["text"]["column"] = "image", "phrase"
+    content["data"] |= {split: str(scenes / f"{split}.csv") for split in SPLITS}
+    content["data"] |= {"label": "mask", "labels": None}
+    content["segmentation"] = {"channels": 8}
+    return content
