@@ -166,8 +166,8 @@ _FROZEN_LM = {
     "fusion.prompts": [],
 }
 _PROJECTED = (
-    "98,432 of its parameters map the text's 768 features to the 128 of Swin's first layer, which encoders of "
-    "one width don't need."
+    "98,432 of its parameters map the text's 768 features to the 128 of Swin's first layer, which encoders "
+    "of one width don't need."
 )
 _PARTS = "static prompt, experts, routers, mapper, deep prompts (l'=4)"
 
