@@ -12,8 +12,11 @@ help:
 	@echo "make install   the environment in .venv; afterwards .venv/bin/mope works"
 	@echo "make demo      train, evaluate and predict on the offline demo set"
 	@echo "make demo-segmentation   a phrase and a picture in, a mask out"
+	@echo "make demo-baselines   the demo with one input alone, twice"
+	@echo "make scenes-full   the data of the quick studies"
 	@echo "make check     format, lint and types"
 	@echo "make test      the test suite"
+	@echo "make clean     remove the environment and caches; runs and data stay"
 
 install: $(STAMP)
 
@@ -85,4 +88,4 @@ test: $(STAMP)
 	$(BIN)/pytest
 
 clean:
-	rm -rf .venv runs data .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

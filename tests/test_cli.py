@@ -168,6 +168,15 @@ def test_data_scenes(tmp_path, capsys):
         (["data", "check", "none.csv"], "There is no table none.csv"),
         (["data", "check", "CONFIG", "--label", "x"], "A config says which columns there are"),
         (["evaluate", "nowhere", "--fast"], "knows no option '--fast'"),
+        (["dance"], "Argument COMMAND: invalid choice: 'dance'"),
+        (["train"], "The following arguments are required: CONFIG; see `mope train --help`."),
+        (["train", "CONFIG", "--training.epochs", "[a"], "--training.epochs can't be '[a'"),
+        (["train", "CONFIG", "--data.label", "[a"], "no column '[a'"),
+        (
+            ["predict", "nowhere", str(SWIN), "--rows", "x"],
+            "argument --rows: invalid int value: 'x'".capitalize(),
+        ),
+        (["compare", "CONFIG"], "is a config, not a study"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_sentence_and_exit_code_2(arguments, message, config_file, capsys):
@@ -197,12 +206,14 @@ def test_every_setting_is_listed(capsys):
     listed = capsys.readouterr().out
     assert "--fusion.experts" in listed
     assert "--inputs.NAME.encoder.tuning" in listed
+    assert "One of frozen, prompt, full, lora, bitfit, adaptformer." in listed
 
 
-def test_a_bad_call_has_exit_code_2():
+def test_the_version(capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["dance"])
-    assert stop.value.code == 2
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("mope ")
 
 
 def test_the_public_names_are_there():

@@ -83,6 +83,11 @@ def test_overrides_reach_inputs_and_are_checked(tmp_path):
     assert Config.load(file, [("inputs.image.size", "98")]).inputs["image"].size == 98
     with pytest.raises(UserError, match=r"no setting 'training.lr'"):
         Config.load(file, [("training.lr", "1")])
+    for text in (",", "|", "a #1", "*b", "@", "2019", ""):
+        assert Config.load(file, [("data.separator", text)]).data.separator == text
+        assert Config.load(file, [("inputs.image.column", text)]).inputs["image"].column == text
+    assert Config.load(file, [("data.split_column", "null")]).data.split_column is None
+    assert Config.load(file, [("data.labels", "[a, 2]")]).data.labels == ["a", "2"]
     with pytest.raises(UserError, match="'task' is no section"):
         Config.load(file, [("task", "regression"), ("task.name", "x")])
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from mope.cli import main
+from mope.config import Config
 from mope.data.check import find_problems
 from mope.data.masks import open_mask
 from mope.data.published import PUBLISHED, prepare
@@ -210,6 +211,26 @@ def test_tables_can_be_used_and_the_manifest_counts_them(made):
         assert dataset.label in table.columns
     assert any("as published" in line for line in warnings)
     assert sum(entry["rows"] for entry in manifest["splits"].values()) < 200
+
+
+@pytest.mark.parametrize(
+    ("made", "file"),
+    [
+        ("snli-ve", "snli_ve_swin"),
+        ("mustard", "mustard_audio"),
+        ("refcoco", "refcoco_swin"),
+        ("nlvr", "nlvr"),
+    ],
+    indirect=["made"],
+)
+def test_shipped_configs_name_the_tables_that_are_made(made, file):
+    tables, manifest, _ = made
+    config = Config.load(f"configs/{file}.yaml")
+    for split in ("train", "validation", "test"):
+        table = Path(getattr(config.data, split))
+        assert table.parent.name == manifest["name"].replace("-", "_")
+        assert table.suffix == ".jsonl"
+        assert table.stem in tables
 
 
 @pytest.mark.parametrize("made", ["food101"], indirect=True)

@@ -15,6 +15,7 @@ from mope.data.splits import draw
 from mope.data.table import open_table
 from mope.errors import UserError
 from mope.methods import METHODS
+from mope.metrics import deciding_metric
 from mope.model import empty_model
 from mope.run import difference
 from mope.studies.compare import compare
@@ -23,6 +24,7 @@ from mope.studies.runs import Runner
 from mope.studies.study import Study, cells, row_config
 from mope.studies.table import interval
 from mope.studies.tune import tune
+from mope.tasks import any_task
 
 SHIPPED = sorted((Path(__file__).parent.parent / "configs" / "studies").glob("*.yaml"))
 STUDIES = [file for file in SHIPPED if not file.stem.endswith("_tuned")]
@@ -269,6 +271,8 @@ def test_each_shipped_study_is_loaded_and_built(file, quick, monkeypatch):
         model = empty_model(config, config.data.labels or ["a", "b", "c"])
         trained = sum(part["trainable"] for part in model.count_parameters().values())
         assert trained > 0
+    for metric in study.metrics or []:
+        deciding_metric(any_task(config), metric)
 
 
 def test_the_counts_agree_with_the_paper_or_say_why():

@@ -149,7 +149,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(config, tmp_path):
 def test_a_finished_run_is_left_as_it_is_and_another_is_refused(config):
     first = train(config, report=quiet)
     stamp = (Path(config.output) / "model.safetensors").stat().st_mtime_ns
-    with pytest.raises(UserError, match="holds a finished run: add --resume to keep it"):
+    with pytest.raises(UserError, match=r"holds a finished run: add --resume .* to keep it"):
         train(config, report=quiet)
     lines = []
     assert train(config, resume=True, report=lines.append) == first
@@ -158,7 +158,7 @@ def test_a_finished_run_is_left_as_it_is_and_another_is_refused(config):
     with pytest.raises(UserError, match=r"trained with another fusion\.experts"):
         train(changed(config, fusion={"experts": 5}), resume=True, report=quiet)
     (Path(config.output) / "metrics.json").unlink()
-    with pytest.raises(UserError, match="holds an unfinished run: add --resume to continue it"):
+    with pytest.raises(UserError, match=r"holds an unfinished run: add --resume .* to continue it"):
         train(config, report=quiet)
 
 
@@ -366,6 +366,19 @@ def test_weights_of_another_model_are_refused(config):
         FusionModel.from_pretrained(folder)
     with pytest.raises(UserError, match="holds no finished run"):
         FusionModel.from_pretrained(folder / "checkpoints")
+
+
+def test_a_run_that_was_copied_in_part_says_so(config):
+    train(config, report=quiet)
+    folder = Path(config.output)
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"model\.safetensors can't be read .*: copy the run anew"):
+        Predictor(folder)
+    for text, reason in (("", "is empty"), ("a: [", "isn't YAML"), (config.dump(), "names no labels")):
+        (folder / "config.yaml").write_text(text)
+        with pytest.raises(UserError, match=reason):
+            Predictor(folder)
 
 
 def test_metrics_json_is_what_train_returns(config):

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -125,8 +125,8 @@ class Config(Section):
         settings = read_yaml(file, "config", "at least `inputs` and `fusion`")
         _resolve_paths(settings, cls, file.parent)
         for key, value in overrides:
-            _set(settings, key, yaml.safe_load(value) if value else value)
-        return cls.parse(settings, str(file))
+            _set(settings, key, _typed(key, value))
+        return cls.parse(settings, f"{file} and the command line" if overrides else str(file))
 
     @classmethod
     def parse(cls, settings: Mapping[str, Any], where: str = "the config") -> "Config":
@@ -155,13 +155,29 @@ class Config(Section):
 
     def with_typed(self, overrides: Sequence[tuple[str, str]]) -> "Config":
         """A copy with typed `(dotted key, value)` pairs."""
-        return self.with_settings(
-            {key: yaml.safe_load(value) if value else value for key, value in overrides}, "the command line"
-        )
+        return self.with_settings({key: _typed(key, value) for key, value in overrides}, "the command line")
 
     def dump(self) -> str:
         """The settings as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _typed(key: str, text: str) -> Any:
+    """What is typed for a setting: of a setting that is text the very text, else its value as YAML.
+
+    Raises:
+        UserError: it isn't YAML.
+    """
+    *path, name = key.split(".")
+    section = _walk(Config, path)
+    info = section.model_fields.get(name) if section else None
+    kinds = set(get_args(info.annotation) or [info.annotation]) if info else set()
+    if str in kinds and kinds <= {str, type(None)}:
+        return None if text == "null" and type(None) in kinds else text
+    try:
+        return yaml.safe_load(text) if text else text
+    except yaml.YAMLError:
+        raise UserError(f"--{key} can't be '{text}': a list is [a, b], a mapping {{a: b}}.") from None
 
 
 def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
@@ -170,9 +186,18 @@ def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[
         section = _section(info.annotation)
         key = f"{prefix}{name}"
         if section is None:
-            yield key, info.description or "", info.get_default(call_default_factory=True)
+            words = ", ".join(map(str, _words(info.annotation)))
+            text = f"{info.description or ''}{f' One of {words}.' if words else ''}"
+            yield key, text, info.get_default(call_default_factory=True)
         else:
             yield from fields(section, f"{key}.NAME." if section is InputConfig else f"{key}.")
+
+
+def _words(annotation: Any) -> list[Any]:
+    """The words that a field takes, where it takes only some."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [word for inner in get_args(annotation) for word in _words(inner)]
 
 
 def _section(annotation: Any) -> type[Section] | None:

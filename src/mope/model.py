@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from mope.encoders.packages import version_of
 from mope.encoders.preparation import ImageSettings, image_settings
 from mope.encoders.weights import empty_encoder
 from mope.errors import UserError
-from mope.files import replacing
+from mope.files import read_yaml, replacing
 from mope.fusion import FUSIONS, Fusion
 from mope.heads import LinearHead, MaskHead
 from mope.prompts import importance_loss
@@ -226,7 +227,11 @@ class FusionModel(nn.Module):
         """
         config, run = read_run(folder)
         model = cls.build(config, run["labels"])
-        model.load_trained_state(load_file(Path(folder) / WEIGHTS))
+        try:
+            state = load_file(Path(folder) / WEIGHTS)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{Path(folder) / WEIGHTS} can't be read ({error}): copy the run anew.") from None
+        model.load_trained_state(state)
         return model.eval()
 
     def _pinned(self) -> Config:
@@ -285,8 +290,10 @@ def read_run(folder: str | Path, finished: bool = True) -> tuple[Config, dict[st
             raise UserError(
                 f"{folder} holds no finished run: there is no {name}; name what `mope train` wrote."
             )
-    settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    settings = read_yaml(folder / CONFIG, "config", "a run's settings")
     run = settings.pop("run", {})
+    if finished and "labels" not in run:
+        raise UserError(f"{folder} holds no finished run: its {CONFIG} names no labels.")
     return Config.parse(settings, str(folder / CONFIG)), run
 
 

@@ -202,8 +202,8 @@ def _check_folder(folder: Path, config: Config, resume: bool, report: Report) ->
         return None  # another process of this very run may have written it just now
     if not resume:
         raise UserError(
-            f"{folder} holds {'a finished' if finished else 'an unfinished'} run: add --resume to "
-            f"{'keep' if finished else 'continue'} it, or name another folder with --output."
+            f"{folder} holds {'a finished' if finished else 'an unfinished'} run: add --resume (in Python "
+            f"resume=True) to {'keep' if finished else 'continue'} it, or name another folder as output."
         )
     before = read_run(folder, finished=False)[0]
     if key := difference(before, config, free=_FREE_ON_RESUME):

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from mope.cli import data, encoders, export, insight, runs, serve, studies
 from mope.errors import UserError
@@ -10,9 +11,10 @@ from mope.errors import UserError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, or 2 for what a user can mend, which is said in one sentence."""
-    parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
+    verb = ""
     try:
+        options, rest = build_parser().parse_known_args(arguments)
+        verb = options.verb
         if rest and not options.overrides:
             raise UserError(
                 f"'{options.verb}' knows no option '{rest[0]}': see `mope {options.verb} --help`."
@@ -25,18 +27,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mope: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        hint = " With --resume it goes on from the last whole epoch." if options.verb == "train" else ""
+        hint = " With --resume it goes on from the last whole epoch." if verb == "train" else ""
         print(f"mope: interrupted.{hint}", file=sys.stderr)
         return 130
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one sentence, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[0].upper()}{message[1:]}; see `{self.prog} --help`.")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        from importlib.metadata import version
+
+        print(f"mope {version('mope')}")
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mope",
         description="Fuse separately pre-trained encoders into one model, training under 1 % of it.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
     for group in (runs, serve, export, studies, insight, data, encoders):
         group.add(verbs)

@@ -169,6 +169,8 @@ def predict(options: argparse.Namespace) -> None:
         require_writable(out)
     table = open_table(options.file, not options.untrusted, options.encoding)
     if options.rows is not None:
+        if options.rows < 1:
+            raise UserError(f"--rows is {options.rows}: at least one row is predicted.")
         table = table.select(range(min(options.rows, len(table))))
     predictor = Predictor(options.run, device=options.device, workers=1)
     settings = predictor.settings

@@ -8,6 +8,7 @@ from mope.errors import UserError
 from mope.metrics import deciding_metric
 from mope.model import CONFIG, read_run
 from mope.run import difference, read_metrics
+from mope.studies.plot import require_packages
 from mope.studies.runs import ERROR, TEST, Outcome, Runner
 from mope.studies.study import Cell, Study, cells
 from mope.studies.table import build_table, write_table
@@ -30,6 +31,7 @@ def compare(
     Returns:
         The table, see `build_table`.
     """
+    require_packages()
     todo = cells(study)
     _check_metrics(study, todo[0])
     for cell in todo:

@@ -23,17 +23,29 @@ def plot(study: Study, table: Mapping[str, Any], done: Any, file: Path) -> None:
     Raises:
         UserError: matplotlib isn't installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("The picture of a study takes matplotlib: pip install 'mope[studies]'.") from None
+    require_packages()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7.5, max(3.2, 0.3 * len(table["rows"]) + 1.2)), layout="constrained")
     FigureCanvasAgg(figure)
     draw = {"bars": _bars, "lines": _lines, "importance": _importance}[study.plot.kind]
     draw(figure, study, table, done)
     with replacing(file) as draft:
         figure.savefig(draft, dpi=150, format="png")
+
+
+def require_packages() -> None:
+    """Make sure that what a table and its picture take is installed.
+
+    Raises:
+        UserError: saying what to install.
+    """
+    for name in ("matplotlib", "scipy"):
+        try:
+            __import__(name)
+        except ImportError:
+            raise UserError(f"A study's table takes {name}: pip install 'mope[studies]'.") from None
 
 
 def _bars(figure: Any, study: Study, table: Mapping[str, Any], done: Any) -> None:

@@ -115,6 +115,8 @@ class Study(Section):
         """
         file = Path(file)
         content = read_yaml(file, "study", "title, base, rows and output")
+        if "inputs" in content:
+            raise UserError(f"{file} is a config, not a study: a study names one as its `base`.")
         if quick:
             content = _merged(content, content.get("quick") or {})
         try:
