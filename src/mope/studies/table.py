@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mope.files import replacing, write_json
+from mope.run import METRICS
 from mope.studies.study import Cell, Study
 
 Done = Sequence[tuple[Cell, Mapping[str, Any]]]
@@ -45,10 +46,17 @@ def build_table(study: Study, done: Done) -> dict[str, Any]:
         "metrics": names,
         "reference": study.reference,
         "seeds": study.seeds,
-        "date": date.today().isoformat(),
+        "date": _measured(done).isoformat(),
         "machine": describe_machine(),
         "rows": rows,
     }
+
+
+def _measured(done: Done) -> date:
+    """When the last of the runs ended."""
+    files = [cell.folder / METRICS for cell, _ in done]
+    times = [file.stat().st_mtime for file in files if file.is_file()]
+    return date.fromtimestamp(max(times)) if times else date.today()
 
 
 def _row(
