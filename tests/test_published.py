@@ -213,23 +213,15 @@ def test_tables_can_be_used_and_the_manifest_counts_them(made):
     assert sum(entry["rows"] for entry in manifest["splits"].values()) < 200
 
 
-@pytest.mark.parametrize(
-    ("made", "file"),
-    [
-        ("snli-ve", "snli_ve_swin"),
-        ("mustard", "mustard_audio"),
-        ("refcoco", "refcoco_swin"),
-        ("nlvr", "nlvr"),
-    ],
-    indirect=["made"],
-)
-def test_shipped_configs_name_the_tables_that_are_made(made, file):
+@pytest.mark.parametrize("made", ["snli-ve", "mustard", "refcoco", "nlvr"], indirect=True)
+def test_shipped_configs_name_the_tables_that_are_made(made):
     tables, manifest, _ = made
-    config = Config.load(f"configs/{file}.yaml")
+    folder = manifest["name"].replace("-", "_")
+    (file,) = Path("configs").glob(f"{folder}*.yaml")
+    config = Config.load(file)
     for split in ("train", "validation", "test"):
         table = Path(getattr(config.data, split))
-        assert table.parent.name == manifest["name"].replace("-", "_")
-        assert table.suffix == ".jsonl"
+        assert (table.parent.name, table.suffix) == (folder, ".jsonl")
         assert table.stem in tables
 
 
