@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 from typing import Any
 
 from mope.cli.output import add_plugin, add_verb, load_plugins, print_table
@@ -135,10 +134,14 @@ def tune(options: argparse.Namespace) -> None:
         [
             [
                 name,
-                *(f"{entry['settings'].get(f'training.{key}', math.nan):.2g}" for key in RATES),
+                *(_rate(entry["settings"].get(f"training.{key}")) for key in RATES),
                 ", ".join(f"{factor}: {value}" for factor, value in entry["validation"].items()),
             ]
             for name, entry in result["rows"].items()
         ],
     )
     print(f"Written: {study.tuned}")
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2g}"
