@@ -27,5 +27,5 @@ def deciding_metric(task: Task, named: str | None) -> tuple[str, bool]:
     names = [str(name) for name in task.metrics()]
     name = named or task.metric
     if name not in names:
-        raise UserError(f"This task has no metric '{name}': it has {', '.join(names)}.")
+        raise UserError(f"This task has no metric '{name}': set one of {', '.join(names)}.")
     return name, name not in task.lower_is_better
