@@ -174,7 +174,7 @@ def test_data_scenes(tmp_path, capsys):
         (["train", "CONFIG", "--data.label", "[a"], "no column '[a'"),
         (
             ["predict", "nowhere", str(SWIN), "--rows", "x"],
-            "argument --rows: invalid int value: 'x'".capitalize(),
+            "Argument --rows: invalid int value: 'x'",
         ),
         (["compare", "CONFIG"], "is a config, not a study"),
     ],
