@@ -14,9 +14,12 @@ import torch
 from PIL import Image
 
 from mope.cli import main
-from mope.data.decode import BadCell, UntrustedFolder, open_audio, open_image, open_pixels, open_text
 from mope.data.table import open_table
 from mope.errors import UserError
+from mope.media.audio import open_audio
+from mope.media.cells import BadCell, UntrustedFolder
+from mope.media.images import open_image, open_pixels
+from mope.media.texts import open_text
 
 
 def png(image: Image.Image, **options) -> bytes:

@@ -17,11 +17,14 @@ from mope.config import Config, InputConfig
 from mope.data import readers as readers_module
 from mope.data.check import find_problems, guess_columns, usable
 from mope.data.dataset import RowDataset, collate
-from mope.data.decode import BadCell, open_image, open_text, reduce_noise
 from mope.data.readers import build_readers
 from mope.data.splits import hold_out, label_names, open_splits
 from mope.data.table import open_table
 from mope.errors import UserError
+from mope.media.audio import reduce_noise
+from mope.media.cells import BadCell
+from mope.media.images import open_image
+from mope.media.texts import open_text
 from mope.model import FusionModel
 from mope.tasks import Classification
 from mope.training import train

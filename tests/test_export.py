@@ -19,13 +19,13 @@ import mope.export
 from mope.cli import main
 from mope.config import Config
 from mope.data.dataset import RowDataset, collate
-from mope.data.scenes.build import SceneSettings, build_scenes
 from mope.data.table import open_table
 from mope.errors import UserError
 from mope.export import export_run, formats
 from mope.methods import find_method
 from mope.model import FusionModel
 from mope.predictor import Predictor
+from mope.scenes.build import SceneSettings, build_scenes
 
 LABELS = {
     "classification": ["red", "green", "blue"],

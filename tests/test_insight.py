@@ -14,11 +14,10 @@ from run_tester import masks_run
 
 from mope.cli import main
 from mope.config import Config
-from mope.data.scenes.build import SceneSettings, build_scenes
 from mope.data.table import open_table
 from mope.encoders import TransformerEncoder
 from mope.errors import UserError
-from mope.insight import figures, routing, words
+from mope.insight import explain_rows, figures, routing, words
 from mope.insight.answers import confusion_counts, label_scores
 from mope.insight.attention import attention_maps
 from mope.insight.shuffle import Shuffled
@@ -26,6 +25,7 @@ from mope.methods import find_method
 from mope.model import FusionModel
 from mope.predictor import Predictor
 from mope.prompts import variation
+from mope.scenes.build import SceneSettings, build_scenes
 from mope.training import train
 
 
@@ -190,7 +190,7 @@ def run(config: Config) -> Config:
 def test_explain_gives_the_reports_numbers_as_arrays(run):
     predictor = Predictor(run.output)
     table = open_table(run.data.test)
-    found = predictor.explain(table, attention=3)
+    found = explain_rows(predictor, table, attention=3)
     assert found.experts is not None
     layers, experts = 2, run.fusion.experts
     assert found.experts.scores.shape == (len(table), layers, experts)
@@ -208,15 +208,17 @@ def test_explain_gives_the_reports_numbers_as_arrays(run):
     epochs = variation(torch.tensor([entry["importance"] for entry in found.history])).numpy()
     assert batches.shape == epochs.shape == (2, layers)
     assert (batches >= 0.9 * epochs).all()  # batches even each other out, seldom the other way round
-    assert predictor.explain([first], shuffle=False).losses == []
+    assert explain_rows(predictor, [first], shuffle=False).losses == []
     opened = {**first, "picture": Image.open(first["picture"])}
-    assert predictor.explain([opened, opened]).experts.scores == pytest.approx(
+    assert explain_rows(predictor, [opened, opened]).experts.scores == pytest.approx(
         numpy.stack([expected[0]] * 2), abs=1e-5
     )
-    without = predictor.explain([{name: value for name, value in first.items() if name != run.data.label}])
+    without = explain_rows(
+        predictor, [{name: value for name, value in first.items() if name != run.data.label}]
+    )
     assert without.targets is None
     with pytest.raises(UserError, match="None of the 1 rows"):
-        predictor.explain([{**table[0], "picture": "gone.png"}])
+        explain_rows(predictor, [{**table[0], "picture": "gone.png"}])
 
 
 @pytest.mark.parametrize("method", [None, "P-SeqFuse", "ImgOnly", "LateConcat"])

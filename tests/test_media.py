@@ -14,9 +14,11 @@ from PIL import Image
 
 from mope.config import Config
 from mope.data.check import guess_columns
-from mope.data.decode import BadCell, open_audio, open_video
 from mope.data.readers import build_readers
 from mope.data.table import open_table
+from mope.media.audio import open_audio
+from mope.media.cells import BadCell
+from mope.media.video import open_video
 from mope.predictor import Predictor, evaluate
 from mope.training import train
 

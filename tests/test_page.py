@@ -19,8 +19,8 @@ from run_tester import tiny_run
 from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model
 
 from mope.config import Config, InputConfig
-from mope.data.masks import open_mask
 from mope.data.table import open_table
+from mope.media.masks import open_mask
 from mope.predictor import Predictor
 from mope.serve.app import build_app
 from mope.serve.settings import ServeSettings
@@ -291,7 +291,7 @@ def test_views(tables):
     cut = InputConfig.model_validate({**entry, "size": 14, "resize": 28})
     assert attention_picture(content, numpy.eye(4, dtype="float32"), cut).size == (480, 480)
     pytest.importorskip("pycocotools")
-    from mope.data.masks import encode_mask
+    from mope.media.masks import encode_mask
 
     mask = numpy.zeros((28, 28), dtype=bool)
     mask[:14] = True

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mope.once import Cache
+from mope.frozen import Cache
 from mope.prompts import DeepPrompts, Experts, FusionPrompts, Mapper, Router, importance_loss, prompt_bound
 
 DIMS = [8, 8, 16]

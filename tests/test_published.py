@@ -12,12 +12,12 @@ from PIL import Image
 from mope.cli import main
 from mope.config import Config
 from mope.data.check import find_problems
-from mope.data.masks import open_mask
-from mope.data.published import PUBLISHED, prepare
-from mope.data.published.food import read_titles
-from mope.data.published.pickles import read_pickle
 from mope.data.table import open_table
+from mope.datasets import PUBLISHED, prepare
+from mope.datasets.food import read_titles
+from mope.datasets.pickles import read_pickle
 from mope.errors import UserError
+from mope.media.masks import open_mask
 
 
 def picture(file: Path, shade: int = 90) -> None:
@@ -186,7 +186,7 @@ MINIATURES = {
 @pytest.fixture
 def made(request, tmp_path, monkeypatch):
     """A prepared miniature: its tables as rows, its manifest, its folder."""
-    from mope.data.published import food
+    from mope.datasets import food
 
     monkeypatch.setattr(food, "VALIDATION", 1)
     MINIATURES[request.param](tmp_path / "raw")

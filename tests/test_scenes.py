@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mope.data.scenes import entailment, questions
-from mope.data.scenes.build import SceneSettings, build_scenes, is_held_out
-from mope.data.scenes.compose import Scene, Thing
-from mope.data.scenes.glyphs import glyph, kinds
 from mope.errors import UserError
+from mope.scenes import entailment, questions
+from mope.scenes.build import SceneSettings, build_scenes, is_held_out
+from mope.scenes.compose import Scene, Thing
+from mope.scenes.glyphs import glyph, kinds
 
 TINY = {"train": 30, "validation": 6, "test": 8, "size": 56}
 
@@ -207,7 +207,7 @@ def test_neither_the_words_of_a_sentence_nor_a_picture_tell_its_label(tmp_path):
 def test_held_out_pairs_are_seen_together_in_their_test_only():
     import random
 
-    from mope.data.scenes.build import _allowed, _scene
+    from mope.scenes.build import _allowed, _scene
 
     settings = SceneSettings("full", "questions")
     for split, expected in (("train", False), ("test", False), ("test_pairs", True)):

@@ -19,19 +19,19 @@ from torchvision import tv_tensors
 
 from mope.cli import main
 from mope.config import Config
-from mope.data.decode import BadCell
-from mope.data.masks import encode_mask, fit_masks, open_mask, overlay, save_mask
 from mope.data.readers import _RandAugment
-from mope.data.scenes.build import SceneSettings, build_scenes
 from mope.data.table import open_table
 from mope.encoders import TransformerEncoder
 from mope.errors import UserError
 from mope.heads import MaskHead
+from mope.media.cells import BadCell
+from mope.media.masks import encode_mask, fit_masks, open_mask, overlay, save_mask
 from mope.methods import find_method
-from mope.metrics import compute_metrics
 from mope.model import FusionModel, empty_model
 from mope.predictor import Predictor, evaluate
+from mope.scenes.build import SceneSettings, build_scenes
 from mope.tasks import ReferringSegmentation
+from mope.tasks.metrics import compute_metrics
 from mope.tasks.segmentation import dice_loss
 from mope.training import train
 

@@ -11,8 +11,8 @@ import pytest
 from serve_tester import picture, talk
 
 from mope.cli import main
-from mope.data.decode import BadCell
 from mope.errors import UserError
+from mope.media.cells import BadCell
 from mope.serve.app import build_app
 from mope.serve.limits import Refusal
 from mope.serve.media import check_media, decode_base64

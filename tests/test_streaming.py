@@ -17,12 +17,12 @@ from mope.cli import main
 from mope.config import Config
 from mope.data.check import RowCheck
 from mope.data.dataset import RowReader, StreamDataset, StreamLoader
-from mope.data.decode import BadCell
 from mope.data.report import check_config
 from mope.data.shards import KEY, read_shard
 from mope.data.stream import Stream, open_stream
 from mope.data.table import open_table
 from mope.errors import UserError
+from mope.media.cells import BadCell
 from mope.predictor import Predictor, evaluate
 from mope.training import train
 

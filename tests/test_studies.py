@@ -15,7 +15,6 @@ from mope.data.splits import draw
 from mope.data.table import open_table
 from mope.errors import UserError
 from mope.methods import METHODS
-from mope.metrics import deciding_metric
 from mope.model import empty_model
 from mope.run import difference
 from mope.studies.compare import compare
@@ -25,6 +24,7 @@ from mope.studies.study import Study, cells, row_config
 from mope.studies.table import interval
 from mope.studies.tune import tune
 from mope.tasks import any_task
+from mope.tasks.metrics import deciding_metric
 
 SHIPPED = sorted((Path(__file__).parent.parent / "configs" / "studies").glob("*.yaml"))
 STUDIES = [file for file in SHIPPED if not file.stem.endswith("_tuned")]

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional
 
 from mope.errors import UserError
-from mope.metrics import compute_metrics, deciding_metric
 from mope.tasks import Classification, MultiLabel, Regression, label_text
+from mope.tasks.metrics import compute_metrics, deciding_metric
 
 
 @pytest.mark.parametrize(

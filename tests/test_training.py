@@ -17,8 +17,8 @@ from mope.errors import UserError
 from mope.methods import find_method
 from mope.model import FusionModel
 from mope.predictor import Predictor, evaluate
-from mope.trainer import effective_experts
 from mope.training import train
+from mope.training.trainer import effective_experts
 
 
 def changed(config: Config, **sections) -> Config:

@@ -9,7 +9,7 @@ import transformers as hf
 
 from mope.cli import main
 from mope.encoders import load_encoder
-from mope.encoders import packages as module
+from mope.encoders import sources as module
 from mope.encoders.checks import run_checks
 from mope.errors import UserError
 
@@ -100,8 +100,8 @@ def test_dinov2_small_tells_pictures_apart():
 
     from torchvision.transforms.v2.functional import pil_to_tensor
 
-    from mope.data.scenes.compose import Scene, Thing, compose
-    from mope.data.scenes.glyphs import kinds
+    from mope.scenes.compose import Scene, Thing, compose
+    from mope.scenes.glyphs import kinds
 
     encoder = load_encoder("package:dinov2-small").eval()
     rng, features = random.Random(0), []

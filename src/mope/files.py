@@ -76,3 +76,9 @@ def open_store(file: Path, schema: str) -> sqlite3.Connection:
     store.execute("PRAGMA synchronous=NORMAL")
     store.execute(f"CREATE TABLE IF NOT EXISTS {schema}")
     return store
+
+
+def cache_folder() -> Path:
+    """Where what can be made anew is kept: `$MOPE_CACHE`, or `~/.cache/mope`."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("MOPE_CACHE") or Path(base) / "mope")

@@ -15,18 +15,16 @@ from torch import Tensor, nn
 
 from mope.config import Config, InputConfig
 from mope.encoders import Encoder, load_encoder
-from mope.encoders.packages import version_of
 from mope.encoders.preparation import ImageSettings, image_settings
+from mope.encoders.sources import version_of
 from mope.encoders.weights import empty_encoder
 from mope.errors import UserError
-from mope.files import read_yaml, replacing
+from mope.files import replacing
 from mope.fusion import FUSIONS, Fusion
 from mope.heads import LinearHead, MaskHead
 from mope.prompts import importance_loss
+from mope.run import CONFIG, WEIGHTS, read_run
 from mope.tasks import Task, build_task
-
-WEIGHTS = "model.safetensors"
-CONFIG = "config.yaml"
 
 
 @dataclass
@@ -272,29 +270,6 @@ def _load(input: InputConfig) -> Encoder:
 def _contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors as safetensors takes them: dense, and none sharing another's memory."""
     return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
-
-
-def read_run(folder: str | Path, finished: bool = True) -> tuple[Config, dict[str, Any]]:
-    """The settings of a run's folder, and what is known of the run (`labels`, `versions`, ...).
-
-    Args:
-        folder: the run's.
-        finished: whether it must be.
-
-    Raises:
-        UserError: the folder holds no run, or no finished one.
-    """
-    folder = Path(folder)
-    for name in (CONFIG, WEIGHTS) if finished else (CONFIG,):
-        if not (folder / name).is_file():
-            raise UserError(
-                f"{folder} holds no finished run: there is no {name}; name what `mope train` wrote."
-            )
-    settings = read_yaml(folder / CONFIG, "config", "a run's settings")
-    run = settings.pop("run", {})
-    if finished and "labels" not in run:
-        raise UserError(f"{folder} holds no finished run: its {CONFIG} names no labels.")
-    return Config.parse(settings, str(folder / CONFIG)), run
 
 
 def empty_model(config: Config, labels: Sequence[str]) -> FusionModel:

@@ -11,11 +11,11 @@ from typing import Any
 
 from datasets import Dataset, Value
 
-from mope.data.decode import open_image
-from mope.data.masks import open_mask, overlay, save_mask
 from mope.data.table import Table, dataset_of
 from mope.errors import UserError
 from mope.files import replacing
+from mope.media.images import open_image
+from mope.media.masks import open_mask, overlay, save_mask
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 

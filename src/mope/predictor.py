@@ -3,30 +3,26 @@
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy
 import torch
 from datasets import Dataset as HubDataset
 from datasets import concatenate_datasets
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mope.data.dataset import RowDataset, collate
-from mope.data.decode import BadCell, is_missing, picture_size
 from mope.data.readers import Reader, build_readers
 from mope.data.splits import Report, check_split, open_splits
 from mope.data.table import MemoryTable, Table, open_table
 from mope.device import autocast, pick_device
 from mope.errors import UserError
-from mope.metrics import compute_metrics
+from mope.media.cells import BadCell, is_missing
+from mope.media.images import picture_size
 from mope.model import FusionModel
 from mope.predictions import Prediction, as_dataset
-
-if TYPE_CHECKING:
-    from mope.insight import Explanation
+from mope.tasks.metrics import compute_metrics
 
 
 class _Tolerant(Dataset):
@@ -81,7 +77,7 @@ class Predictor:
             return []
         source = rows if isinstance(rows, Table) else MemoryTable(rows)
         predictions = [Prediction() for _ in range(len(rows))]
-        for places, batch, errors in self._batches(RowDataset(source, self.readers)):
+        for places, batch, errors in self.batches(RowDataset(source, self.readers)):
             for place, error in errors.items():
                 predictions[place].error = error
             if batch is not None:
@@ -99,7 +95,7 @@ class Predictor:
             batch: the encoders' keyword arguments by input name.
             sizes: (height, width) of each row's picture, where masks are wanted.
         """
-        logits, scores = self._forward(batch)
+        logits, scores = self.forward_batch(batch)
         task = self.model.task
         labels, probabilities = task.decide(logits, sizes), task.probabilities(logits).tolist()
         return [
@@ -155,33 +151,6 @@ class Predictor:
         column = self.readers[self.settings.picture].column
         return [picture_size(rows[place][column], rows.folder) for place in places]
 
-    def attention(self, rows: Table | Sequence[Mapping[str, Any]]) -> NDArray[numpy.float32]:
-        """Where the main encoder's last layer looks, (N, rows, columns): see `attention_maps`.
-
-        Args:
-            rows: as `predict` takes them; all of them can be used.
-
-        Raises:
-            UserError: the main input is no image, its encoder's attention can't be reached, or a row can't be
-                used.
-        """
-        from mope.insight.attention import attention_maps
-
-        source = rows if isinstance(rows, Table) else MemoryTable(rows)
-        maps = []
-        for _, batch, errors in self._batches(RowDataset(source, self.readers)):
-            if errors or batch is None:
-                raise UserError(f"A row of {source.name} can't be used: {next(iter(errors.values()))}.")
-            with autocast(self.settings.training.precision, self.device):
-                maps.append(attention_maps(self.model, self._moved(batch)).float().cpu().numpy())
-        return numpy.concatenate(maps)
-
-    def explain(self, rows: Table | Sequence[Mapping[str, Any]], **options: Any) -> "Explanation":
-        """What the run does with rows, as arrays: see `mope.insight.explain_rows`."""
-        from mope.insight import explain_rows
-
-        return explain_rows(self, rows, **options)
-
     def outcomes(self, table: Table) -> tuple[Tensor, Tensor]:
         """What `Task.condense` gives of the logits and targets of a table whose rows can all be used."""
         task = self.model.task
@@ -189,28 +158,30 @@ class Predictor:
             table, self.readers, task, self.settings.data.label, picture=self.settings.picture
         )
         parts, targets = [], []
-        for _, batch, errors in self._batches(dataset):
+        for _, batch, errors in self.batches(dataset):
             if errors or batch is None:
                 raise UserError(f"{table.name} has rows that can't be used: check it first.")
             labels = batch.pop("labels")
-            found, wanted = task.condense(self._forward(batch)[0], labels)
+            found, wanted = task.condense(self.forward_batch(batch)[0], labels)
             parts.append(found)
             targets.append(wanted)
         return torch.cat(parts), torch.cat(targets)
 
     @torch.inference_mode()
-    def _forward(self, batch: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
+    def forward_batch(self, batch: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
+        """Logits of a batch, and the routing scores of each layer (B, k), on the CPU."""
         with autocast(self.settings.training.precision, self.device):
-            output = self.model(**self._moved(batch))
+            output = self.model(**self.to_device(batch))
         return output.logits.cpu(), [scores.cpu() for scores in output.scores]
 
-    def _moved(self, batch: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    def to_device(self, batch: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
         """A batch on the model's device."""
         return {name: {key: t.to(self.device) for key, t in inputs.items()} for name, inputs in batch.items()}
 
-    def _batches(
+    def batches(
         self, dataset: RowDataset
     ) -> Iterator[tuple[list[int], dict[str, Any] | None, dict[int, str]]]:
+        """Places of the rows that can be used, their batch, and by place why others can't be."""
         loader = DataLoader(
             _Tolerant(dataset),
             self.batch_size,

@@ -1,4 +1,4 @@
-"""A run's folder: what is in it besides the model."""
+"""A run's folder: what is in it, and whether two runs are one."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -6,9 +6,36 @@ from pathlib import Path
 from typing import Any
 
 from mope.config import Config
-from mope.files import write_json
+from mope.errors import UserError
+from mope.files import read_yaml, write_json
 
+CONFIG = "config.yaml"
+WEIGHTS = "model.safetensors"
 METRICS = "metrics.json"
+CHECKPOINTS = "checkpoints"
+
+
+def read_run(folder: str | Path, finished: bool = True) -> tuple[Config, dict[str, Any]]:
+    """The settings of a run's folder, and what is known of the run (`labels`, `versions`, ...).
+
+    Args:
+        folder: the run's.
+        finished: whether it must be.
+
+    Raises:
+        UserError: the folder holds no run, or no finished one.
+    """
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS) if finished else (CONFIG,):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder} holds no finished run: there is no {name}; name what `mope train` wrote."
+            )
+    settings = read_yaml(folder / CONFIG, "config", "a run's settings")
+    run = settings.pop("run", {})
+    if finished and "labels" not in run:
+        raise UserError(f"{folder} holds no finished run: its {CONFIG} names no labels.")
+    return Config.parse(settings, str(folder / CONFIG)), run
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

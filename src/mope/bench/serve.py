@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from mope.data.dataset import collate
-from mope.data.decode import is_missing, source_of
 from mope.errors import UserError
+from mope.media.cells import is_missing, source_of
 from mope.predictor import Predictor
 
 _START_SECONDS = 300
@@ -149,7 +149,7 @@ def _single(
         batch = collate([sample], predictor.readers, None)
         times = []
         for step in (
-            lambda batch=batch: predictor._forward(batch),
+            lambda batch=batch: predictor.forward_batch(batch),
             lambda b=bodies[place]: _ask(connection, b),
         ):
             time.sleep(_REST)  # until the threads of the other process sleep, which spin for a while

@@ -119,8 +119,8 @@ def data_describe(options: argparse.Namespace) -> None:
 
 def data_prepare(options: argparse.Namespace) -> None:
     """`mope data prepare NAME --from FOLDER --out FOLDER`."""
-    from mope.data.published import PUBLISHED, prepare
-    from mope.data.published.base import MANIFEST
+    from mope.datasets import PUBLISHED, prepare
+    from mope.datasets.base import MANIFEST
 
     if options.list or options.name is None:
         if not options.list:
@@ -191,8 +191,8 @@ def data_check(options: argparse.Namespace) -> None:
 
 def data_scenes(options: argparse.Namespace) -> None:
     """`mope data scenes FOLDER`."""
-    from mope.data.scenes import build_scenes
-    from mope.data.scenes.build import SceneSettings
+    from mope.scenes import build_scenes
+    from mope.scenes.build import SceneSettings
 
     settings = SceneSettings(
         options.level,

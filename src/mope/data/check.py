@@ -8,11 +8,12 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from mope.data.decode import OPENERS, BadCell, is_missing
-from mope.data.masks import require_size
 from mope.data.shards import KEY
 from mope.data.table import Table
 from mope.errors import UserError
+from mope.media import OPENERS
+from mope.media.cells import BadCell, is_missing
+from mope.media.masks import require_size
 
 SUFFIXES = {
     "image": (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"),

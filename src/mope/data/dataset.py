@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from mope.config import Config
 from mope.data.check import RowCheck
-from mope.data.decode import BadCell
 from mope.data.readers import ImageReader, Reader
 from mope.data.stream import Item, Stream
 from mope.data.table import Table
 from mope.errors import UserError
+from mope.media.cells import BadCell
 from mope.tasks import Task
 
 _REASON = 500  # bytes kept of the first skipped row's reason

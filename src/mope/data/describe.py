@@ -14,9 +14,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from mope.data.decode import BadCell, is_missing, open_audio, open_image, open_text, open_video
 from mope.data.table import Table
 from mope.files import replacing
+from mope.media.audio import open_audio
+from mope.media.cells import BadCell, is_missing
+from mope.media.images import open_image
+from mope.media.texts import open_text
+from mope.media.video import open_video
 from mope.tasks import label_text
 
 SAMPLES = 24

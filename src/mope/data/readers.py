@@ -19,22 +19,17 @@ from torchvision.transforms import v2
 from transformers import Wav2Vec2FeatureExtractor
 
 from mope.config import InputConfig
-from mope.data.cache import PixelCache, content_key
-from mope.data.decode import (
-    FRAMES,
-    is_missing,
-    open_audio,
-    open_pixels,
-    open_text,
-    open_video,
-    picture_size,
-    reduce_noise,
-)
-from mope.data.masks import Mask, require_size
-from mope.encoders.packages import cache_folder
 from mope.encoders.preparation import image_settings, load_extractor, load_tokenizer
 from mope.encoders.tuning import PRESENT
 from mope.errors import UserError
+from mope.files import cache_folder
+from mope.media.audio import open_audio, reduce_noise
+from mope.media.cache import PixelCache, content_key
+from mope.media.cells import is_missing
+from mope.media.images import open_pixels, picture_size
+from mope.media.masks import Mask, require_size
+from mope.media.texts import open_text
+from mope.media.video import FRAMES, open_video
 
 
 class Reader(ABC):

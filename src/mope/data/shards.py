@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mope.data.decode import BadCell
 from mope.errors import UserError
+from mope.media.cells import BadCell
 
 KEY = "__key__"
 """Column of the samples' names."""

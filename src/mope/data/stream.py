@@ -13,7 +13,6 @@ from typing import Any, TextIO
 import datasets
 
 from mope.config import Config
-from mope.data.decode import BadCell, UntrustedFolder
 from mope.data.shards import find_files, is_shard, read_shard
 from mope.data.table import (
     Table,
@@ -25,6 +24,7 @@ from mope.data.table import (
     require,
 )
 from mope.errors import UserError
+from mope.media.cells import BadCell, UntrustedFolder
 
 _LOOKED_AT = 100  # rows that say which columns there are
 

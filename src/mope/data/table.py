@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 from datasets import Dataset, IterableDataset, load_from_disk
 from datasets.features import Audio, Image, Video
 
-from mope.data.decode import BadCell, UntrustedFolder
 from mope.data.shards import find_files, is_shard, read_shard
 from mope.errors import UserError
+from mope.media.cells import BadCell, UntrustedFolder
 
 if TYPE_CHECKING:
     import pandas

@@ -184,6 +184,11 @@ class Cnn14Model(PreTrainedModel):
         return functional.relu(self.fc1(self.last_dropout(x)))
 
 
+def wave_extractor() -> Waves:
+    """What makes CNN14's inputs of waves."""
+    return Waves(sampling_rate=Cnn14Config.sampling_rate, do_normalize=False, return_attention_mask=True)
+
+
 AutoConfig.register("cnn14", Cnn14Config, exist_ok=True)
 AutoModel.register(Cnn14Config, Cnn14Model, exist_ok=True)
 AutoFeatureExtractor.register(Cnn14Config, Waves, exist_ok=True)

@@ -7,7 +7,8 @@ from typing import Any
 import transformers as hf
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
-from mope.encoders.packages import resolve
+from mope.encoders.cnn14 import wave_extractor
+from mope.encoders.sources import resolve
 from mope.errors import UserError
 
 
@@ -72,13 +73,11 @@ def load_extractor(
         return hf.ASTFeatureExtractor(
             num_mel_bins=settings.get("num_mel_bins", 128), max_length=settings.get("max_length", 1024)
         )
+    if name == "cnn14":
+        return wave_extractor()
     # The group norm of the first wav2vec 2.0 models sees padding, so they were trained without a mask.
-    masked = name == "cnn14" or settings.get("feat_extract_norm", "group") == "layer"
-    return hf.Wav2Vec2FeatureExtractor(
-        sampling_rate=32000 if name == "cnn14" else 16000,
-        do_normalize=name != "cnn14",
-        return_attention_mask=masked,
-    )
+    masked = settings.get("feat_extract_norm", "group") == "layer"
+    return hf.Wav2Vec2FeatureExtractor(sampling_rate=16000, do_normalize=True, return_attention_mask=masked)
 
 
 def first_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ from mope.encoders import prefix, windows
 from mope.encoders.base import Encoder, EncoderOutput
 from mope.encoders.families import FAMILIES, Family, Insertion, Pooling, follow
 from mope.errors import UserError
-from mope.once import cast_once
+from mope.frozen import cast_once
 from mope.prompts import PromptSource
 
 

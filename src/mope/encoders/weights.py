@@ -20,8 +20,8 @@ from mope.encoders import cnn14  # noqa: F401  (registers itself with transforme
 from mope.encoders.base import Encoder
 from mope.encoders.blackbox import BlackBoxEncoder
 from mope.encoders.families import FAMILIES, PARTS, Kind, Pooling
-from mope.encoders.packages import resolve
 from mope.encoders.preparation import first_line
+from mope.encoders.sources import resolve
 from mope.encoders.timm import timm_encoder, vit_arguments
 from mope.encoders.transformer import TransformerEncoder
 from mope.encoders.video import VideoEncoder

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mope.once import cache_of, version
+from mope.frozen import cache_of, version
 
 _SHARED = "_mope_shared"
 

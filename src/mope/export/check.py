@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from mope.data.dataset import RowDataset, collate
-from mope.data.decode import BadCell
 from mope.data.table import Table
 from mope.errors import UserError
 from mope.export.formats import Runner
 from mope.export.graph import Batch, Graph
+from mope.media.cells import BadCell
 from mope.predictor import Predictor
 from mope.tasks import Regression
 

@@ -4,10 +4,10 @@ import json
 from importlib.metadata import version
 from typing import Any
 
-from mope.data.decode import FRAMES
 from mope.data.readers import AudioReader, ImageReader, Reader, TextReader
 from mope.encoders.preparation import image_settings
 from mope.export.graph import Graph
+from mope.media.video import FRAMES
 from mope.predictor import Predictor
 
 

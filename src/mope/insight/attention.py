@@ -1,18 +1,45 @@
 """Where the last layer of the main image encoder looks (Fig. 4)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+import numpy
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mope.data.dataset import RowDataset
+from mope.data.table import MemoryTable, Table
+from mope.device import autocast
 from mope.encoders import TransformerEncoder
 from mope.encoders.families import follow
 from mope.errors import UserError
 from mope.model import FusionModel
+from mope.predictor import Predictor
 
 _Seen = tuple[Tensor, Tensor, Tensor | None, int]
+
+
+def attention_of(predictor: Predictor, rows: Table | Sequence[Mapping[str, Any]]) -> NDArray[numpy.float32]:
+    """Where the main encoder's last layer looks, (N, rows, columns): see `attention_maps`.
+
+    Args:
+        predictor: the run.
+        rows: as `Predictor.predict` takes them; all of them can be used.
+
+    Raises:
+        UserError: the main input is no image, its encoder's attention can't be reached, or a row can't be
+            used.
+    """
+    source = rows if isinstance(rows, Table) else MemoryTable(rows)
+    maps = []
+    for _, batch, errors in predictor.batches(RowDataset(source, predictor.readers)):
+        if errors or batch is None:
+            raise UserError(f"A row of {source.name} can't be used: {next(iter(errors.values()))}.")
+        with autocast(predictor.settings.training.precision, predictor.device):
+            maps.append(attention_maps(predictor.model, predictor.to_device(batch)).float().cpu().numpy())
+    return numpy.concatenate(maps)
 
 
 @torch.no_grad()

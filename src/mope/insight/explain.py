@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy
 
-from mope.data.decode import BadCell, open_image
-from mope.data.masks import open_mask, overlay
 from mope.data.splits import Report
 from mope.data.table import MemoryTable, Table
 from mope.errors import UserError
 from mope.files import replacing, write_json
 from mope.insight import figures
+from mope.insight.attention import attention_of
 from mope.insight.explanation import Explanation, explain_rows
 from mope.insight.report import Page, Sample, expert_html, thumbnail
+from mope.media.cells import BadCell
+from mope.media.images import open_image
+from mope.media.masks import open_mask, overlay
 from mope.predictor import Predictor
 from mope.run import read_metrics
 
@@ -286,7 +288,7 @@ def _attention(page: Page, runs: Mapping[str, Predictor], found: Explanation, pi
             if name in failed:
                 continue
             try:
-                maps = run.attention(rows)
+                maps = attention_of(run, rows)
             except UserError as error:
                 page.note(f"{name}: {error}")
                 failed.add(name)

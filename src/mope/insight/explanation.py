@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 from numpy.typing import NDArray
@@ -12,15 +12,14 @@ from mope.data.table import MemoryTable, Table
 from mope.errors import UserError
 from mope.insight import routing, words
 from mope.insight.answers import confusion_counts, label_scores
+from mope.insight.attention import attention_of
 from mope.insight.routing import Floats
 from mope.insight.shuffle import Loss, shuffle_inputs
-from mope.metrics import compute_metrics
+from mope.predictions import Prediction
+from mope.predictor import Predictor
 from mope.run import read_metrics
 from mope.tasks import label_text, split_labels
-
-if TYPE_CHECKING:
-    from mope.predictions import Prediction
-    from mope.predictor import Predictor
+from mope.tasks.metrics import compute_metrics
 
 TOP = 8
 """Samples shown of each expert."""
@@ -269,6 +268,6 @@ def _attention(predictor: "Predictor", table: Table) -> tuple[Floats | None, str
     if len(table) == 0:
         return None, "no rows were asked for"
     try:
-        return predictor.attention(table), ""
+        return attention_of(predictor, table), ""
     except UserError as error:
         return None, str(error)

@@ -9,8 +9,8 @@ import numpy
 from torch import Tensor
 
 from mope.data.table import Table
-from mope.metrics import compute_metrics, deciding_metric
 from mope.tasks import Task
+from mope.tasks.metrics import compute_metrics, deciding_metric
 
 if TYPE_CHECKING:
     from mope.predictor import Predictor

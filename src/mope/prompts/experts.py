@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mope.once import cache_of, version
+from mope.frozen import cache_of, version
 
 # From here on reading a layer's experts takes longer than the products with them.
 _LARGE = 2**17

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from mope.data.dataset import collate
-from mope.data.decode import BadCell, picture_size
 from mope.data.readers import ImageReader
 from mope.errors import UserError
+from mope.insight.attention import attention_of
+from mope.media.cells import BadCell
+from mope.media.images import picture_size
 from mope.predictions import Prediction
 from mope.predictor import Predictor
 from mope.serve.batching import Batcher, new_future
@@ -187,7 +189,7 @@ class Engine:
         """Attention over a usable row's main picture, (rows, columns); None where it can't be had."""
         cells = {self.predictor.readers[name].column: self._cell(name, row.get(name)) for name in self.kinds}
         try:
-            return self.batcher.call(lambda: self.predictor.attention([cells])).result()[0]
+            return self.batcher.call(lambda: attention_of(self.predictor, [cells])).result()[0]
         except UserError:
             return None
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from mope.data.decode import BadCell
 from mope.errors import UserError
+from mope.media.cells import BadCell
 from mope.serve.limits import Refusal
 from mope.serve.settings import ServeSettings
 

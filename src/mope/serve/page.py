@@ -12,8 +12,8 @@ from typing import Any
 from fastapi import FastAPI
 
 from mope.config import Config
-from mope.data.decode import BadCell, is_missing, source_of
 from mope.errors import UserError
+from mope.media.cells import BadCell, is_missing, source_of
 from mope.predictions import Prediction
 from mope.serve import views
 from mope.serve.engine import Engine

@@ -4,8 +4,8 @@ import ipaddress
 import math
 from dataclasses import dataclass
 
-from mope.data.decode import MAX_PIXELS
 from mope.errors import UserError
+from mope.media.images import MAX_PIXELS
 
 
 def is_loopback(host: str) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 
 from mope.config import InputConfig
-from mope.data.decode import open_image
-from mope.data.masks import open_mask, overlay
+from mope.media.images import open_image
+from mope.media.masks import open_mask, overlay
 
 _SIDE = 480
 """Longest side of a picture on the page, in pixels."""

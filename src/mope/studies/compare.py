@@ -5,14 +5,13 @@ from functools import partial
 from typing import Any
 
 from mope.errors import UserError
-from mope.metrics import deciding_metric
-from mope.model import CONFIG, read_run
-from mope.run import difference, read_metrics
+from mope.run import CONFIG, difference, read_metrics, read_run
 from mope.studies.plot import require_packages
 from mope.studies.runs import ERROR, TEST, Outcome, Runner
 from mope.studies.study import Cell, Study, cells
 from mope.studies.table import build_table, write_table
 from mope.tasks import any_task
+from mope.tasks.metrics import deciding_metric
 
 Report = Callable[[str], Any]
 

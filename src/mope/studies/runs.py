@@ -19,8 +19,7 @@ import torch
 from mope.device import pick_device
 from mope.errors import UserError
 from mope.methods import load_plugin
-from mope.run import add_metrics, read_metrics
-from mope.training import CHECKPOINTS
+from mope.run import CHECKPOINTS, add_metrics, read_metrics
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")

@@ -11,12 +11,12 @@ import yaml
 from mope.config import Config
 from mope.errors import UserError
 from mope.files import replacing
-from mope.metrics import deciding_metric
 from mope.run import difference
 from mope.studies.compare import Report
 from mope.studies.runs import Runner
 from mope.studies.study import RowConfig, Study, row_config, slug
 from mope.tasks import any_task
+from mope.tasks.metrics import deciding_metric
 
 RATES = ("learning_rate", "complementary_learning_rate", "encoder_learning_rate")
 

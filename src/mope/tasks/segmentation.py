@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics import Metric, MetricCollection
 
-from mope.data.masks import Mask, encode_mask, fit_masks, open_mask
 from mope.errors import UserError
+from mope.media.masks import Mask, encode_mask, fit_masks, open_mask
 from mope.tasks.base import Task
 
 MaskLoss = Literal["cross-entropy", "bce-dice"]

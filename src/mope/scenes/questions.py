@@ -3,8 +3,8 @@
 import random
 from collections.abc import Callable, Sequence
 
-from mope.data.scenes.compose import COLOURS, TEXTURES, Cell, Scene, Thing
-from mope.data.scenes.words import NUMBERS, a, place_words
+from mope.scenes.compose import COLOURS, TEXTURES, Cell, Scene, Thing
+from mope.scenes.words import NUMBERS, a, place_words
 
 Allowed = Callable[[Sequence[str]], bool]
 """Whether these kinds may be seen together."""

@@ -9,9 +9,9 @@ comes with one sentence per label, so that the picture doesn't either.
 import random
 from collections.abc import Sequence
 
-from mope.data.scenes.compose import TEXTURES, Cell, Scene, Thing
-from mope.data.scenes.questions import Allowed, draw_kinds
-from mope.data.scenes.words import a, place_words
+from mope.scenes.compose import TEXTURES, Cell, Scene, Thing
+from mope.scenes.questions import Allowed, draw_kinds
+from mope.scenes.words import a, place_words
 
 LABELS = ("entailed", "neutral", "contradicted")
 

@@ -17,11 +17,11 @@ from typing import Any, Literal
 import numpy
 from tqdm import tqdm
 
-from mope.data.masks import Mask, save_mask
-from mope.data.scenes import entailment, questions, referring
-from mope.data.scenes.compose import Scene, compose_with_masks
-from mope.data.scenes.glyphs import ATTRIBUTION, kinds
 from mope.errors import UserError
+from mope.media.masks import Mask, save_mask
+from mope.scenes import entailment, questions, referring
+from mope.scenes.compose import Scene, compose_with_masks
+from mope.scenes.glyphs import ATTRIBUTION, kinds
 
 Level = Literal["easy", "full"]
 SceneTask = Literal["questions", "entailment", "segmentation"]

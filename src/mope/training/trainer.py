@@ -14,8 +14,9 @@ from transformers import ProgressCallback, Trainer, TrainerCallback
 
 from mope.data.dataset import StreamDataset, StreamLoader
 from mope.data.splits import Report
-from mope.model import WEIGHTS, FusionModel
+from mope.model import FusionModel
 from mope.prompts import importance, variation
+from mope.run import WEIGHTS
 
 
 class FusionTrainer(Trainer):

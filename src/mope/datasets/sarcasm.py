@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mope.data.published.base import Dropped, Published, Rows, held_out, read_json
-from mope.data.published.pickles import read_pickle
+from mope.datasets.base import Dropped, Published, Rows, held_out, read_json
+from mope.datasets.pickles import read_pickle
 from mope.errors import UserError
 
 FOLD = 0

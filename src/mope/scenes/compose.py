@@ -7,7 +7,7 @@ import numpy
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from mope.data.scenes.glyphs import glyph
+from mope.scenes.glyphs import glyph
 
 Cell = tuple[int, int]
 """(row, column) in the scene's grid, from the upper left."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from mope.data.published.base import Dropped, Published, Rows, read_jsonl
+from mope.datasets.base import Dropped, Published, Rows, read_jsonl
 
 
 class SnliVe(Published):

@@ -2,7 +2,7 @@
 
 import random
 
-from mope.data.scenes.compose import Cell
+from mope.scenes.compose import Cell
 
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 _ROWS = {2: (("upper", "top"), ("lower", "bottom")), 3: (("upper", "top"), ("middle",), ("lower", "bottom"))}

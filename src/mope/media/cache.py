@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mope.data.decode import UntrustedFolder
 from mope.files import open_store
+from mope.media.cells import UntrustedFolder
 
 
 class PixelCache:

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from mope.data.decode import BadCell
-from mope.data.masks import encode_mask, open_mask
-from mope.data.published.base import Dropped, Published, Rows, read_json
-from mope.data.published.pickles import read_pickle
+from mope.datasets.base import Dropped, Published, Rows, read_json
+from mope.datasets.pickles import read_pickle
 from mope.errors import UserError
+from mope.media.cells import BadCell
+from mope.media.masks import encode_mask, open_mask
 
 _COUNTS = {
     "refcoco": {"train": 120624, "validation": 10834, "testA": 5657, "testB": 5095},

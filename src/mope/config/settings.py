@@ -14,31 +14,17 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from mope.errors import UserError
-from mope.files import read_yaml
-from mope.sections import (
+from mope.config.sections import (
     PATH,
     DataConfig,
-    EncoderConfig,
     FusionConfig,
     InputConfig,
     Section,
     SegmentationConfig,
     TrainingConfig,
 )
-
-__all__ = [
-    "Config",
-    "DataConfig",
-    "EncoderConfig",
-    "FusionConfig",
-    "InputConfig",
-    "Section",
-    "SegmentationConfig",
-    "TrainingConfig",
-    "explain",
-    "fields",
-]
+from mope.errors import UserError
+from mope.files import read_yaml
 
 
 class Config(Section):

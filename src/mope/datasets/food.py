@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mope.data.published.base import Dropped, Published, Rows, held_out
+from mope.datasets.base import Dropped, Published, Rows, held_out
 
 VALIDATION = 5000
 

@@ -4,6 +4,6 @@ All glyphs are designed by OpenMoji, the open-source emoji and icon project, lic
 pictures made of them.
 """
 
-from mope.data.scenes.build import build_scenes
+from mope.scenes.build import build_scenes
 
 __all__ = ["build_scenes"]

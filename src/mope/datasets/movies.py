@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mope.data.published.base import Dropped, Published, Rows, read_json
+from mope.datasets.base import Dropped, Published, Rows, read_json
 from mope.errors import UserError
 
 # Genres with too few films to be among the 23 that results are reported on.

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from mope.data.decode import MAX_PIXELS, BadCell, is_missing, source_of
 from mope.errors import UserError
+from mope.media.cells import BadCell, is_missing, source_of
+from mope.media.images import MAX_PIXELS
 
 Mask = NDArray[numpy.bool_]
 """(height, width), True inside."""

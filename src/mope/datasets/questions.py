@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mope.data.published.base import Dropped, Published, Rows, read_json
+from mope.datasets.base import Dropped, Published, Rows, read_json
 from mope.errors import UserError
 
 LEAST = 9

@@ -7,9 +7,9 @@ tile"). The thing that is meant is one of two or three of its kind, so that its 
 import random
 from collections.abc import Callable, Iterator, Sequence
 
-from mope.data.scenes.compose import COLOURS, TEXTURES, Scene, Thing
-from mope.data.scenes.questions import Allowed, draw_kinds, moved
-from mope.data.scenes.words import place_words
+from mope.scenes.compose import COLOURS, TEXTURES, Scene, Thing
+from mope.scenes.questions import Allowed, draw_kinds, moved
+from mope.scenes.words import place_words
 
 POSITION, APPEARANCE = "position", "appearance"
 _SIDES: tuple[tuple[tuple[str, ...], Callable[[Thing, int], bool]], ...] = (

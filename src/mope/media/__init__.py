@@ -1,0 +1,18 @@
+"""A cell's content: pictures, texts, waves, frames, masks. It knows nothing of tables."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mope.media.audio import open_audio
+from mope.media.images import open_image
+from mope.media.texts import open_text
+from mope.media.video import open_video
+
+OPENERS: dict[str, Callable[[Any, Path], Any]] = {
+    "image": open_image,
+    "text": open_text,
+    "audio": open_audio,
+    "video": open_video,
+}
+"""What opens a cell, or says why it can't, by the kind of an input."""

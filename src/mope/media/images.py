@@ -1,0 +1,119 @@
+"""Pictures: from a cell to upright RGB."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from mope.media.cells import BadCell, source_of
+
+MAX_PIXELS = 64_000_000
+"""Largest image that is decoded; above it a small file can take gigabytes of memory."""
+
+
+_ORIENTATION = 0x0112
+"""Tag of EXIF's note which way is up; from 5 on the picture lies on its side."""
+
+
+def open_image(cell: Any, folder: Path) -> Image.Image:
+    """Decode an image cell to RGB.
+
+    Raises:
+        BadCell: it is missing, no image, too large or broken.
+    """
+    if isinstance(cell, Image.Image):
+        return _to_rgb(cell)
+    file = source_of(cell, folder, "image")
+    try:
+        # Pillow's own bomb check would warn at half its limit and raise at twice that; ours is one limit.
+        with Image.open(file) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise BadCell(f"huge image: {width} x {height} pixels, at most {MAX_PIXELS:,} are decoded")
+            image.load()
+            return _to_rgb(image)
+    except UnidentifiedImageError:
+        raise BadCell("wrong type: not an image this library reads") from None
+    except Image.DecompressionBombError:
+        raise BadCell(f"huge image: at most {MAX_PIXELS:,} pixels are decoded") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, BadCell):
+            raise
+        raise BadCell(f"broken image: {error}") from None
+
+
+def open_pixels(cell: Any, folder: Path) -> Tensor:
+    """Decode an image cell to RGB, uint8 (3, height, width): as `open_image`, and faster for a JPEG file.
+
+    Raises:
+        BadCell: see `open_image`.
+    """
+    if not isinstance(cell, Image.Image):
+        source = source_of(cell, folder, "image")
+        content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
+        if content.startswith(b"\xff\xd8") and (found := _decode_jpeg(content)) is not None:
+            return found
+        cell = content
+    return torch.from_numpy(numpy.array(open_image(cell, folder))).permute(2, 0, 1)
+
+
+def _decode_jpeg(content: bytes) -> Tensor | None:
+    """A plain JPEG by torchvision; None for what Pillow had better look at, broken ones too."""
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg
+    except ImportError:  # announced to move to another package
+        return None
+    try:
+        with Image.open(io.BytesIO(content)) as header:
+            plain = header.format == "JPEG" and header.mode in ("RGB", "L")
+            if not plain or header.width * header.height > MAX_PIXELS:
+                return None
+        data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        found = decode_jpeg(data, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+        return found if isinstance(found, Tensor) else None
+    except (RuntimeError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def picture_size(cell: Any, folder: Path) -> tuple[int, int]:
+    """(height, width) of an image cell, upright; its pixels aren't decoded.
+
+    Raises:
+        BadCell: it is missing or no image.
+    """
+    if isinstance(cell, Image.Image):
+        upright = ImageOps.exif_transpose(cell)
+        return upright.height, upright.width
+    try:
+        with Image.open(source_of(cell, folder, "image")) as image:
+            turned = image.getexif().get(_ORIENTATION, 1) in range(5, 9)
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Image.DecompressionBombError:
+        raise BadCell(f"huge image: at most {MAX_PIXELS:,} pixels are decoded") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, BadCell):
+            raise
+        raise BadCell("wrong type: not an image this library reads") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Upright RGB, with transparency laid on white, of 8 bits per channel; the first picture of several."""
+    image = ImageOps.exif_transpose(image) or image
+    if image.mode.startswith(("I", "F")):
+        image = _to_8_bits(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits as grey of 8; `convert` would cut off what is above 255."""
+    values = numpy.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise BadCell(f"pixels of a kind this library doesn't read: mode {image.mode}")
+    return Image.fromarray((values.astype(numpy.uint32) >> 8).astype(numpy.uint8))

@@ -1,0 +1,90 @@
+"""The folder that a training writes: whether it may, where it goes on, and what it leaves."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mope.config import Config
+from mope.data.splits import Report
+from mope.device import peak_memory
+from mope.errors import UserError
+from mope.files import replacing, write_json
+from mope.model import FusionModel
+from mope.run import CHECKPOINTS, CONFIG, METRICS, difference, model_card, read_metrics, read_run
+from mope.training.trainer import FusionTrainer
+
+# What may differ when a run is continued: none of it changes what was learned so far.
+_FREE_ON_RESUME = tuple(f"training.{key}" for key in ("epochs", "patience", "precision", "device"))
+
+
+def check_folder(folder: Path, config: Config, resume: bool, report: Report) -> dict[str, Any] | None:
+    """Make sure a run may be written; the metrics of a finished one that is to be resumed."""
+    if not (folder / CONFIG).is_file():
+        return None
+    finished = (folder / METRICS).is_file()
+    if not resume and os.environ.get("RANK", "0") != "0":
+        return None  # another process of this very run may have written it just now
+    if not resume:
+        raise UserError(
+            f"{folder} holds {'a finished' if finished else 'an unfinished'} run: add --resume (in Python "
+            f"resume=True) to {'keep' if finished else 'continue'} it, or name another folder as output."
+        )
+    before = read_run(folder, finished=False)[0]
+    if key := difference(before, config, free=_FREE_ON_RESUME):
+        raise UserError(
+            f"{folder} was trained with another {key}: a run is continued with the settings it began "
+            "with; name another folder with --output."
+        )
+    if finished and before.training.epochs >= config.training.epochs:
+        report(f"{folder} is finished; it is left as it is.")
+        return read_metrics(folder)
+    if not (folder / CHECKPOINTS).is_dir():
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    return None
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint; what a killed run began to write after it is removed.
+
+    A checkpoint's folder appears at once and is filled file by file, `trainer_state.json` last.
+    """
+    there = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*")}
+    for step in sorted(there, reverse=True):
+        try:
+            json.loads((there[step] / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(there[step], ignore_errors=True)
+        else:
+            return str(there[step])
+    return None
+
+
+def result_of(trainer: FusionTrainer, model: FusionModel, metric: str, seconds: float) -> dict[str, Any]:
+    """The content of `metrics.json`."""
+    history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    best = trainer.state.best_global_step
+    chosen = next((entry for entry in history if entry["step"] == best), history[-1])
+    counts = model.count_parameters()
+    return {
+        "metric": metric,
+        "validation": {name: chosen[f"eval_{name}"] for name in ("loss", *model.task.metrics())},
+        "best_epoch": chosen["epoch"],
+        "seconds": round(seconds, 1),
+        "step_milliseconds": trainer.step_milliseconds,
+        "waiting_share": trainer.waiting_share,
+        "peak_mebibytes": peak_memory(trainer.args.device),
+        "trainable": sum(count["trainable"] for count in counts.values()),
+        "frozen": sum(count["frozen"] for count in counts.values()),
+        "history": history,
+    }
+
+
+def write_run(folder: Path, model: FusionModel, counts: Mapping[str, int], result: dict[str, Any]) -> None:
+    """Write what a finished run is, each file whole or not at all."""
+    model.save_pretrained(folder, {**counts, "metric": result["metric"]})
+    write_json(folder / METRICS, result)
+    with replacing(folder / "README.md") as draft:
+        draft.write_text(model_card(model, result), encoding="utf-8")

@@ -1,0 +1,114 @@
+"""Training: from a config to a run's folder."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PrinterCallback,
+    set_seed,
+)
+from transformers.integrations.integration_utils import TensorBoardCallback
+
+from mope.config import Config
+from mope.data.dataset import StreamDataset, collate
+from mope.data.splits import Report
+from mope.device import pick_device, reset_peak_memory, use_bf16
+from mope.files import cache_folder, replacing
+from mope.model import FusionModel
+from mope.run import CHECKPOINTS, CONFIG
+from mope.tasks.metrics import compute_metrics, deciding_metric
+from mope.training.arguments import training_arguments
+from mope.training.folder import check_folder, last_checkpoint, result_of, write_run
+from mope.training.rows import Rows, prepare
+from mope.training.trainer import FusionTrainer, ProgressBar
+
+
+def train(
+    config: Config,
+    tables: Mapping[str, Any] | None = None,
+    *,
+    resume: bool = False,
+    report: Report = tqdm.write,
+) -> dict[str, Any]:
+    """Train a model and write its run's folder.
+
+    Args:
+        config: the settings.
+        tables: by split, instead of the config's: files, `Dataset`s, to train on also an `IterableDataset`.
+        resume: continue an unfinished run in the folder; a finished one is left as it is.
+        report: takes each line that is said.
+
+    Returns:
+        The content of `metrics.json`: the validation metrics of the best epoch, and the history.
+
+    Raises:
+        UserError: the config, the data or the folder is wrong.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    folder = Path(config.output)
+    if (finished := check_folder(folder, config, resume, report)) is not None:
+        return finished
+    started = time.monotonic()
+    device = pick_device(config.training.device)
+    set_seed(config.training.seed)
+    model, datasets = prepare(config, tables, report)
+    metric, greater = deciding_metric(model.task, config.training.metric)
+    if config.data.cache_features:
+        model.keep_features(cache_folder() / "features")
+    _say_plan(model, datasets, device, report)
+    counts = {f"{split}_rows": len(rows) for split, rows in datasets.items()}
+    trainer = FusionTrainer(
+        model,
+        training_arguments(config, folder, len(datasets["train"]), device, metric, greater),
+        data_collator=partial(collate, readers=datasets["train"].readers, task=model.task),
+        train_dataset=datasets["train"],
+        eval_dataset=datasets["validation"],
+        compute_metrics=partial(_metrics, model.task),
+        callbacks=[
+            EarlyStoppingCallback(config.training.patience),
+            TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))),
+            *([ProgressBar()] if sys.stderr.isatty() else []),
+        ],
+        report=report,
+    )
+    trainer.remove_callback(PrinterCallback)
+    with replacing(folder / CONFIG) as draft:
+        draft.write_text(config.dump(), encoding="utf-8")
+    checkpoint = last_checkpoint(folder / CHECKPOINTS)
+    reset_peak_memory(device)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if isinstance(datasets["train"], StreamDataset) and (line := datasets["train"].skipped()):
+        report(line)
+    result = result_of(trainer, model, metric, time.monotonic() - started)
+    if trainer.is_world_process_zero():
+        write_run(folder, model, counts, result)
+    return result
+
+
+def _metrics(task: Any, prediction: EvalPrediction) -> dict[str, float]:
+    return compute_metrics(
+        task, torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)
+    )
+
+
+def _say_plan(model: FusionModel, datasets: Mapping[str, Rows], device: torch.device, report: Report) -> None:
+    counts = model.count_parameters().values()
+    trainable = sum(count["trainable"] for count in counts)
+    share = trainable / sum(count["trainable"] + count["frozen"] for count in counts)
+    arithmetic = "bf16" if use_bf16(model.settings.training.precision, device) else "fp32"
+    rows = "rows per epoch of a stream" if isinstance(datasets["train"], StreamDataset) else "training rows"
+    report(
+        f"{len(datasets['train'])} {rows}, {len(datasets['validation'])} validation rows, "
+        f"{len(model.task.labels)} {'label' if len(model.task.labels) == 1 else 'labels'}; "
+        f"{trainable:,} parameters are trained ({share:.2%}); {device.type}, {arithmetic}"
+    )

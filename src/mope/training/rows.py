@@ -1,0 +1,95 @@
+"""The rows of a training: opened, checked, drawn, and the model that their labels ask for."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mope.config import Config
+from mope.data.dataset import RowDataset, RowReader, StreamDataset
+from mope.data.readers import Reader, TextReader, build_readers
+from mope.data.splits import Report, check_split, draw, hold_out, label_names, open_splits, row_check
+from mope.data.stream import Stream, open_stream
+from mope.data.table import Table
+from mope.errors import UserError
+from mope.model import FusionModel, needed_inputs
+from mope.tasks.metrics import deciding_metric
+
+_STANDARDISED_BY = 2000  # rows of a stream whose labels say what is usual
+
+Rows = RowDataset | StreamDataset
+"""What a loader reads."""
+
+
+def _sources(
+    config: Config, tables: Mapping[str, Any] | None, report: Report
+) -> tuple[Table | Stream, Table]:
+    """Training rows, a table or a stream, and validation rows, unchecked."""
+    stream, splits = open_stream(config, tables), open_splits(config, tables)
+    if stream is None:
+        splits = hold_out(splits, config.data.validation_share, config.training.seed, report)
+    train = stream or splits.get("train")
+    if train is None:
+        raise UserError("There are no train rows: name a table in data.train.")
+    if "validation" not in splits:
+        hint = "; none are held out of a stream" if stream else ""
+        raise UserError(f"There are no validation rows: name a table in data.validation{hint}.")
+    return train, splits["validation"]
+
+
+def prepare(
+    config: Config, tables: Mapping[str, Any] | None, report: Report
+) -> tuple[FusionModel, dict[str, Rows]]:
+    """The model, and the rows of each split that can be used.
+
+    What is cheap to find wrong is found first: tables and columns before weights, weights before every row.
+    """
+    needed = needed_inputs(config)
+    columns = {settings.column: settings.kind for settings in needed.values()}
+    label = config.data.label
+    train, validation = _sources(config, tables, report)
+    for source in (train, validation):
+        source.require(*(s.column for s in needed.values() if s.missing != "learn"), label)
+    model = FusionModel.build(config, label_names(config, train))
+    task = model.task
+    if isinstance(train, Table):
+        train = draw(train, config.data.train_rows, config.training.seed)
+    deciding_metric(task, config.training.metric)
+    if isinstance(train, Table):
+        train = check_split(config, train, columns, task.encode, report)
+    validation = check_split(config, validation, columns, task.encode, report)
+    readers = build_readers(needed)
+    rows: Rows
+    if isinstance(train, Stream):
+        read = RowReader(readers, task, label, train=True, picture=config.picture)
+        rows = StreamDataset(train, read, row_check(config, columns, task.encode), config)
+        task.fit(_first_labels(rows, report), config.data.class_weights)
+    else:
+        rows = RowDataset(train, readers, task, label, train=True, picture=config.picture)
+        task.fit((task.encode(value) for value in train.column(label)), config.data.class_weights)
+        _say_cut_texts(readers, train, report)
+    return model, {
+        "train": rows,
+        "validation": RowDataset(validation, readers, task, label, picture=config.picture),
+    }
+
+
+def _first_labels(rows: StreamDataset, report: Report) -> Iterator[Any]:
+    """Labels of a stream's first rows, for a task that asks for them, which is said then."""
+    values = list(rows.labels(_STANDARDISED_BY))
+    if not values:
+        raise UserError(
+            f"{rows.stream.name}: none of its first {_STANDARDISED_BY:,} rows has a label that can be used."
+        )
+    report(f"{rows.stream.name}: labels are standardised by those of the first {len(values):,} rows.")
+    yield from values
+
+
+def _say_cut_texts(readers: Mapping[str, Reader], table: Table, report: Report) -> None:
+    """Say how many training texts are longer than what their encoder is given."""
+    for name, reader in readers.items():
+        if isinstance(reader, TextReader) and reader.column in table.columns:
+            texts = [text for text in table.column(reader.column) if isinstance(text, str)]
+            if count := reader.count_cut(texts):
+                report(
+                    f"{table.name}: {count} of {len(texts)} texts of '{name}' are longer than "
+                    f"{reader.max_length} tokens and are cut off; set inputs.{name}.max_length to keep more."
+                )
