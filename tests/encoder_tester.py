@@ -1,6 +1,7 @@
 """What holds for every family; a family's test names its tiny model and its inputs."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from mope.encoders import TransformerEncoder, kernels
 from mope.encoders.families import follow
 from mope.errors import UserError
+from mope.prompts import PromptFunction
 
 LENGTH = 3
 
@@ -51,7 +53,7 @@ class EncoderTester:
             assert x0.shape == (len(prompts[layer]), encoder.layer_dims[layer])
             return prompts[layer] + x0.unsqueeze(1)
 
-        return source
+        return PromptFunction(source)
 
     def test_without_prompts_it_is_the_bare_model(self, bare):
         inputs = self.inputs(2)
@@ -60,7 +62,8 @@ class EncoderTester:
             inner = bare.get_submodule(encoder.family.inner) if encoder.family.inner else bare
             expected = inner(**inputs, **encoder.family.call).last_hidden_state
             assert torch.equal(encoder(**inputs).tokens, expected)
-            assert torch.equal(encoder(**inputs, prompts=lambda layer, x0: None).tokens, expected)
+            nothing = PromptFunction(lambda layer, x0: None)
+            assert torch.equal(encoder(**inputs, prompts=nothing).tokens, expected)
             assert torch.equal(encoder(**inputs).tokens, expected)
 
     def test_prefix_equals_tokens(self, bare):
@@ -88,10 +91,10 @@ class EncoderTester:
         for insertion in self.insertions:
             encoder, inputs = self.encoder(bare, insertion), self.inputs(2)
             prompts = self.source(encoder, 2)
-            first, all_, none = (
-                lambda layer, x0, n=n, prompts=prompts: prompts(layer, x0)[:, :n] for n in (1, 3, 3)
-            )
-            none.hidden = torch.tensor([[False, True, True], [False, False, False]])
+            first = PromptFunction(lambda layer, x0, prompts=prompts: prompts(layer, x0)[:, :1])
+            all_ = prompts
+            hidden = torch.tensor([[False, True, True], [False, False, False]])
+            none = PromptFunction(prompts, torch.zeros(2, 3).masked_fill(hidden, float("-inf")))
             if encoder.family.relay and insertion == "tokens" and "attention_mask" not in inputs:
                 with pytest.raises(UserError, match="keeps masks from its attention"):
                     encoder(**inputs, prompts=none)
@@ -127,7 +130,8 @@ class EncoderTester:
         return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
 
     def loss(self, encoder, prompts):
-        return encoder(**self.inputs(2), prompts=lambda layer, x0: prompts[layer]).tokens.square().mean()
+        source = PromptFunction(lambda layer, x0: prompts[layer])
+        return encoder(**self.inputs(2), prompts=source).tokens.square().mean()
 
     def test_training_and_inference_kernels_agree(self, bare):
         encoder = self.encoder(bare)
@@ -199,19 +203,62 @@ class EncoderTester:
         for again in (copied, other):
             assert torch.equal(again(**inputs, prompts=self.source(again, 2)).tokens, expected)
 
-    def test_changed_weights_are_seen(self, bare):
-        """What is kept between passes is forgotten when weights change."""
+    def test_a_bias_is_added_to_the_logits_of_prompts(self, bare):
+        """Twice the weight of a prompt is the prompt twice; for one bias, or one per row."""
+        for insertion in self.insertions:
+            encoder, inputs = self.encoder(bare, insertion), self.inputs(2)
+            if encoder.family.relay and insertion == "tokens" and "attention_mask" not in inputs:
+                continue  # refused, see the hidden prompt
+            prompts = self.source(encoder, 2)
+            twice = PromptFunction(lambda layer, x0, p=prompts: torch.cat([p(layer, x0)] * 2, dim=1))
+            expected = encoder(**inputs, prompts=twice).tokens
+            for rows in (1, 2):
+                louder = PromptFunction(prompts, torch.full((rows, LENGTH), math.log(2)))
+                found = encoder(**inputs, prompts=louder).tokens
+                torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+    def test_what_is_frozen_is_the_same_function_and_follows_its_weights(self, bare):
+        """Nothing is kept beside frozen weights: not even an edit behind autograd's back goes unseen."""
         encoder, inputs = self.encoder(bare).requires_grad_(False), self.inputs(2)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            before = encoder(**inputs, prompts=self.source(encoder, 2)).tokens
-        with torch.no_grad():
+
+        def tokens(encoder):
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+                return encoder(**inputs, prompts=self.source(encoder, 2)).tokens
+
+        expected = tokens(encoder)
+        encoder.freeze(torch.bfloat16)
+        assert torch.equal(tokens(encoder), expected)
+        assert torch.equal(tokens(encoder), expected)
+        edits = {
+            "data": lambda parameter: parameter.data.mul_(1.5),
+            "load_state_dict": lambda parameter: None,
+            "an optimizer's step": lambda parameter: parameter.detach().mul_(1.5),
+        }
+        for edit in edits.values():
             for parameter in encoder.parameters():
-                parameter.mul_(1.1)
-        fresh = copy.deepcopy(encoder)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            after = encoder(**inputs, prompts=self.source(encoder, 2)).tokens
-            assert torch.equal(after, fresh(**inputs, prompts=self.source(fresh, 2)).tokens)
-        assert not torch.equal(before, after)
+                edit(parameter)
+            state = {name: 1.25 * tensor for name, tensor in encoder.state_dict().items()}
+            encoder.load_state_dict(state)
+            fresh = copy.deepcopy(encoder)
+            found = tokens(encoder)
+            assert torch.equal(found, tokens(fresh))
+            assert not torch.equal(found, expected)
+            expected = found
+
+    def test_layers_one_at_a_time_are_the_forward_pass(self, bare):
+        encoder, inputs = self.encoder(bare), self.inputs(2)
+        if not encoder.family.tokens:
+            return
+        expected = encoder(**inputs)
+        encoder.make_steppable()
+        for _ in range(2):
+            stack = encoder.stack(**inputs)
+            for _ in range(stack.depth):
+                stack.advance()
+            found = stack.finish()
+            assert torch.equal(found.tokens, expected.tokens)
+            assert torch.equal(found.pooled, expected.pooled)
+        assert torch.equal(encoder(**inputs).tokens, expected.tokens)
 
 
 class TextTester(EncoderTester):

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -17,7 +18,7 @@ from mope.encoders.features import fingerprint, row_keys
 from mope.errors import UserError
 from mope.fusion import Sequential
 from mope.model import FusionModel
-from mope.prompts import FusionPrompts
+from mope.prompts import FusionPrompts, PromptFunction
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
@@ -33,15 +34,15 @@ class Counting(nn.Module):
     def __init__(self):
         super().__init__()
         self.convolution = nn.Conv2d(3, 5, 3)
-        self.rows = 0
+        self.seen = SimpleNamespace(rows=0)  # no setting of the module
 
     def forward(self, pixel_values):
-        self.rows += len(pixel_values)
-        return {"maps": [self.convolution(pixel_values).mean((2, 3), keepdim=True)]}
+        self.seen.rows += len(pixel_values)
+        return {"feature": self.convolution(pixel_values).mean((2, 3), keepdim=True)}
 
 
 def counting(**options) -> BlackBoxEncoder:
-    return BlackBoxEncoder(Counting(), dim=5, output=lambda r: r["maps"][0].flatten(1), **options)
+    return BlackBoxEncoder(Counting(), dim=5, output="feature", **options)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_what_a_black_box_says_when_it_cannot():
     with pytest.raises(UserError, match="has no input 'x'"):
         BlackBoxEncoder(len, dim=4, argument="x")(pixel_values=pixels)
     with pytest.raises(UserError, match="takes no prompts"):
-        counting()(pixel_values=pixels, prompts=lambda layer, x0: None)
+        counting()(pixel_values=pixels, prompts=PromptFunction(lambda layer, x0: None))
     with pytest.raises(UserError, match="can't be tuned by 'prompt'"):
         TunedEncoder(counting(), "prompt")
 
@@ -101,12 +102,12 @@ def test_features_are_computed_once(tmp_path):
     tuned = TunedEncoder(counting(projection=4), "frozen")
     pixels = _pixels()
     expected = {name: tuned({"pixel_values": x}).pooled for name, x in pixels.items()}
-    seen = tuned.encoder.module.rows
+    seen = tuned.encoder.module.seen.rows
     tuned.keep_features(tmp_path)
     for _ in range(2):
         for name, x in pixels.items():
             torch.testing.assert_close(tuned.feature({"pixel_values": x}), expected[name])
-    assert tuned.encoder.module.rows == seen + 5  # "b" has two of the rows of "a"
+    assert tuned.encoder.module.seen.rows == seen + 5  # "b" has two of the rows of "a"
     assert (tuned.cache.hits, tuned.cache.misses) == (9, 5)
     tuned.feature({"pixel_values": pixels["a"]}).sum().backward()
     assert tuned.encoder.projection.weight.grad is not None
@@ -116,15 +117,15 @@ def test_features_are_computed_once(tmp_path):
     again.encoder.projection.weight.data.zero_()  # trained, so no part of what features are known by
     again.keep_features(tmp_path)
     again.feature({"pixel_values": pixels["a"]})
-    assert again.encoder.module.rows == 0
+    assert again.encoder.module.seen.rows == 0
     with torch.autocast("cpu", torch.bfloat16):
         again.feature({"pixel_values": pixels["a"]})
-    assert again.encoder.module.rows == 4  # other arithmetic, other features
+    assert again.encoder.module.seen.rows == 4  # other arithmetic, other features
     again.encoder.module.convolution.weight.data += 1
     other = TunedEncoder(again.encoder, "frozen")
     other.keep_features(tmp_path)
     other.feature({"pixel_values": pixels["a"]})
-    assert again.encoder.module.rows == 8  # other weights, other features
+    assert again.encoder.module.seen.rows == 8  # other weights, other features
 
 
 def _pixels() -> dict[str, torch.Tensor]:
@@ -303,6 +304,7 @@ class TestVideo:
             asked.append(tuple(x0.shape))
             return x0.unsqueeze(1) + torch.ones(1, 3, 1)
 
+        source = PromptFunction(source)
         together = video(pixel_values=pixels, prompts=source)
         assert asked == [(2, 32)] * 2
         alone = video(pixel_values=pixels[1:], prompts=source)

@@ -11,6 +11,7 @@ from torch.nn import functional
 from mope.encoders import FAMILIES, TransformerEncoder, TunedEncoder
 from mope.encoders.weights import build_backbone, read_architecture
 from mope.errors import UserError
+from mope.prompts import PromptFunction
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 WIDE = {**SHAPE, "intermediate_size": 64}
@@ -67,7 +68,7 @@ class TestBeitWithPositionBias(TestBeit):
         expected = tokens + layer.lambda_1 * layer.attention.o_proj(mixed)
         expected = expected + layer.lambda_2 * layer.mlp(layer.layernorm_after(expected))
         found = encoder.backbone.layers[0](
-            tokens, None, resolution=(32, 32), mope_source=lambda index, x0: prompts
+            tokens, None, resolution=(32, 32), mope=PromptFunction(lambda index, x0: prompts)
         )
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
@@ -138,7 +139,8 @@ class TestClipText(TextTester):
         changed[:, 5:] = 7
         prompts = [torch.randn(2, LENGTH, 32) for _ in encoder.layer_dims]
         one, other = (
-            encoder(input_ids=i, prompts=lambda layer, x0: prompts[layer]).tokens for i in (ids, changed)
+            encoder(input_ids=i, prompts=PromptFunction(lambda layer, x0: prompts[layer])).tokens
+            for i in (ids, changed)
         )
         torch.testing.assert_close(one[:, :5], other[:, :5])
         assert (one[:, 5:] - other[:, 5:]).abs().max() > 1e-3
@@ -344,8 +346,8 @@ def test_torch_compile(tester):
     compiled = torch.compile(encoder, backend="aot_eager")
     inputs = tester().inputs(2)
     with torch.no_grad():
-        expected = encoder(**inputs, prompts=lambda layer, x0: prompts[layer]).tokens
-        found = compiled(**inputs, prompts=lambda layer, x0: prompts[layer]).tokens
+        expected = encoder(**inputs, prompts=PromptFunction(lambda layer, x0: prompts[layer])).tokens
+        found = compiled(**inputs, prompts=PromptFunction(lambda layer, x0: prompts[layer])).tokens
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 

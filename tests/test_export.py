@@ -138,17 +138,10 @@ def test_a_run_with_experts_runs_without_this_library(config, to):
 
 @pytest.mark.parametrize(
     "method",
-    ["SeqFuse", "ImgOnly", "LateConcat", "PromptFuse-deep", "BlindPrompt", "MMBT"],
+    ["SeqFuse", "ImgOnly", "LateConcat", "PromptFuse-deep", "BlindPrompt", "MMBT", "PMF"],
 )
 def test_other_methods(config, method):
     check(find_method(method).apply(config))
-
-
-def test_a_method_that_cannot_be_traced_says_so(config):
-    config = find_method("PMF").apply(config)
-    save_run(config)
-    with pytest.raises(UserError, match="PMF can't be exported: it runs two encoders in turns"):
-        export_run(config.output)
 
 
 def test_text_as_the_main_input_with_hard_routing(config):

@@ -1,6 +1,5 @@
 """The paper's core against slow, obvious references."""
 
-import copy
 import math
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mope.frozen import Cache
 from mope.prompts import DeepPrompts, Experts, FusionPrompts, Mapper, Router, importance_loss, prompt_bound
 
 DIMS = [8, 8, 16]
@@ -119,22 +117,6 @@ def test_experts_mix_as_eq_4():
         for b in range(4):
             expected = sum(scores[b, j] * experts.prompts[layer][j] for j in range(3))
             torch.testing.assert_close(mixed[b], expected)
-
-
-def test_many_frozen_experts_are_cast_once_and_seen_to_change():
-    experts = Experts([64], experts=512, length=6, bound=0.5)
-    scores = torch.rand(3, 512).softmax(dim=1)
-    exact = experts(0, scores, torch.bfloat16)
-    assert exact.dtype == torch.float32  # they learn: nothing is kept
-    with torch.no_grad():
-        kept = experts(0, scores, torch.bfloat16)
-        assert kept.dtype == torch.bfloat16
-        torch.testing.assert_close(kept.float(), exact, atol=2e-3, rtol=2e-2)
-        experts.prompts[0].mul_(2)
-        torch.testing.assert_close(experts(0, scores, torch.bfloat16), 2 * kept)
-        copied = copy.deepcopy(experts)
-        experts.prompts[0].zero_()
-        torch.testing.assert_close(copied(0, scores, torch.bfloat16), 2 * kept)
 
 
 @settings(max_examples=50, deadline=None)
@@ -264,19 +246,3 @@ def test_importance_is_summed_over_workers_first(tmp_path):
     for rank, value, gradient in found:
         assert value == pytest.approx(loss.item())
         torch.testing.assert_close(torch.tensor(gradient) / 2, whole.grad[2 * rank : 2 * rank + 2])
-
-
-def test_a_cache_keeps_the_newest_and_makes_each_once():
-    cache, made = Cache(), []
-
-    def make(name: str, result: object = 1):
-        return cache.keep(name, lambda: made.append(name) or result, size=2)
-
-    assert [make("a"), make("a"), make("b", None), make("b")] == [1, 1, None, None]
-    assert made == ["a", "b"]
-    make("c")
-    assert list(cache) == ["b", "c"]
-    for number in range(12):
-        cache.keep(number, lambda number=number: number, size=10)
-    assert list(cache) == list(range(2, 12))
-    assert copy.deepcopy(cache) == {}

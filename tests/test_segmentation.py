@@ -29,6 +29,7 @@ from mope.media.masks import encode_mask, fit_masks, open_mask, overlay, save_ma
 from mope.methods import find_method
 from mope.model import FusionModel, empty_model
 from mope.predictor import Predictor, evaluate
+from mope.prompts import PromptFunction
 from mope.scenes.build import SceneSettings, build_scenes
 from mope.tasks import ReferringSegmentation
 from mope.tasks.metrics import compute_metrics
@@ -222,7 +223,7 @@ def test_maps_of_a_plain_transformer_are_its_layers_patches(insertion):
         assert found.shape == (2, 32, 4, 6)
         patches = found.flatten(2).transpose(1, 2)
         torch.testing.assert_close(patches, hidden[:, 1:], atol=1e-5, rtol=1e-4)
-    prompts = lambda layer, x0: torch.ones(2, 3, 32)  # noqa: E731
+    prompts = PromptFunction(lambda layer, x0: torch.ones(2, 3, 32))
     guided = encoder(pixel_values=pixels, prompts=prompts, stages=True).stages
     assert guided[0].shape == (2, 32, 4, 6)
     assert (guided[0] - maps[0]).abs().max() > 1e-4

@@ -12,6 +12,7 @@ from mope.encoders import load_encoder
 from mope.encoders import sources as module
 from mope.encoders.checks import run_checks
 from mope.errors import UserError
+from mope.prompts import PromptFunction
 
 WIDE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
@@ -123,7 +124,7 @@ def test_a_changed_attention_is_noticed(weights):
     with pytest.raises(
         UserError, match="was set to 'sdpa' after the encoder was made, which ignores prompts"
     ):
-        encoder(input_ids=ids, prompts=lambda layer, x0: x0.unsqueeze(1))
+        encoder(input_ids=ids, prompts=PromptFunction(lambda layer, x0: x0.unsqueeze(1)))
 
 
 def test_the_encoders_command(weights, capsys):

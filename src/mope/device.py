@@ -2,10 +2,14 @@
 
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from mope.errors import UserError
+
+Precision = Literal["auto", "bf16", "fp32"]
+"""Arithmetic: bf16 autocast where a device has it, or as said."""
 
 
 def pick_device(named: str | None = None) -> torch.device:
@@ -58,6 +62,11 @@ def peak_memory(device: torch.device) -> float | None:
 def use_bf16(precision: str, device: torch.device) -> bool:
     """Whether "auto", "bf16" or "fp32" means bf16 autocast on a device."""
     return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+
+
+def frozen_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What frozen weights are held in, see `Encoder.freeze`; None for what they are in."""
+    return torch.bfloat16 if use_bf16(precision, device) else None
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:

@@ -58,6 +58,7 @@ class FusionModel(nn.Module):
         self.settings = config
         self.fusion = fusion
         self.task = task
+        self.for_inference = False
         self._pixel_settings: dict[str, ImageSettings] = {}
         self.head = self._head()
 
@@ -132,8 +133,37 @@ class FusionModel(nn.Module):
         )
         return {**inputs, "pixel_values": (pixels - mean) / std}
 
+    def freeze(self, dtype: torch.dtype | None = None) -> None:
+        """Settle what isn't trained, for passes under autocast to `dtype`: see `Encoder.freeze`."""
+        for name in self.fusion.encoders:
+            self.fusion.encoder(name).encoder.freeze(dtype)
+
+    def freeze_for_inference(self, dtype: torch.dtype | None = None) -> "FusionModel":
+        """Settle everything: the model can be neither trained nor saved from now on."""
+        self.requires_grad_(False).eval().freeze(dtype)
+        self.for_inference = True
+        return self
+
+    def train(self, mode: bool = True) -> "FusionModel":
+        """Set the training mode.
+
+        Raises:
+            UserError: it was frozen for inference.
+        """
+        if mode and self.for_inference:
+            raise UserError(
+                "This model was frozen for inference: to train it, load it anew with "
+                "FusionModel.from_pretrained."
+            )
+        return super().train(mode)
+
     def trained_state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold: trained parameters, and every buffer outside frozen encoders."""
+        if self.for_inference:
+            raise UserError(
+                "This model was frozen for inference, so it doesn't know what was trained: load it anew with "
+                "FusionModel.from_pretrained."
+            )
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         for name in self.fusion.encoders:
             encoder = self.fusion.encoder(name)

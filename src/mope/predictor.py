@@ -16,7 +16,7 @@ from mope.data.dataset import RowDataset, collate
 from mope.data.readers import Reader, build_readers
 from mope.data.splits import Report, check_split, open_splits
 from mope.data.table import MemoryTable, Table, open_table
-from mope.device import autocast, pick_device
+from mope.device import Precision, autocast, frozen_dtype, pick_device
 from mope.errors import UserError
 from mope.media.cells import BadCell, is_missing
 from mope.media.images import picture_size
@@ -47,6 +47,7 @@ class Predictor:
     Args:
         run: the run's folder.
         device: `cpu`, `cuda` or `mps`; None for the best there is.
+        precision: arithmetic, as `training.precision`; None for the run's own.
         batch_size: rows per forward pass.
         workers: processes that read rows, where there are many.
 
@@ -54,11 +55,21 @@ class Predictor:
         UserError: the folder holds no finished run, or its encoders can't be loaded.
     """
 
-    def __init__(self, run: str | Path, *, device: str | None = None, batch_size: int = 32, workers: int = 0):
+    def __init__(
+        self,
+        run: str | Path,
+        *,
+        device: str | None = None,
+        precision: Precision | None = None,
+        batch_size: int = 32,
+        workers: int = 0,
+    ):
         self.run = Path(run)
         self.device = pick_device(device)
-        self.model = FusionModel.from_pretrained(self.run).to(self.device)
-        self.settings = self.model.settings
+        model = FusionModel.from_pretrained(self.run).to(self.device)
+        self.settings = model.settings
+        self.precision = precision or self.settings.training.precision
+        self.model = model.freeze_for_inference(frozen_dtype(self.precision, self.device))
         self.batch_size, self.workers = batch_size, workers
         self.readers: dict[str, Reader] = build_readers(
             {name: self.settings.inputs[name] for name in self.model.fusion.encoders}
@@ -170,7 +181,7 @@ class Predictor:
     @torch.inference_mode()
     def forward_batch(self, batch: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
         """Logits of a batch, and the routing scores of each layer (B, k), on the CPU."""
-        with autocast(self.settings.training.precision, self.device):
+        with autocast(self.precision, self.device):
             output = self.model(**self.to_device(batch))
         return output.logits.cpu(), [scores.cpu() for scores in output.scores]
 

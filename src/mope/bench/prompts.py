@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mope.device import autocast, pick_device, use_bf16
+from mope.device import autocast, frozen_dtype, pick_device, use_bf16
 from mope.encoders import TransformerEncoder, TunedEncoder
 from mope.encoders.weights import build_backbone, read_architecture
-from mope.prompts import Experts, FusionPrompts, Router
+from mope.prompts import Experts, FusionPrompts, PromptFunction, Router
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "swin-b": {
@@ -85,6 +85,7 @@ class _Bench:
     def prompted(self) -> tuple[TunedEncoder, FusionPrompts]:
         """The same model with MoPE's prompts over it, frozen."""
         encoder = TunedEncoder(TransformerEncoder(copy.deepcopy(self.bare)), "frozen")
+        encoder.encoder.freeze(frozen_dtype(self.settings.precision, self.device))
         return encoder, self.prompts(encoder, self.settings.experts)
 
     def prompts(self, encoder: TunedEncoder, experts: int) -> FusionPrompts:
@@ -153,7 +154,9 @@ def measure_routing(bench: _Bench, forward: float) -> dict[str, float]:
     encoder, _ = bench.prompted()
     x0: list[Tensor] = []
     with torch.inference_mode(), bench.autocast():
-        encoder({"pixel_values": bench.pixels}, prompts=lambda layer, feature: x0.append(feature))
+        encoder(
+            {"pixel_values": bench.pixels}, prompts=PromptFunction(lambda layer, feature: x0.append(feature))
+        )
     runs = {}
     for experts in (4, 8, 16, 32, 64, 128):
         prompts = bench.prompts(encoder, experts).eval()
@@ -165,7 +168,7 @@ def measure_routing(bench: _Bench, forward: float) -> dict[str, float]:
         def route(router: Router = router, mixture: Experts = mixture) -> None:
             cross = router.embed(bench.psi)
             for layer, feature in enumerate(x0):
-                mixture(layer, router(layer, cross, feature.float()), feature.dtype)
+                mixture(layer, router(layer, cross, feature.float())).to(feature.dtype)
 
         runs[str(experts)] = route
     seconds = bench.take_turns(runs, 3 * bench.settings.repeats, "routing")

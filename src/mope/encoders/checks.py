@@ -11,7 +11,7 @@ from torch import Tensor
 from mope.encoders.base import Encoder, EncoderOutput
 from mope.encoders.transformer import TransformerEncoder
 from mope.errors import UserError
-from mope.prompts import PromptSource
+from mope.prompts import PromptFunction, PromptSource
 
 _LENGTH = 3
 
@@ -84,7 +84,9 @@ def run_checks(encoder: Encoder, report: Callable[[str], Any] = print) -> list[C
         checks.append(Check(name, float((one - other).abs().max() / other.abs().max()), allowed))
 
     def source(rows: slice) -> PromptSource | None:
-        return (lambda layer, x0: prompts[layer][rows] + x0.unsqueeze(1)) if prompts else None
+        if not prompts:
+            return None
+        return PromptFunction(lambda layer, x0: prompts[layer][rows] + x0.unsqueeze(1))
 
     together = encoder(**inputs, prompts=source(slice(None)))
     if isinstance(encoder, TransformerEncoder):

@@ -74,17 +74,43 @@ def _arithmetic(device: torch.device) -> str:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of a module's structure, settings and tensors, leaving out what is trained."""
-    digest = hashlib.sha256(f"{getattr(module, 'pooling', None)}".encode())
-    for name, part in module.named_children():
-        if any(parameter.requires_grad for parameter in part.parameters()):
-            continue
-        config = getattr(part, "config", None)
-        digest.update(f"{name}|{part!r}|{config.to_json_string() if config else None}".encode())
-        for key, tensor in sorted(part.state_dict().items()):
-            digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
-            digest.update(_bytes(tensor))
+    """SHA-256 of all that determines what a module gives: its parts, their settings and tensors.
+
+    Parts that are trained are left out, with what is in them.
+    """
+    digest = hashlib.sha256()
+    _add(digest, "", module)
     return digest.hexdigest()
+
+
+def _add(digest: Any, path: str, module: nn.Module) -> None:
+    own = dict(module.named_parameters(recurse=False))
+    if any(parameter.requires_grad for parameter in own.values()):
+        return
+    config: Any = getattr(module, "config", None)
+    described = config.to_json_string() if hasattr(config, "to_json_string") else None
+    digest.update(f"{path}|{type(module).__qualname__}|{module.extra_repr()}|{described}".encode())
+    for name, value in sorted(vars(module).items()):
+        if name not in _EVERY_MODULE_S and _is_plain(value):
+            digest.update(f"{name}={value!r}".encode())
+    for name, tensor in sorted({**own, **dict(module.named_buffers(recurse=False))}.items()):
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    for name, part in module.named_children():
+        _add(digest, f"{path}.{name}", part)
+
+
+_EVERY_MODULE_S = frozenset(vars(nn.Module()))
+"""What every module keeps of itself: its mode, hooks, and the like."""
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value's text says what it is."""
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, [*value, *value.values()]))
+    return value is None or isinstance(value, str | int | float | bool)
 
 
 def row_keys(inputs: Mapping[str, Tensor]) -> list[bytes]:

@@ -70,20 +70,27 @@ def plain_attention(
         return (weights @ value).transpose(1, 2).contiguous()
 
 
-def hide(mask: Tensor | None, hidden: Tensor, count: int, keys: int) -> Tensor:
-    """Keep rows from attending to some of their prompts, which stand in front of the keys.
+def add_bias(mask: Tensor | None, bias: Tensor, count: int, dtype: torch.dtype, keys: int) -> Tensor:
+    """Add a bias to the logits of prompts, which stand in front of the keys.
 
     Args:
         mask: (B * count or 1, H or 1, N or 1, K), boolean or additive, or None.
-        hidden: (B, P), True for prompts that a row must not see.
+        bias: (B or 1, P); minus infinity hides a prompt from a row.
         count: windows per row, batch-major.
+        dtype: of an additive mask.
         keys: K.
+
+    Returns:
+        An additive mask.
     """
+    if bias.shape[0] > 1:
+        bias = bias.repeat_interleave(count, dim=0)
+    wide = functional.pad(bias.to(dtype), (0, keys - bias.shape[1]))[:, None, None]
     if mask is None:
-        mask = torch.ones(1, 1, 1, keys, dtype=torch.bool, device=hidden.device)
-    cover = functional.pad(hidden.repeat_interleave(count, dim=0), (0, keys - hidden.shape[1]))
-    nothing = mask.new_full((), False if mask.dtype == torch.bool else float("-inf"))
-    return torch.where(cover[:, None, None], nothing, mask)
+        return wide
+    if mask.dtype == torch.bool:
+        return wide.expand(torch.broadcast_shapes(wide.shape, mask.shape)).masked_fill(~mask, float("-inf"))
+    return mask + wide
 
 
 def widen_mask(

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from mope.encoders.conversions import convert_dinov2_small, convert_efficientnet_lite0, convert_panns
@@ -124,6 +125,13 @@ def _converted(file: Path, name: str, convert: Callable[[Path, Path], None]) -> 
 
 
 def _sha256(file: Path) -> str:
+    """A file's SHA-256; computed once, as long as the file's size and time stay."""
+    state = file.stat()
+    return _hashed(file, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _hashed(file: Path, size: int, time: int) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

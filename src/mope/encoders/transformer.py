@@ -8,15 +8,18 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from mope.encoders import prefix, windows
+from mope.encoders import windows
 from mope.encoders.base import Encoder, EncoderOutput
 from mope.encoders.families import FAMILIES, Family, Insertion, Pooling, follow
+from mope.encoders.layers import ask_for_prompts, global_feature, relayed
+from mope.encoders.prefix import ARGUMENT, ATTENTION
+from mope.encoders.stack import LayerStack, make_steppable
 from mope.errors import UserError
-from mope.frozen import cast_once
 from mope.prompts import PromptSource
 
 
@@ -57,9 +60,8 @@ class TransformerEncoder(Encoder):
             raise UserError(f"Models of type '{name}' take prompts by insertion 'prefix' only.")
         self.backbone: Any = model.get_submodule(family.inner) if family.inner else model
         self.pooling: Pooling = pooling or family.pooling or family.x0
-        self._checkpointing = False
+        self.is_checkpointing = False
         self._listened: list[int] | None = None
-        cast_once(self.backbone)
         self.kind = family.kind
         self.layer_dims = self._install()
         self.pooled_dim = self.layer_dims[-1]
@@ -77,13 +79,13 @@ class TransformerEncoder(Encoder):
             family.norm_if is None or getattr(self.backbone.config, family.norm_if)
         )
         if family.insertion == "prefix":
-            self.backbone.set_attn_implementation(prefix.ATTENTION)
-        for index, layer in enumerate(follow(self.backbone, family.layers)):
+            self.backbone.set_attn_implementation(ATTENTION)
+        for index, layer in enumerate(self.layers):
             attention = layer.get_submodule(family.attention)
             widths.append(getattr(attention, family.key).in_features)
             if family.restore:
                 windows.share_masks(layer, attention)
-            prefix.install(layer, index, family, family.norm if has_norm else None, self.insertion)
+            ask_for_prompts(layer, index, family, family.norm if has_norm else None, self.insertion)
         return widths
 
     def _map_dims(self) -> tuple[int, ...]:
@@ -95,10 +97,36 @@ class TransformerEncoder(Encoder):
     def give_maps(self) -> None:
         """Let a plain transformer's layers be listened to; a hierarchical one gives its stages anyway."""
         if self.plain and self._listened is None:
-            layers = list(follow(self.backbone, self.family.layers))
-            self._listened = [max(0, math.ceil((part + 1) * len(layers) / 4) - 1) for part in range(4)]
+            self._listened = [max(0, math.ceil((part + 1) * len(self.layers) / 4) - 1) for part in range(4)]
             for index in set(self._listened):
-                layers[index].register_forward_hook(partial(_hear, index))
+                self.layers[index].register_forward_hook(partial(_hear, index))
+
+    @property
+    def layers(self) -> list[Any]:
+        """The layers, in order."""
+        return list(follow(self.backbone, self.family.layers))
+
+    def freeze(self, dtype: torch.dtype | None = None) -> None:
+        """Settle what doesn't learn any more; there is no way back but to load the encoder anew.
+
+        Nothing is kept beside the weights, so that nothing can differ from them: linear layers hold what has
+        stopped to learn in `dtype`, and a Swin's position bias takes the place of the table it is read from.
+        """
+        for part in self.backbone.modules():
+            if dtype is not None and type(part) is nn.Linear:
+                for name, parameter in part.named_parameters(recurse=False):
+                    if not parameter.requires_grad:
+                        setattr(part, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
+            if windows.is_windowed(part):
+                windows.fix_bias(part)
+
+    def make_steppable(self) -> None:
+        """Let `stack` run the layers one at a time."""
+        make_steppable(self.layers)
+
+    def stack(self, **inputs: Tensor) -> LayerStack:
+        """The layers one at a time over a batch, after `make_steppable`; see `forward` for the inputs."""
+        return LayerStack(lambda: self(**inputs), self.layers, self.family, self.is_checkpointing)
 
     def gradient_checkpointing(self) -> None:
         """Compute activations again in the backward pass instead of keeping them.
@@ -108,19 +136,19 @@ class TransformerEncoder(Encoder):
         """
         if self.family.relay and self.insertion == "tokens":
             # The model's own way would run the layer's hooks again in the backward pass, without a source.
-            for layer in follow(self.backbone, self.family.layers):
+            for layer in self.layers:
                 plain = partial(type(layer).forward, layer)
                 layer.forward = partial(checkpoint, plain, use_reentrant=False)
             return
         self.backbone.activation_checkpointing_enable({"use_reentrant": False})
-        self._checkpointing = True
+        self.is_checkpointing = True
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "TransformerEncoder":
         """Set the training mode, which layers keep for the sake of checkpointing."""
         super().train(mode)
-        if self._checkpointing:
-            for layer in follow(self.backbone, self.family.layers):
+        if self.is_checkpointing:
+            for layer in self.layers:
                 layer.training = True
         return self
 
@@ -141,16 +169,16 @@ class TransformerEncoder(Encoder):
         if stages and not self.plain:
             arguments |= {"output_hidden_states": True, "output_hidden_states_before_downsampling": True}
         attention = self.backbone.config._attn_implementation
-        if prompts is not None and self.insertion == "prefix" and attention != prefix.ATTENTION:
+        if prompts is not None and self.insertion == "prefix" and attention != ATTENTION:
             raise UserError(
                 f"The model's attention was set to '{attention}' after the encoder was made, which ignores "
-                f"prompts: leave it at '{prefix.ATTENTION}'."
+                f"prompts: leave it at '{ATTENTION}'."
             )
         if prompts is not None and not self.family.relay:
-            arguments[prefix.SOURCE] = prompts
+            arguments[ARGUMENT] = prompts
         with _listening() as heard:
             if self.family.relay:
-                with prefix.relayed(prompts):
+                with relayed(prompts):
                     output = self.backbone(**arguments)
             else:
                 output = self.backbone(**arguments)
@@ -158,9 +186,8 @@ class TransformerEncoder(Encoder):
         if self.pooling == "pooler":
             pooled = output.pooler_output
         else:
-            pooled = prefix.global_feature(
-                tokens, self.pooling, self._real(tokens, inputs.get("attention_mask"))
-            )
+            real = self._real(tokens, inputs.get("attention_mask"))
+            pooled = global_feature(tokens, self.pooling, real)
         maps: tuple[Tensor, ...] = ()
         if stages and self.plain:
             height, width = inputs["pixel_values"].shape[-2:]

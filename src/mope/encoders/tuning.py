@@ -11,6 +11,7 @@ from mope.encoders.adapters import add_adapters, add_lora, train_biases
 from mope.encoders.base import Encoder, EncoderOutput
 from mope.encoders.blackbox import BlackBoxEncoder
 from mope.encoders.features import FeatureCache
+from mope.encoders.stack import LayerStack
 from mope.encoders.transformer import TransformerEncoder
 from mope.encoders.video import VideoEncoder
 from mope.errors import UserError
@@ -109,6 +110,16 @@ class TunedEncoder(nn.Module):
             self._stand_in(output.pooled, present), self._stand_in(output.tokens, present), output.stages
         )
 
+    def make_steppable(self) -> None:
+        """Let `stack` run the layers of a plain transformer one at a time."""
+        assert isinstance(self.encoder, TransformerEncoder)
+        self.encoder.make_steppable()
+
+    def stack(self, inputs: Mapping[str, Tensor]) -> LayerStack:
+        """The encoder's layers one at a time over a batch, without prompts of its own."""
+        assert isinstance(self.encoder, TransformerEncoder)
+        return self.encoder.stack(**_split(inputs)[0])
+
     def _stand_in(self, found: Tensor, present: Tensor) -> Tensor:
         """The learned vector in the rows that aren't there."""
         assert self.stand_in is not None
@@ -121,8 +132,11 @@ class TunedEncoder(nn.Module):
             self.cache = FeatureCache(folder, self.encoder)
 
     def _may_be_kept(self) -> bool:
-        """A bare function has no weights to be known by."""
-        return not isinstance(self.encoder, BlackBoxEncoder) or isinstance(self.encoder.module, nn.Module)
+        """Whether the encoder is known by its weights and settings, which a function isn't."""
+        encoder = self.encoder.frames if isinstance(self.encoder, VideoEncoder) else self.encoder
+        if not isinstance(encoder, BlackBoxEncoder):
+            return True
+        return isinstance(encoder.module, nn.Module) and not callable(encoder.output)
 
     def feature(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """The global feature (B, D) alone; from disk, if it is kept there."""

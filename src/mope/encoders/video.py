@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mope.encoders.base import Encoder, EncoderOutput
@@ -48,15 +49,25 @@ class VideoEncoder(Encoder):
             raise UserError(f"Videos are (B, T, 3, H, W), not {tuple(pixels.shape)}.")
         batch, time = pixels.shape[:2]
 
-        def per_frame(layer: int, x0: Tensor) -> Tensor | None:
-            assert prompts is not None
-            found = prompts(layer, x0.unflatten(0, (batch, time)).mean(dim=1))
-            return None if found is None else found.repeat_interleave(time, dim=0)
-
-        if (hidden := getattr(prompts, "hidden", None)) is not None:
-            per_frame.hidden = hidden.repeat_interleave(time, dim=0)  # type: ignore[attr-defined]
-        output = self.frames(
-            pixel_values=pixels.flatten(0, 1), prompts=None if prompts is None else per_frame
-        )
+        source = None if prompts is None else _PerFrame(prompts, batch, time)
+        output = self.frames(pixel_values=pixels.flatten(0, 1), prompts=source)
         pooled = output.pooled.unflatten(0, (batch, time)).mean(dim=1)
         return EncoderOutput(pooled, output.tokens.unflatten(0, (batch, time)).flatten(1, 2))
+
+    def freeze(self, dtype: torch.dtype | None = None) -> None:
+        self.frames.freeze(dtype)
+
+
+class _PerFrame(PromptSource):
+    """A video's source, for the encoder of its frames."""
+
+    def __init__(self, video: PromptSource, batch: int, time: int):
+        self.video, self.batch, self.time = video, batch, time
+
+    def __call__(self, layer: int, x0: Tensor) -> Tensor | None:
+        found = self.video(layer, x0.unflatten(0, (self.batch, self.time)).mean(dim=1))
+        return None if found is None else found.repeat_interleave(self.time, dim=0)
+
+    def bias(self, layer: int) -> Tensor | None:
+        bias = self.video.bias(layer)
+        return bias if bias is None or bias.shape[0] == 1 else bias.repeat_interleave(self.time, dim=0)

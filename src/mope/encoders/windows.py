@@ -1,82 +1,136 @@
 """Windowed attention (Swin): what its blocks compute anew in every pass, computed once.
 
-A block's position bias depends on its weights alone, the mask of its shifted windows on the picture's size
-alone. Hugging Face's Swin makes both anew in every block and pass, and adds them up for every window.
+The mask of a block's shifted windows depends on the picture's size alone, its position bias on its weights
+alone. Hugging Face's Swin makes both anew in every block and pass, and adds them up for every window. The
+values here are the same, so that the outputs of the bare model are bit for bit.
 """
 
-from types import MethodType
+from dataclasses import replace
+from functools import lru_cache
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.models.swin.modeling_swin import SwinLayer
 
-from mope.frozen import cache_of, version
+_WINDOWED = "_mope_windowed"
 
-_SHARED = "_mope_shared"
+
+class FixedBias(nn.Module):
+    """The position bias of a block whose table of it has stopped to learn, in the table's place.
+
+    Args:
+        bias: (1, H, N, N).
+    """
+
+    bias: Tensor
+
+    def __init__(self, bias: Tensor):
+        super().__init__()
+        self.register_buffer("bias", bias, persistent=False)
+        self._widened: dict[Any, tuple[Tensor | None, Tensor]] = {}
+
+    def forward(self) -> Tensor:
+        """The bias (1, H, N, N)."""
+        return self.bias
+
+    def train(self, mode: bool = True) -> "FixedBias":
+        """Set the mode, and forget what was laid out for prompts."""
+        self._widened.clear()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "FixedBias":
+        self._widened.clear()
+        return super()._apply(*args, **kwargs)
+
+    def widened(self, shift: Tensor | None, query: Tensor, prompts: int, pads: int, batch: int) -> Tensor:
+        """As `wide_mask`; the last two results are kept, since a size of pictures comes again and again."""
+        if torch.compiler.is_compiling():
+            return _widen(self.bias, shift, query, prompts, pads, batch)
+        # A tensor made in inference mode can't be used in training.
+        mode = torch.is_inference_mode_enabled()
+        key = (prompts, pads, batch, query.dtype, query.device, mode)
+        known = self._widened.get(key)
+        if known is not None and known[0] is shift:
+            return known[1]
+        made = _widen(self.bias, shift, query, prompts, pads, batch)
+        for old in list(self._widened)[:-1]:
+            self._widened.pop(old, None)
+        self._widened[key] = (shift, made)
+        return made
 
 
 def is_windowed(module: nn.Module) -> bool:
     """Whether an attention module is one that `share_masks` prepared."""
-    return hasattr(module, _SHARED)
+    return hasattr(module, _WINDOWED)
 
 
 def share_masks(layer: nn.Module, attention: nn.Module) -> None:
-    """Keep a Swin block's shift mask and position bias between passes.
+    """Keep the masks of shifted windows between passes, for all blocks.
 
-    The values are the same, so that the outputs of the bare model are bit for bit. With prompts, the shift
-    mask goes to the attention function on its own, which keeps the sum of both laid out for prompts.
+    With prompts, such a mask goes to the attention function on its own, which lays it out for prompts.
     """
-    setattr(attention, _SHARED, True)
+    setattr(attention, _WINDOWED, True)
     block: Any = layer
     block.get_attn_mask = MethodType(_shift_mask, layer)
-    bias: Any = attention.relative_position_bias
-    bias.forward = MethodType(_position_bias, bias)
     attention.register_forward_pre_hook(_hand_over, with_kwargs=True)
+
+
+def fix_bias(attention: Any) -> None:
+    """Put a `FixedBias` in the place of a table that doesn't learn any more."""
+    found = attention.relative_position_bias
+    if not isinstance(found, FixedBias) and not any(p.requires_grad for p in found.parameters()):
+        with torch.no_grad():
+            attention.relative_position_bias = FixedBias(found())
 
 
 def _shift_mask(
     self: Any, height: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor | None:
-    def make() -> Tensor | None:
-        return type(self).get_attn_mask(self, height, width, dtype=dtype, device=device)
-
+    size = (int(self.window_size), int(self.shift_size))
     if torch.compiler.is_compiling():
-        return make()
-    mode = torch.is_inference_mode_enabled()
-    return cache_of(self).keep((height, width, self.window_size, self.shift_size, dtype, device, mode), make)
+        return _make_shift_mask(height, width, *size, dtype, device)
+    return _kept_shift_mask(height, width, *size, dtype, device, torch.is_inference_mode_enabled())
 
 
-def _position_bias(self: Any) -> Tensor:
-    now = version(*self.parameters())
-    return (
-        type(self).forward(self)
-        if now is None
-        else cache_of(self).keep(now, lambda: type(self).forward(self))
-    )
+def _make_shift_mask(
+    height: int, width: int, window: int, shift: int, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
+    block: Any = SimpleNamespace(window_size=window, shift_size=shift)
+    return SwinLayer.get_attn_mask(block, height, width, dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=32)
+def _kept_shift_mask(
+    height: int,
+    width: int,
+    window: int,
+    shift: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    inference: bool,
+) -> Tensor | None:
+    return _make_shift_mask(height, width, window, shift, dtype, device)
 
 
 def _hand_over(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
     """Take the shift mask out of a prompted attention's arguments, to be handed on beside them."""
-    if kwargs.get("mope_prompts") is None:
+    told = kwargs.get("mope")
+    if told is None:
         return None
-    return (args[0], None, *args[2:]), {**kwargs, "mope_shift": args[1]}
+    return (args[0], None, *args[2:]), {**kwargs, "mope": replace(told, shift=args[1])}
 
 
 def wide_mask(
-    module: nn.Module,
-    bias: Tensor,
-    shift: Tensor | None,
-    query: Tensor,
-    prompts: int,
-    pads: int,
-    batch: int,
+    module: Any, bias: Tensor, shift: Tensor | None, query: Tensor, prompts: int, pads: int, batch: int
 ) -> Tensor:
     """Bias and shift mask of every window, with room for prompts and pads in front.
 
     Args:
-        module: the attention module, which keeps the result.
-        bias: position bias (1, H, N, N).
+        module: the attention module.
+        bias: its position bias (1, H, N, N).
         shift: additive mask of the shifted windows (windows, N, N), or None.
         query: (B * windows, H, N, d), for its dtype.
         prompts, pads: how many stand in front of the keys; prompts have no bias, pads no attention.
@@ -85,15 +139,12 @@ def wide_mask(
     Returns:
         (B * windows or 1, H, N, prompts + pads + N).
     """
+    if isinstance(module.relative_position_bias, FixedBias):
+        return module.relative_position_bias.widened(shift, query, prompts, pads, batch)
+    return _widen(bias, shift, query, prompts, pads, batch)
 
-    def make() -> Tensor:
-        wide = bias if shift is None else (bias + shift.unsqueeze(1)).repeat(batch, 1, 1, 1)
-        wide = functional.pad(wide.to(query.dtype), (pads, 0), value=float("-inf"))
-        return functional.pad(wide, (prompts, 0))
 
-    now = version(*module.get_submodule("relative_position_bias").parameters())
-    if now is None:
-        return make()
-    # `_shift_mask` keeps the mask, so its address stands for its content.
-    shifted = None if shift is None else (shift.data_ptr(), batch)
-    return cache_of(module).keep((now, shifted, prompts, pads, query.dtype, query.device), make)
+def _widen(bias: Tensor, shift: Tensor | None, query: Tensor, prompts: int, pads: int, batch: int) -> Tensor:
+    wide = bias if shift is None else (bias + shift.unsqueeze(1)).repeat(batch, 1, 1, 1)
+    wide = functional.pad(wide.to(query.dtype), (pads, 0), value=float("-inf"))
+    return functional.pad(wide, (prompts, 0))

@@ -51,7 +51,7 @@ def export_run(
     if rows < 1:
         raise UserError(f"The file is compared on one row at least, not {rows}.")
     formats.require_packages(to)
-    predictor = Predictor(run, device="cpu")
+    predictor = Predictor(run, device="cpu", precision="fp32")
     model = predictor.model.float()
     if to == "onnx":
         formats.require_size(model)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from mope.errors import UserError
-from mope.fusion import Pmf
 from mope.model import FusionModel
 from mope.tasks import Regression
 
@@ -80,11 +79,6 @@ class Graph(nn.Module):
         Raises:
             UserError: it can't be traced.
         """
-        if isinstance(self.model.fusion, Pmf):
-            raise UserError(
-                "PMF can't be exported: it runs two encoders in turns, and a graph is traced through one "
-                "after the other; take another fusion.method."
-            )
         shapes = {name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, axes in self.axes.items()}
         try:
             with torch.no_grad():

@@ -9,7 +9,7 @@ from mope.config import Config
 from mope.encoders import Encoder, TunedEncoder
 from mope.errors import UserError
 from mope.fusion.base import Batch, Fusion, FusionOutput, require_guided, tune
-from mope.prompts import prompt_bound
+from mope.prompts import PromptSource, prompt_bound
 
 
 class Inputs(Fusion):
@@ -110,8 +110,8 @@ class Inputs(Fusion):
         return feature.unflatten(1, (self.tokens, -1))
 
 
-class InputSource:
-    """A `CarryingSource`: tokens that live on from layer to layer, and prompts that do, or are fresh in each.
+class InputSource(PromptSource):
+    """Tokens that live on from layer to layer, and prompts that do, or are fresh in each.
 
     Args:
         prompts: of each layer, or one that lives on, (l, d) each; empty for none.
@@ -120,6 +120,8 @@ class InputSource:
         blind: whether the prompt's tokens attend to one another only.
         dropout: on the prompts.
     """
+
+    lives_on = True
 
     def __init__(
         self, prompts: Sequence[Tensor], inputs: Tensor, deep: bool, blind: bool, dropout: nn.Module
@@ -140,12 +142,6 @@ class InputSource:
             parts.append(self.living.to(x0.dtype))
         self.living = None  # until an encoder that can hands them back
         return torch.cat(parts, dim=1) if parts else None
-
-    def queries(self, layer: int) -> None:
-        """None: nothing is asked beforehand."""
-
-    def answer(self, layer: int, outputs: Tensor) -> None:
-        """Nothing was asked."""
 
     def receive(self, layer: int, outputs: Tensor) -> None:
         """What the layer made of the tokens is what stands in the next; fresh prompts are dropped."""

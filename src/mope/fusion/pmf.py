@@ -1,13 +1,13 @@
 """PMF: two prompted streams that exchange prompts in their last layers (Li et al. 2023, arXiv 2304.06306)."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mope.config import Config
 from mope.encoders import Encoder, TransformerEncoder, TunedEncoder
+from mope.encoders.stack import LayerStack
 from mope.errors import UserError
 from mope.fusion.base import Batch, Fusion, FusionOutput, tune
 
@@ -45,6 +45,8 @@ class Pmf(Fusion):
         self.main, self.layers = main, layers
         self.encoders = nn.ModuleDict(dict(encoders))
         self.query, self.query_context, self.fusion_context, self.maps = (nn.ModuleDict() for _ in range(4))
+        for name in self.encoders:
+            self.encoder(name).make_steppable()
         names = list(self.encoders)
         dims = {name: self.encoder(name).encoder.layer_dims for name in names}
         for name, other in zip(names, reversed(names), strict=True):
@@ -87,65 +89,27 @@ class Pmf(Fusion):
         )
 
     def forward(self, batch: Batch) -> FusionOutput:
-        """Run both streams in turns: each waits, amid its forward pass, for the other's answer."""
-        try:
-            from greenlet import getcurrent, greenlet
-        except ImportError:
-            raise UserError("PMF takes the package greenlet: pip install 'mope[studies]'.") from None
-        first, second = self.encoders
-        answers: dict[tuple[str, int], Tensor] = {}
-        back = getcurrent()
-        other = greenlet(lambda: self._run(second, batch, answers, back.switch))
-        one = self._run(first, batch, answers, other.switch)
-        outputs = {first: one, second: other.switch()}
-        features = torch.cat([outputs[name].pooled.float() for name in self.encoders], dim=1)
+        stacks = {name: self.encoder(name).stack(batch[name]) for name in self.encoders}
+        for stack in stacks.values():
+            for _ in range(stack.depth - self.layers):
+                stack.advance()
+        for step in range(self.layers):
+            asked = {name: self._ask(name, step, stack) for name, stack in stacks.items()}
+            for (name, stack), learned in zip(stacks.items(), reversed(asked.values()), strict=True):
+                told = self.maps[name][step](learned)  # type: ignore[index]
+                context = self.fusion_context[name][step].expand(told.shape[0], -1, -1)  # type: ignore[index]
+                stack.advance(torch.cat([context.to(told.dtype), told], dim=1))
+        outputs = {name: stack.finish() for name, stack in stacks.items()}
+        features = torch.cat([output.pooled.float() for output in outputs.values()], dim=1)
         return FusionOutput(features, outputs[self.main].tokens)
 
-    def _run(self, name: str, batch: Batch, answers: dict[tuple[str, int], Tensor], wait: Any) -> Any:
-        return self.encoders[name](batch[name], prompts=_Stream(self, name, answers, wait))
+    def _ask(self, name: str, step: int, stack: LayerStack) -> Tensor:
+        """What a stream's query prompts learn in its next layer, (B, l, d), beside their context."""
+        query, context = self.query[name][step], self.query_context[name][step]  # type: ignore[index]
+        return stack.ask(torch.cat([query, context]).unsqueeze(0))[:, : len(query)]
 
 
 def _translator(theirs: int, own: int) -> nn.Sequential:
     """What maps one stream's query outputs (B, l, d_theirs) to the other's width."""
     hidden = max(theirs, own) // 2
     return nn.Sequential(nn.Linear(theirs, hidden), nn.ReLU(), nn.Linear(hidden, own))
-
-
-class _Stream:
-    """A `CarryingSource` for one stream, which hands its answers to the other and waits for the other's."""
-
-    blind = 0
-
-    def __init__(self, pmf: Pmf, name: str, answers: dict[tuple[str, int], Tensor], wait: Any):
-        self.pmf, self.name, self.answers, self.wait = pmf, name, answers, wait
-        self.other = next(other for other in pmf.encoders if other != name)
-        self.start = len(pmf.encoder(name).encoder.layer_dims) - pmf.layers
-
-    def queries(self, layer: int) -> Tensor | None:
-        """Query prompts and their context, (1, 2 l, d), which the layer spreads over the batch."""
-        step = layer - self.start
-        if step < 0:
-            return None
-        pmf = self.pmf
-        both = torch.cat([pmf.query[self.name][step], pmf.query_context[self.name][step]])  # type: ignore[index]
-        return both.unsqueeze(0)
-
-    def answer(self, layer: int, outputs: Tensor) -> None:
-        """Keep the outputs of the query prompts for the other stream."""
-        length = outputs.shape[1] // 2
-        self.answers[self.name, layer - self.start] = outputs[:, :length]
-
-    def __call__(self, layer: int, x0: Tensor) -> Tensor | None:
-        """Fusion context prompts, and what the other stream's queries learned, (B, 2 l, d)."""
-        step = layer - self.start
-        if step < 0:
-            return None
-        while (self.other, step) not in self.answers:
-            self.wait()
-        pmf = self.pmf
-        told = pmf.maps[self.name][step](self.answers[self.other, step])  # type: ignore[index]
-        context = pmf.fusion_context[self.name][step].expand(len(x0), -1, -1)  # type: ignore[index]
-        return torch.cat([context.to(x0.dtype), told.to(x0.dtype)], dim=1)
-
-    def receive(self, layer: int, outputs: Tensor) -> None:
-        """What becomes of a layer's prompts isn't used."""

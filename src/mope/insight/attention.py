@@ -37,7 +37,7 @@ def attention_of(predictor: Predictor, rows: Table | Sequence[Mapping[str, Any]]
     for _, batch, errors in predictor.batches(RowDataset(source, predictor.readers)):
         if errors or batch is None:
             raise UserError(f"A row of {source.name} can't be used: {next(iter(errors.values()))}.")
-        with autocast(predictor.settings.training.precision, predictor.device):
+        with autocast(predictor.precision, predictor.device):
             maps.append(attention_maps(predictor.model, predictor.to_device(batch)).float().cpu().numpy())
     return numpy.concatenate(maps)
 

@@ -5,11 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mope.frozen import cache_of, version
-
-# From here on reading a layer's experts takes longer than the products with them.
-_LARGE = 2**17
-
 
 class Experts(nn.Module):
     """The k prompt experts E_j of every layer, and `P_d = sum_j r_j E_j` (Eq. 4).
@@ -27,22 +22,15 @@ class Experts(nn.Module):
             torch.empty(experts, length, dim).uniform_(-bound, bound) for dim in layer_dims
         )
 
-    def forward(self, layer: int, scores: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    def forward(self, layer: int, scores: Tensor) -> Tensor:
         """Mix one layer's experts.
 
         Args:
             layer: its index, from 0.
             scores: routing scores (B, k).
-            dtype: of the encoder's hidden states; many experts are cast to it once, unless they learn, since
-                the time is that of reading them.
 
         Returns:
             Dynamic prompt P_d (B, l, d_i).
         """
         experts = self.prompts[layer]
-        flat = experts.flatten(1)
-        large = flat.numel() > _LARGE and dtype != flat.dtype
-        if large and (now := version(experts)) is not None:
-            size = len(self.prompts)
-            flat = cache_of(self).keep((layer, now, dtype), lambda: experts.flatten(1).to(dtype), size)
-        return (scores.to(flat.dtype) @ flat).unflatten(-1, experts.shape[1:])
+        return (scores @ experts.flatten(1)).unflatten(-1, experts.shape[1:])

@@ -1,204 +1,63 @@
-"""Prompt sources: what an encoder asks for its prompts, layer by layer (Eq. 1 and 2)."""
+"""What an encoder asks for its prompts, layer by layer."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 
-import torch
-from torch import Tensor, nn
-
-from mope.prompts.experts import Experts
-from mope.prompts.mapper import Mapper
-from mope.prompts.router import KeyInit, Router
-
-PromptSource = Callable[[int, Tensor], Tensor | None]
-"""(layer index, global feature x0 (B, d_i)) -> prompts (B, P, d_i), or None for a layer without."""
+from torch import Tensor
 
 
-@runtime_checkable
-class CarryingSource(Protocol):
-    """A source that wants to know what becomes of its prompts, for methods whose tokens live on.
+class PromptSource(ABC):
+    """Gives each layer of an encoder its prompts.
 
-    It works with encoders whose layers take other tokens among their own; others ask it as any source.
+    All that fusion and encoders know of each other. A source for one batch is made by whoever has the batch.
 
     Attributes:
-        blind: how many of its first prompts may attend to one another only.
+        lives_on: whether its prompts are tokens that live on: then they always stand among the layer's
+            tokens, where the family allows it, and `receive` gets what the layer made of them. Else a
+            prompt's output is dropped (Eq. 2).
+        blind: how many of its first prompts attend to one another only; for a source whose prompts live on.
     """
 
-    blind: int
+    lives_on: bool = False
+    blind: int = 0
 
-    def __call__(self, layer: int, x0: Tensor) -> Tensor | None: ...
-
-    def queries(self, layer: int) -> Tensor | None:
-        """Tokens (B, Q, d_i) whose outputs of the layer are wanted first, or None; they leave no trace."""
-
-    def answer(self, layer: int, outputs: Tensor) -> None:
-        """Take the outputs (B, Q, d_i) of the queries."""
-
-    def receive(self, layer: int, outputs: Tensor) -> None:
-        """Take the outputs (B, P, d_i) of the layer's prompts."""
-
-
-PromptPart = Literal["static", "dynamic", "mapped"]
-
-
-def prompt_bound(embed_dim: int, patch_area: int = 1) -> float:
-    """Bound eta of a prompt's uniform start (VPT, appendix A): `sqrt(6 / (3 * patch_area + embed_dim))`."""
-    return math.sqrt(6 / (3 * patch_area + embed_dim))
-
-
-class DeepPrompts(nn.Module):
-    """Vanilla deep prompts (Eq. 1): l learned tokens per layer, the same for every sample.
-
-    Args:
-        layer_dims: width d_i of each layer.
-        length: prompt length l.
-        patch_area: pixels of a patch, for the start; 1 for an encoder without patches.
-        dropout: dropout probability on the prompts.
-    """
-
-    def __init__(self, layer_dims: Sequence[int], *, length: int, patch_area: int = 1, dropout: float = 0.1):
-        super().__init__()
-        bound = prompt_bound(layer_dims[0], patch_area)
-        self.prompts = nn.ParameterList(
-            torch.empty(length, dim).uniform_(-bound, bound) for dim in layer_dims
-        )
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, layer: int, x0: Tensor) -> Tensor:
-        """Prompts (B, l, d_i) of one layer for x0 (B, d_i)."""
-        return self.dropout(self.prompts[layer].to(x0.dtype).expand(x0.shape[0], -1, -1))
-
-
-class FusionPrompts(nn.Module):
-    """The decomposed prompts `[P_s, P_d, P_m]` of every layer of the main encoder (Eq. 2).
-
-    Any subset of the three parts, for any number of complementary modalities: one static prompt (l tokens),
-    one dynamic prompt (l tokens, mixed from k experts), one mapped prompt (1 token) per modality.
-
-    Args:
-        layer_dims: width d_i of each layer of the main encoder.
-        features: width d_y of each complementary modality's feature, by name.
-        parts: which prompts to use.
-        length: prompt length l, of the static prompt and of each expert.
-        experts: k. With 1 the dynamic prompt is one vanilla prompt without a router; with 0 there is none.
-        patch_area: pixels of a patch of the main encoder, for the start of the prompts.
-        dropout: dropout probability on all prompts.
-        cross_dim, intra_dim, temperature, keys, top: see `Router`.
-    """
-
-    def __init__(
-        self,
-        layer_dims: Sequence[int],
-        features: Mapping[str, int],
-        *,
-        parts: Sequence[PromptPart] = ("static", "dynamic", "mapped"),
-        length: int = 6,
-        experts: int = 4,
-        patch_area: int = 1,
-        dropout: float = 0.1,
-        cross_dim: int = 8,
-        intra_dim: int = 2,
-        temperature: float = 0.1,
-        keys: KeyInit = "orthogonal",
-        top: int | None = None,
-    ):
-        super().__init__()
-        self.length = length
-        bound = prompt_bound(layer_dims[0], patch_area)
-        dynamic = "dynamic" in parts and experts > 0
-        self.static = (
-            nn.ParameterList(torch.empty(length, dim).uniform_(-bound, bound) for dim in layer_dims)
-            if "static" in parts
-            else None
-        )
-        self.experts = Experts(layer_dims, experts=experts, length=length, bound=bound) if dynamic else None
-        self.router = (
-            Router(
-                layer_dims,
-                features,
-                experts=experts,
-                cross_dim=cross_dim,
-                intra_dim=intra_dim,
-                temperature=temperature,
-                keys=keys,
-                top=top,
-            )
-            if dynamic and experts > 1
-            else None
-        )
-        self.mappers = nn.ModuleDict(
-            {name: Mapper(dim, layer_dims) for name, dim in features.items()} if "mapped" in parts else {}
-        )
-        self.dropout = nn.Dropout(dropout)
-
-    def bind(self, psi: Mapping[str, Tensor], missing: Mapping[str, Tensor] | None = None) -> "BoundPrompts":
-        """The prompt source for one batch.
+    @abstractmethod
+    def __call__(self, layer: int, x0: Tensor) -> Tensor | None:
+        """Prompts of a layer.
 
         Args:
-            psi: complementary features by name, (B, d_y) each.
-            missing: rows (B,), boolean, whose feature stands in for an input that isn't there, by name: they
-                don't see its mapped prompt.
+            layer: its index, from 0.
+            x0: global feature entering it, (B, d_i).
+
+        Returns:
+            (B, P, d_i), or None for a layer without.
         """
-        return BoundPrompts(self, psi, missing)
+
+    def bias(self, layer: int) -> Tensor | None:
+        """What is added to the attention logits of the prompts just given, for every query and head.
+
+        Returns:
+            (B or 1, P), minus infinity for a prompt that a row must not see; None for nothing.
+        """
+        return None
+
+    def receive(self, layer: int, outputs: Tensor) -> None:  # noqa: B027
+        """Take what a layer made of prompts that live on, (B, P, d_i)."""
 
 
-class BoundPrompts:
-    """`FusionPrompts` with the complementary features of one batch: a `PromptSource`.
+class PromptFunction(PromptSource):
+    """A function as a source.
 
-    What doesn't depend on the layer (mapped prompts, cross-modal routing embeddings) is computed once, here.
-
-    Attributes:
-        scores: routing scores by layer, (B, k) each, as the encoder's forward pass produced them; empty
-            without a router.
-        hidden: prompts that a row must not see, (B, P), boolean; None where every row sees all.
+    Args:
+        function: (layer, x0) -> prompts, as `PromptSource.__call__`.
+        bias: of every layer's prompts, as `PromptSource.bias`.
     """
 
-    def __init__(
-        self, prompts: FusionPrompts, psi: Mapping[str, Tensor], missing: Mapping[str, Tensor] | None = None
-    ):
-        self.prompts = prompts
-        self.hidden = self._hidden(missing or {})
-        self.mapped = [mapper(psi[name].float()) for name, mapper in prompts.mappers.items()]
-        self._scores: dict[int, Tensor] = {}
-        if prompts.router is not None:
-            features = {name: feature.float() for name, feature in psi.items()}
-            device = next(iter(features.values())).device if features else prompts.router.keys.device
-            with torch.autocast(device.type, enabled=False):
-                self.cross = prompts.router.embed(features)
-
-    def _hidden(self, missing: Mapping[str, Tensor]) -> Tensor | None:
-        prompts = self.prompts
-        found = [missing.get(name) for name in prompts.mappers]
-        first = next((rows for rows in found if rows is not None), None)
-        if first is None:
-            return None
-        # A graph can't depend on what is in a batch; there a mask that hides nothing does no harm.
-        if not torch.compiler.is_compiling() and not any(
-            rows is not None and bool(rows.any()) for rows in found
-        ):
-            return None
-        seen = (prompts.static is not None) + (prompts.experts is not None)
-        before = first.new_zeros(first.shape[0], seen * prompts.length)
-        mapped = [torch.zeros_like(first) if rows is None else rows for rows in found]
-        return torch.cat([before, torch.stack(mapped, dim=1)], dim=1)
-
-    @property
-    def scores(self) -> list[Tensor]:
-        return [self._scores[layer] for layer in sorted(self._scores)]
+    def __init__(self, function: Callable[[int, Tensor], Tensor | None], bias: Tensor | None = None):
+        self.function, self._bias = function, bias
 
     def __call__(self, layer: int, x0: Tensor) -> Tensor | None:
-        """Prompts (B, P, d_i) of one layer, in the order `[P_s, P_d, P_m]`; None if no part is on."""
-        prompts, parts = self.prompts, []
-        if prompts.static is not None:
-            parts.append(prompts.static[layer].expand(x0.shape[0], -1, -1))
-        if prompts.experts is not None:
-            # In full precision: autocast would also round every expert anew in each pass, to mix a few.
-            with torch.autocast(x0.device.type, enabled=False):
-                if prompts.router is not None:
-                    self._scores[layer] = scores = prompts.router(layer, self.cross, x0.float())
-                else:
-                    scores = x0.new_ones(x0.shape[0], 1, dtype=torch.float32)
-                parts.append(prompts.experts(layer, scores, x0.dtype))
-        parts += [by_layer[layer] for by_layer in self.mapped]
-        return prompts.dropout(torch.cat(parts, dim=1).to(x0.dtype)) if parts else None
+        return self.function(layer, x0)
+
+    def bias(self, layer: int) -> Tensor | None:
+        return self._bias

@@ -22,7 +22,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from mope.config import Config
 from mope.data.dataset import StreamDataset, collate
 from mope.data.splits import Report
-from mope.device import pick_device, reset_peak_memory, use_bf16
+from mope.device import frozen_dtype, pick_device, reset_peak_memory, use_bf16
 from mope.files import cache_folder, replacing
 from mope.model import FusionModel
 from mope.run import CHECKPOINTS, CONFIG
@@ -65,6 +65,7 @@ def train(
     metric, greater = deciding_metric(model.task, config.training.metric)
     if config.data.cache_features:
         model.keep_features(cache_folder() / "features")
+    model.freeze(frozen_dtype(config.training.precision, device))
     _say_plan(model, datasets, device, report)
     counts = {f"{split}_rows": len(rows) for split, rows in datasets.items()}
     trainer = FusionTrainer(

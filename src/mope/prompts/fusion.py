@@ -1,0 +1,153 @@
+"""The decomposed prompts of the main encoder (Eq. 2)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mope.prompts.deep import prompt_bound
+from mope.prompts.experts import Experts
+from mope.prompts.mapper import Mapper
+from mope.prompts.router import KeyInit, Router
+from mope.prompts.source import PromptSource
+
+PromptPart = Literal["static", "dynamic", "mapped"]
+
+
+class FusionPrompts(nn.Module):
+    """The decomposed prompts `[P_s, P_d, P_m]` of every layer of the main encoder (Eq. 2).
+
+    Any subset of the three parts, for any number of complementary modalities: one static prompt (l tokens),
+    one dynamic prompt (l tokens, mixed from k experts), one mapped prompt (1 token) per modality.
+
+    Args:
+        layer_dims: width d_i of each layer of the main encoder.
+        features: width d_y of each complementary modality's feature, by name.
+        parts: which prompts to use.
+        length: prompt length l, of the static prompt and of each expert.
+        experts: k. With 1 the dynamic prompt is one vanilla prompt without a router; with 0 there is none.
+        patch_area: pixels of a patch of the main encoder, for the start of the prompts.
+        dropout: dropout probability on all prompts.
+        cross_dim, intra_dim, temperature, keys, top: see `Router`.
+    """
+
+    def __init__(
+        self,
+        layer_dims: Sequence[int],
+        features: Mapping[str, int],
+        *,
+        parts: Sequence[PromptPart] = ("static", "dynamic", "mapped"),
+        length: int = 6,
+        experts: int = 4,
+        patch_area: int = 1,
+        dropout: float = 0.1,
+        cross_dim: int = 8,
+        intra_dim: int = 2,
+        temperature: float = 0.1,
+        keys: KeyInit = "orthogonal",
+        top: int | None = None,
+    ):
+        super().__init__()
+        self.length = length
+        bound = prompt_bound(layer_dims[0], patch_area)
+        dynamic = "dynamic" in parts and experts > 0
+        self.static = (
+            nn.ParameterList(torch.empty(length, dim).uniform_(-bound, bound) for dim in layer_dims)
+            if "static" in parts
+            else None
+        )
+        self.experts = Experts(layer_dims, experts=experts, length=length, bound=bound) if dynamic else None
+        self.router = (
+            Router(
+                layer_dims,
+                features,
+                experts=experts,
+                cross_dim=cross_dim,
+                intra_dim=intra_dim,
+                temperature=temperature,
+                keys=keys,
+                top=top,
+            )
+            if dynamic and experts > 1
+            else None
+        )
+        self.mappers = nn.ModuleDict(
+            {name: Mapper(dim, layer_dims) for name, dim in features.items()} if "mapped" in parts else {}
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def bind(self, psi: Mapping[str, Tensor], missing: Mapping[str, Tensor] | None = None) -> "BoundPrompts":
+        """The prompt source for one batch.
+
+        Args:
+            psi: complementary features by name, (B, d_y) each.
+            missing: rows (B,), boolean, whose feature stands in for an input that isn't there, by name: they
+                don't see its mapped prompt.
+        """
+        return BoundPrompts(self, psi, missing)
+
+
+class BoundPrompts(PromptSource):
+    """`FusionPrompts` with the complementary features of one batch.
+
+    What doesn't depend on the layer (mapped prompts, cross-modal routing embeddings) is computed once, here.
+
+    Attributes:
+        scores: routing scores by layer, (B, k) each, as the encoder's forward pass produced them; empty
+            without a router.
+    """
+
+    def __init__(
+        self, prompts: FusionPrompts, psi: Mapping[str, Tensor], missing: Mapping[str, Tensor] | None = None
+    ):
+        self.prompts = prompts
+        self._bias = self._hide(missing or {})
+        self.mapped = [mapper(psi[name].float()) for name, mapper in prompts.mappers.items()]
+        self._scores: dict[int, Tensor] = {}
+        if prompts.router is not None:
+            features = {name: feature.float() for name, feature in psi.items()}
+            device = next(iter(features.values())).device if features else prompts.router.keys.device
+            with torch.autocast(device.type, enabled=False):
+                self.cross = prompts.router.embed(features)
+
+    def _hide(self, missing: Mapping[str, Tensor]) -> Tensor | None:
+        """Minus infinity for the mapped prompts of inputs that aren't there, (B, P); None where all are."""
+        prompts = self.prompts
+        found = [missing.get(name) for name in prompts.mappers]
+        first = next((rows for rows in found if rows is not None), None)
+        if first is None:
+            return None
+        # A graph can't depend on what is in a batch; there a bias that hides nothing does no harm.
+        if not torch.compiler.is_compiling() and not any(
+            rows is not None and bool(rows.any()) for rows in found
+        ):
+            return None
+        seen = (prompts.static is not None) + (prompts.experts is not None)
+        before = first.new_zeros(first.shape[0], seen * prompts.length)
+        mapped = [torch.zeros_like(first) if rows is None else rows for rows in found]
+        hidden = torch.cat([before, torch.stack(mapped, dim=1)], dim=1)
+        return torch.zeros(hidden.shape, device=hidden.device).masked_fill(hidden, float("-inf"))
+
+    def bias(self, layer: int) -> Tensor | None:
+        return self._bias
+
+    @property
+    def scores(self) -> list[Tensor]:
+        return [self._scores[layer] for layer in sorted(self._scores)]
+
+    def __call__(self, layer: int, x0: Tensor) -> Tensor | None:
+        """Prompts (B, P, d_i) of one layer, in the order `[P_s, P_d, P_m]`; None if no part is on."""
+        prompts, parts = self.prompts, []
+        if prompts.static is not None:
+            parts.append(prompts.static[layer].expand(x0.shape[0], -1, -1))
+        if prompts.experts is not None:
+            # In full precision: autocast would also round every expert anew in each pass, to mix a few.
+            with torch.autocast(x0.device.type, enabled=False):
+                if prompts.router is not None:
+                    self._scores[layer] = scores = prompts.router(layer, self.cross, x0.float())
+                else:
+                    scores = x0.new_ones(x0.shape[0], 1, dtype=torch.float32)
+                parts.append(prompts.experts(layer, scores).to(x0.dtype))
+        parts += [by_layer[layer] for by_layer in self.mapped]
+        return prompts.dropout(torch.cat(parts, dim=1).to(x0.dtype)) if parts else None
