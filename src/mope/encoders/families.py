@@ -1,6 +1,6 @@
 """What the library knows of each model family: attribute paths, as data.
 
-A family is a row here and nothing else; the mechanism is in `prefix.py` and `transformer.py`.
+A family is a row here and nothing else; the mechanism is in `layers.py`, `prefix.py` and `among.py`.
 """
 
 from collections.abc import Iterator
@@ -8,6 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import nn
+
+ARGUMENT = "mope"
+"""The keyword argument that travels through a model: a `PromptSource` to its layers, and from a layer to its
+attention what that has to be told."""
 
 Kind = Literal["image", "text", "audio", "video"]
 Pooling = Literal["cls", "mean", "pooler"]

@@ -91,7 +91,7 @@ def _add(digest: Any, path: str, module: nn.Module) -> None:
     described = config.to_json_string() if hasattr(config, "to_json_string") else None
     digest.update(f"{path}|{type(module).__qualname__}|{module.extra_repr()}|{described}".encode())
     for name, value in sorted(vars(module).items()):
-        if name not in _EVERY_MODULE_S and _is_plain(value):
+        if name not in _MODULE_STATE and _is_plain(value):
             digest.update(f"{name}={value!r}".encode())
     for name, tensor in sorted({**own, **dict(module.named_buffers(recurse=False))}.items()):
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
@@ -100,7 +100,7 @@ def _add(digest: Any, path: str, module: nn.Module) -> None:
         _add(digest, f"{path}.{name}", part)
 
 
-_EVERY_MODULE_S = frozenset(vars(nn.Module()))
+_MODULE_STATE = frozenset(vars(nn.Module()))
 """What every module keeps of itself: its mode, hooks, and the like."""
 
 

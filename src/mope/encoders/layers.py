@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from mope.encoders.among import mask_of, put_in, take_out
-from mope.encoders.families import Family, Insertion
-from mope.encoders.prefix import ARGUMENT, Among, Prefix
+from mope.encoders.families import ARGUMENT, Family, Insertion
+from mope.encoders.prefix import Among, Prefix
 from mope.prompts import PromptSource
 
 

@@ -24,10 +24,6 @@ from mope.prompts import PromptSource
 ATTENTION = "mope_prefix"
 """Name of our attention function among transformers'."""
 
-ARGUMENT = "mope"
-"""The keyword argument that travels through a model: a `PromptSource` to its layers, then to attention what a
-layer has to tell it."""
-
 Watch = Callable[[Tensor, Tensor, Tensor | None, int], None]
 """Takes query and key (B, H, N, d), the mask, and how many keys stand before the layer's own tokens."""
 

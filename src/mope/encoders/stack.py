@@ -16,8 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mope.encoders.among import put_in, take_out
 from mope.encoders.base import EncoderOutput
-from mope.encoders.families import Family
-from mope.encoders.prefix import ARGUMENT
+from mope.encoders.families import ARGUMENT, Family
 
 Visit = Callable[[nn.Module, tuple, dict[str, Any]], Tensor]
 """What is done instead of a layer: (layer, args, kwargs) -> its output."""

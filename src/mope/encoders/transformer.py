@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 from mope.encoders import windows
 from mope.encoders.base import Encoder, EncoderOutput
-from mope.encoders.families import FAMILIES, Family, Insertion, Pooling, follow
+from mope.encoders.families import ARGUMENT, FAMILIES, Family, Insertion, Pooling, follow
 from mope.encoders.layers import ask_for_prompts, global_feature, relayed
-from mope.encoders.prefix import ARGUMENT, ATTENTION
+from mope.encoders.prefix import ATTENTION
 from mope.encoders.stack import LayerStack, make_steppable
 from mope.errors import UserError
 from mope.prompts import PromptSource
@@ -114,7 +114,7 @@ class TransformerEncoder(Encoder):
         """
         for part in self.backbone.modules():
             if dtype is not None and type(part) is nn.Linear:
-                for name, parameter in part.named_parameters(recurse=False):
+                for name, parameter in list(part.named_parameters(recurse=False)):
                     if not parameter.requires_grad:
                         setattr(part, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
             if windows.is_windowed(part):

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.swin.modeling_swin import SwinLayer
 
+from mope.encoders.families import ARGUMENT
+
 _WINDOWED = "_mope_windowed"
 
 
@@ -117,10 +119,10 @@ def _kept_shift_mask(
 
 def _hand_over(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
     """Take the shift mask out of a prompted attention's arguments, to be handed on beside them."""
-    told = kwargs.get("mope")
+    told = kwargs.get(ARGUMENT)
     if told is None:
         return None
-    return (args[0], None, *args[2:]), {**kwargs, "mope": replace(told, shift=args[1])}
+    return (args[0], None, *args[2:]), {**kwargs, ARGUMENT: replace(told, shift=args[1])}
 
 
 def wide_mask(
