@@ -1,5 +1,6 @@
 """What is said of experts, attention and modalities, against slow references; and the report."""
 
+import copy
 import json
 import re
 
@@ -135,7 +136,7 @@ def test_attention_of_the_class_token_is_the_models_own(config):
     bare = hf.ViTModel(make, add_pooling_layer=False).eval()
     pixels, ids = torch.randn(2, 3, 24, 24), torch.tensor([[1, 2], [3, 4]])
     expected = bare(pixels, output_attentions=True).attentions[-1].mean(dim=1)[:, 0, 1:]
-    model = fused(bare, find_method("P-ImgOnly").apply(config))
+    model = fused(copy.deepcopy(bare), find_method("P-ImgOnly").apply(config))
     with torch.no_grad():
         model.fusion.get_submodule("encoders.image").prompts = None
     found = attention_maps(model, {"image": {"pixel_values": pixels}})
@@ -160,7 +161,7 @@ def test_a_swins_windows_are_put_back_to_where_they_were(config):
     bare = hf.SwinModel(make).eval()
     pixels = torch.randn(2, 3, 32, 32)
     weights = bare(pixels, output_attentions=True).attentions[-1]  # the last block's, shifted by 2
-    model = fused(bare, find_method("P-ImgOnly").apply(config))
+    model = fused(copy.deepcopy(bare), find_method("P-ImgOnly").apply(config))
     model.fusion.get_submodule("encoders.image").prompts = None
     found = attention_maps(model, {"image": {"pixel_values": pixels}})
     assert found.shape == (2, 8, 8)

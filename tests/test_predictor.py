@@ -56,7 +56,7 @@ def test_two_predictions_are_equal_and_so_are_those_of_a_reloaded_run(predictor,
 
 
 def test_save_load_predict_gives_the_same_numbers(predictor, run, tables, tmp_path):
-    predictor.model.save_pretrained(tmp_path / "copy")
+    FusionModel.from_pretrained(run).save_pretrained(tmp_path / "copy")
     again = FusionModel.from_pretrained(tmp_path / "copy")
     state, other = predictor.model.state_dict(), again.state_dict()
     assert state.keys() == other.keys()

@@ -23,6 +23,10 @@ from mope.errors import UserError
 from mope.prompts import PromptSource
 
 
+_TAKEN = "_mope_taken"
+"""Marks a model whose layers ask for prompts: a second encoder's hooks would ask twice."""
+
+
 class TransformerEncoder(Encoder):
     """Any supported Hugging Face encoder, with prompts in every layer.
 
@@ -37,7 +41,8 @@ class TransformerEncoder(Encoder):
         pooling: global feature: "cls", "mean" or the model's own "pooler"; by default the family's.
 
     Raises:
-        UserError: the model's family isn't supported, or not with this insertion.
+        UserError: the model's family isn't supported, or not with this insertion; or it is another
+            encoder's already.
     """
 
     def __init__(
@@ -75,6 +80,9 @@ class TransformerEncoder(Encoder):
         """Let every layer ask for prompts; the width of each."""
         widths = []
         family = self.family
+        if hasattr(self.backbone, _TAKEN):
+            raise UserError("This model is another encoder's already: load it anew, or copy it beforehand.")
+        setattr(self.backbone, _TAKEN, True)
         has_norm = family.norm is not None and (
             family.norm_if is None or getattr(self.backbone.config, family.norm_if)
         )
