@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from mope.encoders import TransformerEncoder, kernels
+from mope.encoders import TransformerEncoder, TunedEncoder, kernels
 from mope.encoders.families import follow
 from mope.errors import UserError
 from mope.prompts import PromptFunction
@@ -244,6 +244,21 @@ class EncoderTester:
             assert torch.equal(found, tokens(fresh))
             assert not torch.equal(found, expected)
             expected = found
+
+    def test_all_that_learns_is_used(self, bare):
+        """Several processes wait for the gradient of every parameter that requires one."""
+        for maps in (False, True):
+            tuned = TunedEncoder(self.encoder(bare), "full").train()
+            if maps and len(tuned.encoder.map_dims) != 4:
+                return
+            if maps:
+                tuned.give_maps()
+            output = tuned(self.inputs(2), maps=maps)
+            found = output.stages if maps else [output.pooled]
+            sum(one.square().sum() for one in found).backward()
+            learns = {name for name, p in tuned.named_parameters() if p.requires_grad}
+            assert learns == {name for name, p in tuned.named_parameters() if p.grad is not None}
+            assert any(tuned.encoder.family.key in name for name in learns)
 
     def test_layers_one_at_a_time_are_the_forward_pass(self, bare):
         encoder, inputs = self.encoder(bare), self.inputs(2)

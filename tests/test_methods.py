@@ -23,7 +23,9 @@ DEEP = LAYERS * D  # per token of a prompt
 
 
 def size(*modules) -> int:
-    return sum(p.numel() for module in modules for p in module.parameters())
+    """Parameters of models, without DINOv2's mask token, which no forward pass reads."""
+    named = (item for module in modules for item in module.named_parameters())
+    return sum(p.numel() for name, p in named if not name.endswith("mask_token"))
 
 
 @pytest.fixture
@@ -99,7 +101,6 @@ def test_a_method_trains_what_it_declares_and_learns(base, bare, name, tmp_path)
     torch.manual_seed(0)
     model = FusionModel.build(config, ["a", "b", "c"])
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    # DINOv2's mask token is part of it but of no forward pass.
     expected = FORMULAS[name](bare["image"], bare["text"])
     assert sum(p.numel() for p in trained.values()) == expected
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -114,8 +115,7 @@ def test_a_method_trains_what_it_declares_and_learns(base, bare, name, tmp_path)
         optimizer.step()
         losses.append(loss.item())
     assert min(losses[-3:]) < losses[0]
-    unused = {n for n, p in trained.items() if p.grad is None}
-    assert all("mask_token" in n for n in unused), unused
+    assert not {n for n, p in trained.items() if p.grad is None}
     for n, p in model.named_parameters():
         if n not in trained:
             assert torch.equal(p, before[n]), n
@@ -128,6 +128,48 @@ def test_a_method_trains_what_it_declares_and_learns(base, bare, name, tmp_path)
         for row in (0, 1):  # alone as in its batch
             one = {key: {n: t[row : row + 1] for n, t in inputs.items()} for key, inputs in batch.items()}
             torch.testing.assert_close(model(**one).logits, logits[row : row + 1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_all_that_learns_is_used_where_inputs_may_be_missing_too(base, name):
+    """Several processes wait for the gradient of every parameter that requires one."""
+    for entry in base.inputs.values():
+        entry.missing = "learn"
+    model = FusionModel.build(METHODS[name].apply(base), ["a", "b", "c"]).train()
+    batch = {key: {**batch_of()[key], "present": torch.arange(6) % 3 > 0} for key in model.fusion.encoders}
+    model(**batch, labels=torch.tensor([0, 1, 2, 0, 1, 2])).loss.backward()
+    assert_all_that_learns_is_used(model)
+
+
+def assert_all_that_learns_is_used(model: FusionModel) -> None:
+    learns = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert learns
+    assert not [name for name, p in learns.items() if p.grad is None]
+
+
+@pytest.mark.parametrize("name", [n for n in FORMULAS if METHODS[n].fusion not in ("concat", "pmf")])
+def test_all_that_learns_is_used_for_masks(base, name):
+    settings = METHODS[name].apply(base).model_dump()
+    if settings["fusion"]["main"] != "image":
+        return
+    config = Config.parse({**settings, "task": "referring-segmentation", "segmentation": {"channels": 8}})
+    model = FusionModel.build(config, ["mask"]).train()
+    batch = {key: batch_of()[key] for key in model.fusion.encoders}
+    model(**batch, labels=torch.rand(6, 28, 28).round()).loss.backward()
+    assert_all_that_learns_is_used(model)
+
+
+@pytest.mark.parametrize("parts", [["static"], ["dynamic"], ["static", "dynamic"], ["mapped"]])
+@pytest.mark.parametrize("cross", [0, 8])
+def test_an_input_that_no_prompt_depends_on_is_not_encoded(base, parts, cross):
+    config = find_method("MoPE").apply(base)
+    config.fusion.prompts, config.fusion.cross_dim = parts, cross
+    model = FusionModel.build(config, ["a", "b", "c"]).train()
+    asked = []
+    model.fusion.encoder("text").register_forward_hook(lambda *args: asked.append(1))
+    model(**batch_of(), labels=torch.tensor([0, 1, 2, 0, 1, 2])).loss.backward()
+    assert_all_that_learns_is_used(model)
+    assert bool(asked) == ("mapped" in parts or ("dynamic" in parts and cross > 0))
 
 
 @pytest.mark.parametrize("name", [n for n in FORMULAS if "Only" not in n])

@@ -178,7 +178,9 @@ class FusionModel(nn.Module):
         Raises:
             UserError: the tensors are another model's.
         """
-        expected = {name: tensor.shape for name, tensor in self.trained_state().items()}
+        own = self.trained_state()
+        state = {name: tensor for name, tensor in state.items() if name in own or not self._is_unread(name)}
+        expected = {name: tensor.shape for name, tensor in own.items()}
         found = {name: tensor.shape for name, tensor in state.items()}
         if expected != found:
             differing = sorted(
@@ -188,6 +190,14 @@ class FusionModel(nn.Module):
                 f"The weights are another model's: {len(differing)} tensors differ, such as {differing[0]}."
             )
         self.load_state_dict(state, strict=False)
+
+    def _is_unread(self, name: str) -> bool:
+        """Whether a run of the first version holds this tensor, though nothing ever read it."""
+        if name.endswith(".stand_in"):
+            return True
+        encoders = [self.fusion.encoder(one).encoder for one in self.fusion.encoders]
+        unused = {id(parameter) for encoder in encoders for parameter in encoder.unused_parameters()}
+        return id(dict(self.named_parameters()).get(name)) in unused
 
     def keep_features(self, folder: Path) -> None:
         """Let frozen, unprompted encoders keep their features on disk; not of inputs that are augmented."""

@@ -1,6 +1,7 @@
 """What fusion knows of an encoder: a global feature, and the widths at which it asks for prompts."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,13 @@ class Encoder(nn.Module, ABC):
 
         Results are the same, and faster. None leaves the arithmetic as it is.
         """
+
+    def unused_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that nothing which is read of the encoder depends on: they must not be trained.
+
+        After `give_maps` the maps alone are read.
+        """
+        yield from ()
 
     def give_maps(self) -> None:
         """Get ready to be asked for feature maps; only for an encoder with `map_dims`."""

@@ -41,6 +41,9 @@ class Family:
         mlp: path from a layer to the module that is its MLP; None where there is no such module.
         mlp_adds: whether that module is called with the MLP's hidden states and with what the MLP saw.
         restore: attributes of a layer that a forward pass may change, and that are set back before each.
+        unused: paths of parameters that its forward pass never reads, such as a mask token of pre-training.
+        pooler: paths to what only the model's own pooled output passes.
+        last: paths to what stands behind its layers, which feature maps don't pass.
         options: arguments for building the model, to leave out parts that are never used.
         call: arguments of every forward pass.
     """
@@ -63,6 +66,9 @@ class Family:
     mlp: str | None = "mlp"
     mlp_adds: bool = False
     restore: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    pooler: tuple[str, ...] = ()
+    last: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     call: dict[str, Any] = field(default_factory=dict)
 
@@ -72,6 +78,8 @@ class Family:
         return self.key.replace("k_", "q_").replace("key", "query")
 
 
+_DINO = ("attention", "k_proj", "v_proj", "norm1", "cls")
+_MASK_TOKEN = ("embeddings.mask_token",)
 _NO_POOLER = {"add_pooling_layer": False}
 _ANY_SIZE = {"interpolate_pos_encoding": True}
 
@@ -83,6 +91,7 @@ _VIT = Family(
     "v_proj",
     "layernorm_before",
     "cls",
+    last=("layernorm",),
     options=_NO_POOLER,
     call=_ANY_SIZE,
 )
@@ -99,7 +108,15 @@ _BERT = Family(
     options=_NO_POOLER,
 )
 _CLIP = Family(
-    "image", "encoder.layers", "self_attn", "k_proj", "v_proj", "layer_norm1", "cls", pooling="pooler"
+    "image",
+    "encoder.layers",
+    "self_attn",
+    "k_proj",
+    "v_proj",
+    "layer_norm1",
+    "cls",
+    pooling="pooler",
+    pooler=("post_layernorm",),
 )
 _WAV2VEC2 = Family(
     "audio",
@@ -112,20 +129,29 @@ _WAV2VEC2 = Family(
     norm_if="do_stable_layer_norm",
     frames="_get_feature_vector_attention_mask",
     mlp="feed_forward",
+    unused=("masked_spec_embed",),
 )
 
 FAMILIES: dict[str, Family] = {
     "vit": _VIT,
     "deit": _VIT,
-    "dinov2": Family("image", "encoder.layer", "attention", "k_proj", "v_proj", "norm1", "cls"),
-    "dinov3_vit": Family("image", "model.layer", "attention", "k_proj", "v_proj", "norm1", "cls"),
+    "dinov2": Family("image", "encoder.layer", *_DINO, unused=_MASK_TOKEN, last=("layernorm",)),
+    "dinov3_vit": Family("image", "model.layer", *_DINO, unused=_MASK_TOKEN, last=("norm",)),
     # Its position bias has the size of the tokens that reach the layer.
     "beit": replace(
-        _VIT, pooling="pooler", tokens_unless="use_relative_position_bias", options={}, call=_ANY_SIZE
+        _VIT,
+        pooling="pooler",
+        tokens_unless="use_relative_position_bias",
+        unused=_MASK_TOKEN,
+        pooler=("pooler",),
+        options={},
+        call=_ANY_SIZE,
     ),
     "clip_vision_model": replace(_CLIP, call=_ANY_SIZE),
     # Its attention keeps keyword arguments to itself.
-    "siglip_vision_model": replace(_CLIP, x0="mean", insertion="tokens", call=_ANY_SIZE),
+    "siglip_vision_model": replace(
+        _CLIP, x0="mean", insertion="tokens", pooler=("head",), last=("post_layernorm",), call=_ANY_SIZE
+    ),
     # A window's tokens reach the layer as an image, so there is no place among them for a prompt.
     "swin": Family(
         "image",
@@ -137,6 +163,7 @@ FAMILIES: dict[str, Family] = {
         "mean",
         tokens=False,
         restore=("window_size", "shift_size"),
+        last=("layernorm",),
         options=_NO_POOLER,
     ),
     "bert": _BERT,
@@ -144,7 +171,7 @@ FAMILIES: dict[str, Family] = {
     "electra": replace(_BERT, options={}),
     "distilbert": Family("text", "transformer.layer", "attention", "k_lin", "v_lin", None, "cls", mlp="ffn"),
     "modernbert": Family("text", "layers", "attn", "Wqkv", "Wqkv", "attn_norm", "cls"),
-    "clip_text_model": replace(_CLIP, kind="text", x0="mean"),
+    "clip_text_model": replace(_CLIP, kind="text", x0="mean", pooler=()),
     "wav2vec2": _WAV2VEC2,
     "hubert": replace(_WAV2VEC2, relay=True),
     "whisper": Family(
@@ -173,6 +200,7 @@ FAMILIES: dict[str, Family] = {
         pooling="pooler",
         insertion="tokens",
         relay=True,
+        last=("timm_model.norm", "timm_model.fc_norm"),
     ),
 }
 """By `config.model_type` of transformers."""

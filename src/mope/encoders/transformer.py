@@ -65,7 +65,7 @@ class TransformerEncoder(Encoder):
             raise UserError(f"Models of type '{name}' take prompts by insertion 'prefix' only.")
         self.backbone: Any = model.get_submodule(family.inner) if family.inner else model
         self.pooling: Pooling = pooling or family.pooling or family.x0
-        self.is_checkpointing = False
+        self.is_checkpointing = self.gives_maps = False
         self._listened: list[int] | None = None
         self.kind = family.kind
         self.layer_dims = self._install()
@@ -83,6 +83,9 @@ class TransformerEncoder(Encoder):
         if hasattr(self.backbone, _TAKEN):
             raise UserError("This model is another encoder's already: load it anew, or copy it beforehand.")
         setattr(self.backbone, _TAKEN, True)
+        if hasattr(self.backbone.config, "apply_spec_augment"):
+            # It hides stretches of time, which a short clip has not; its mask's embedding would learn at times.
+            self.backbone.config.apply_spec_augment = False
         has_norm = family.norm is not None and (
             family.norm_if is None or getattr(self.backbone.config, family.norm_if)
         )
@@ -102,8 +105,20 @@ class TransformerEncoder(Encoder):
         depths = self.backbone.config.depths
         return tuple(self.layer_dims[sum(depths[:stage])] for stage in range(len(depths)))
 
+    def unused_parameters(self) -> Iterator[nn.Parameter]:
+        family = self.family
+        paths = family.unused
+        if self.gives_maps or self.pooling != "pooler":
+            paths += family.pooler
+        if self.gives_maps:
+            paths += family.last
+        for name, parameter in self.backbone.named_parameters():
+            if any(f"{name}.".startswith(f"{path}.") for path in paths):
+                yield parameter
+
     def give_maps(self) -> None:
         """Let a plain transformer's layers be listened to; a hierarchical one gives its stages anyway."""
+        self.gives_maps = True
         if self.plain and self._listened is None:
             self._listened = [max(0, math.ceil((part + 1) * len(self.layers) / 4) - 1) for part in range(4)]
             for index in set(self._listened):

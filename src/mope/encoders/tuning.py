@@ -69,6 +69,7 @@ class TunedEncoder(nn.Module):
             inner = encoder.frames if isinstance(encoder, VideoEncoder) else encoder
             assert isinstance(inner, TransformerEncoder)  # whatever has layers is one
             _ADD[tuning](inner)
+        self._leave_out_unused()
         self.tuning = tuning
         self.stand_in = nn.Parameter(torch.zeros(encoder.pooled_dim)) if stand_in else None
         self.cache: FeatureCache | None = None
@@ -84,6 +85,16 @@ class TunedEncoder(nn.Module):
     def pooled_dim(self) -> int:
         """Width D of the global feature."""
         return self.encoder.pooled_dim
+
+    def _leave_out_unused(self) -> None:
+        """Don't train what nothing depends on: several processes would wait for its gradient."""
+        for parameter in self.encoder.unused_parameters():
+            parameter.requires_grad_(False)
+
+    def give_maps(self) -> None:
+        """Give feature maps from now on, which are all that is read then."""
+        self.encoder.give_maps()
+        self._leave_out_unused()
 
     def train(self, mode: bool = True) -> "TunedEncoder":
         """Set the training mode of the prompts; of the encoder only if it is tuned in full."""

@@ -1,9 +1,10 @@
 """Video as frames: an image encoder over each, averaged over time (section IV-B)."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mope.encoders.base import Encoder, EncoderOutput
 from mope.errors import UserError
@@ -53,6 +54,9 @@ class VideoEncoder(Encoder):
         output = self.frames(pixel_values=pixels.flatten(0, 1), prompts=source)
         pooled = output.pooled.unflatten(0, (batch, time)).mean(dim=1)
         return EncoderOutput(pooled, output.tokens.unflatten(0, (batch, time)).flatten(1, 2))
+
+    def unused_parameters(self) -> Iterator[nn.Parameter]:
+        return self.frames.unused_parameters()
 
     def freeze(self, dtype: torch.dtype | None = None) -> None:
         self.frames.freeze(dtype)

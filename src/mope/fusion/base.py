@@ -1,7 +1,7 @@
 """What every fusion method is: encoders by input name, and a forward pass over a batch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, cast
 
@@ -16,15 +16,23 @@ Batch = Mapping[str, Mapping[str, Tensor]]
 """Inputs by name, each the keyword arguments of its encoder."""
 
 
-def tune(config: Config, encoders: Mapping[str, Encoder]) -> dict[str, TunedEncoder]:
-    """Loaded encoders, each tuned as its input says."""
+def tune(
+    config: Config, encoders: Mapping[str, Encoder], without_stand_in: Sequence[str] = ()
+) -> dict[str, TunedEncoder]:
+    """Loaded encoders, each tuned as its input says.
+
+    Args:
+        config: the settings.
+        encoders: by input name.
+        without_stand_in: inputs of which the method reads no feature that a learned one could stand in for.
+    """
     return {
         name: TunedEncoder(
             encoder,
             config.inputs[name].encoder.tuning,
             prompt_length=config.inputs[name].encoder.prompt_length,
             dropout=config.fusion.dropout,
-            stand_in=config.inputs[name].missing == "learn",
+            stand_in=config.inputs[name].missing == "learn" and name not in without_stand_in,
         )
         for name, encoder in encoders.items()
     }
@@ -107,18 +115,18 @@ class Fusion(nn.Module, ABC):
         Raises:
             UserError: the method or its main encoder has none.
         """
-        inner = self.encoder(self.main).encoder
+        main = self.encoder(self.main)
         if not self.has_maps:
             raise UserError(
                 "A mask needs a fusion whose main encoder is guided: "
                 "set fusion.method to sequential, inputs or unimodal."
             )
-        if len(inner.map_dims) != 4:
+        if len(main.encoder.map_dims) != 4:
             raise UserError(
                 f"The encoder of the main input '{self.main}' gives no four feature maps, of which a mask is "
                 "made: take a Swin or a plain vision transformer."
             )
-        inner.give_maps()
+        main.give_maps()
         self.gives_maps = True
 
     def missing(self, batch: Batch) -> dict[str, Tensor]:

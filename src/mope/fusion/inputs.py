@@ -84,7 +84,7 @@ class Inputs(Fusion):
                 "fusion.input_tokens is for fusion.input_from: feature; tokens are taken as they are."
             )
         return cls(
-            tune(config, encoders),
+            tune(config, encoders, without_stand_in=[main]),
             main,
             length=settings.length if "static" in settings.prompts else 0,
             deep=settings.deep,

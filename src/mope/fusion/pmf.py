@@ -82,7 +82,7 @@ class Pmf(Fusion):
             if config.inputs[name].encoder.tuning == "prompt":
                 raise UserError(f"PMF prompts '{name}' itself: set inputs.{name}.encoder.tuning to frozen.")
         return cls(
-            tune(config, encoders),
+            tune(config, encoders, without_stand_in=list(encoders)),
             settings.main,
             layers=settings.exchange_layers,
             length=settings.length,

@@ -21,6 +21,10 @@ class Sequential(Fusion):
         encoders: tuned encoders by input name; the main one's own prompts, if any, aren't used.
         main: name of the main input.
         prompts: the prompts of the main encoder.
+
+    Attributes:
+        guides: names of the inputs that guide it; none where no prompt depends on them, and then they aren't
+            encoded.
     """
 
     has_maps = True
@@ -31,6 +35,10 @@ class Sequential(Fusion):
         self.main = main
         self.encoders = nn.ModuleDict(dict(encoders))
         self.prompts = prompts
+        self.guides = [name for name in self.encoders if name != main] if prompts.reads_features else []
+        for name in self.encoders:
+            if name != main and name not in self.guides:
+                self.encoder(name).requires_grad_(False)
 
     @classmethod
     def build(cls, config: Config, encoders: Mapping[str, Encoder]) -> "Sequential":
@@ -50,10 +58,10 @@ class Sequential(Fusion):
             keys=settings.keys,
             top=settings.top,
         )
-        return cls(tune(config, encoders), main, prompts)
+        return cls(tune(config, encoders, without_stand_in=[main]), main, prompts)
 
     def forward(self, batch: Batch) -> FusionOutput:
-        psi = {name: self.feature(name, batch) for name in self.encoders if name != self.main}
+        psi = {name: self.feature(name, batch) for name in self.guides}
         source = self.prompts.bind(psi, self.missing(batch))
         output = self.encoders[self.main](batch[self.main], prompts=source, maps=self.gives_maps)
         return FusionOutput(output.pooled, output.tokens, source.scores, output.stages)

@@ -77,6 +77,11 @@ class FusionPrompts(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
+    @property
+    def reads_features(self) -> bool:
+        """Whether any prompt depends on the complementary features."""
+        return len(self.mappers) > 0 or (self.router is not None and len(self.router.cross) > 0)
+
     def bind(self, psi: Mapping[str, Tensor], missing: Mapping[str, Tensor] | None = None) -> "BoundPrompts":
         """The prompt source for one batch.
 
