@@ -7,6 +7,8 @@ from torch.nn import functional
 from transformers import UperNetConfig
 from transformers.models.upernet.modeling_upernet import UperNetHead
 
+from mope.prompts.norm import share_statistics
+
 
 class MaskHead(nn.Module):
     """UperNet (Xiao et al. 2018) as transformers has it: four maps to one logit per pixel.
@@ -31,6 +33,7 @@ class MaskHead(nn.Module):
         config = UperNetConfig(hidden_size=channels)
         config.num_labels = 1
         self.upernet = UperNetHead(config, widths)
+        share_statistics(self.upernet)
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Logits (B, *size) from maps (B, C_s, H_s, W_s)."""
@@ -38,11 +41,7 @@ class MaskHead(nn.Module):
         for norm, rescale, found in zip(self.norms, self.pyramid, maps, strict=True):
             normed = norm(found.movedim(1, -1)).movedim(-1, 1)
             levels.append(rescale(normed))
-        alone = self.training and len(levels[0]) == 1
-        if alone:  # UperNet norms over the batch, which one row isn't
-            self.upernet.eval()
         logits = self.upernet(levels)
-        self.upernet.train(self.training)
         return functional.interpolate(logits.float(), size=size, mode="bilinear")[:, 0]
 
 

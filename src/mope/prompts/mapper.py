@@ -4,18 +4,8 @@ import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional
 
-
-class _BatchNorm(nn.BatchNorm1d):
-    """Batch norm that takes its running statistics for a batch of one, which has no statistics of its own."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.training and len(input) == 1:
-            return functional.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, False, eps=self.eps
-            )
-        return super().forward(input)
+from mope.prompts.norm import BatchNorm
 
 
 class Mapper(nn.Module):
@@ -33,7 +23,7 @@ class Mapper(nn.Module):
         super().__init__()
         bottleneck = math.ceil(feature_dim / 2) if bottleneck is None else bottleneck
         self.layer_dims = list(layer_dims)
-        self.down = nn.Sequential(nn.Linear(feature_dim, bottleneck), _BatchNorm(bottleneck), nn.GELU())
+        self.down = nn.Sequential(nn.Linear(feature_dim, bottleneck), BatchNorm(bottleneck), nn.GELU())
         self.up = nn.ModuleDict({str(dim): nn.Linear(bottleneck, dim) for dim in sorted(set(layer_dims))})
 
     def forward(self, psi: Tensor) -> list[Tensor]:

@@ -1,6 +1,5 @@
 """A config's settings as transformers' training arguments."""
 
-import math
 from pathlib import Path
 
 import torch
@@ -14,9 +13,11 @@ from mope.run import CHECKPOINTS
 def training_arguments(
     config: Config, folder: Path, rows: int, device: torch.device, metric: str, greater: bool
 ) -> TrainingArguments:
-    """What the trainer is told of a config whose training has so many rows."""
+    """What the trainer is told of a config whose training has so many rows.
+
+    The warm-up is a share of the steps, and a log line a twentieth of an epoch, for any number of processes.
+    """
     settings = config.training
-    steps = math.ceil(rows / settings.batch_size)
     arguments = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
         num_train_epochs=settings.epochs,
@@ -25,18 +26,18 @@ def training_arguments(
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         lr_scheduler_type=settings.schedule,
-        warmup_steps=math.ceil(settings.warmup * settings.epochs * steps),
+        warmup_steps=settings.warmup,  # a share, since it is below one
         max_grad_norm=settings.clip,
         bf16=use_bf16(settings.precision, device),
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=2,
-        logging_steps=max(1, steps // 20),
         load_best_model_at_end=True,
         metric_for_best_model=metric,
         greater_is_better=greater,
         restore_callback_states_from_checkpoint=True,
         seed=settings.seed,
+        data_seed=settings.seed,  # of the rows' order, which all processes share
         use_cpu=device.type == "cpu",
         dataloader_num_workers=config.data.workers,
         dataloader_pin_memory=device.type == "cuda",
@@ -46,6 +47,7 @@ def training_arguments(
         report_to="none",
         ddp_find_unused_parameters=False,
     )
+    arguments.logging_steps = max(1, rows // (settings.batch_size * arguments.world_size * 20))
     # Several GPUs are used by `torchrun`, one process each; never by threads of this one.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

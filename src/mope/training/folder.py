@@ -38,12 +38,47 @@ def check_folder(folder: Path, config: Config, resume: bool, report: Report) -> 
             f"{folder} was trained with another {key}: a run is continued with the settings it began "
             "with; name another folder with --output."
         )
-    if finished and before.training.epochs >= config.training.epochs:
+    if finished and not _wants_more(folder, before, config):
         report(f"{folder} is finished; it is left as it is.")
         return read_metrics(folder)
+    if before.training.epochs != config.training.epochs:
+        _require_same_rates(folder, before, config)
     if not (folder / CHECKPOINTS).is_dir():
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     return None
+
+
+def _wants_more(folder: Path, before: Config, config: Config) -> bool:
+    """Whether a finished run would go on: for more epochs, or more patience where it stopped for want of it."""
+    if config.training.epochs > before.training.epochs:
+        return True
+    history = read_metrics(folder).get("history") or [{}]
+    stopped_early = history[-1].get("epoch", before.training.epochs) < before.training.epochs
+    return stopped_early and config.training.patience > before.training.patience
+
+
+def _require_same_rates(folder: Path, before: Config, config: Config) -> None:
+    """Make sure that another number of epochs leaves the learning rates of those to come as they were.
+
+    Raises:
+        UserError: it doesn't.
+    """
+    old, new = before.training, config.training
+    if old.schedule == "constant_with_warmup" and _epochs_done(folder) >= new.epochs * new.warmup:
+        return
+    rates = "falls over them" if old.schedule != "constant_with_warmup" else "rises longer over more"
+    raise UserError(
+        f"{folder} was begun for {old.epochs:g} epochs, not {new.epochs:g}, and its learning rate {rates} "
+        f"({old.schedule}): resume it with --training.epochs {old.epochs:g}, or name another folder with "
+        "--output to train anew."
+    )
+
+
+def _epochs_done(folder: Path) -> float:
+    checkpoint = last_checkpoint(folder / CHECKPOINTS)
+    if checkpoint is None:
+        return 0.0
+    return json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["epoch"]
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import set_seed
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
     PrinterCallback,
-    set_seed,
 )
 from transformers.integrations.integration_utils import TensorBoardCallback
 
@@ -87,6 +87,8 @@ def train(
         draft.write_text(config.dump(), encoding="utf-8")
     checkpoint = last_checkpoint(folder / CHECKPOINTS)
     reset_peak_memory(device)
+    # Each process draws dropout, routing noise and augmentation of its own; weights and order are shared.
+    set_seed(config.training.seed, device_specific=True)
     trainer.train(resume_from_checkpoint=checkpoint)
     if isinstance(datasets["train"], StreamDataset) and (line := datasets["train"].skipped()):
         report(line)

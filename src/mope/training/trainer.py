@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import ProgressCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, ProgressCallback, Trainer, TrainerCallback
 
 from mope.data.dataset import StreamDataset, StreamLoader
 from mope.data.splits import Report
@@ -169,6 +169,13 @@ class FusionTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self.fusion_model.load_trained_state(load_file(Path(resume_from_checkpoint) / WEIGHTS))
+
+    def _load_callback_state(self) -> None:
+        """As usual, but for the patience, which may be another when a run is resumed."""
+        super()._load_callback_state()
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                callback.early_stopping_patience = self.fusion_model.settings.training.patience
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:

@@ -1,0 +1,74 @@
+"""Batch norm over all that a step sees, in however many processes."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm of (B, C) or (B, C, ...), whose statistics are those of all data-parallel processes.
+
+    So a training step doesn't depend on how many there are. PyTorch's `SyncBatchNorm` does the same on GPUs
+    alone. A single value per channel has no statistics of its own: then the running ones are taken.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"expected (B, C, ...), not {tuple(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Norm a batch, (B, C, ...) -> (B, C, ...)."""
+        if not self.training or not _is_parallel():
+            alone = self.training and input.numel() == input.shape[1]
+            return self._by_running_statistics(input) if alone else super().forward(input)
+        axes = [axis for axis in range(input.ndim) if axis != 1]
+        values = input.float()
+        count = values.new_tensor([values.numel() / values.shape[1]])
+        sums = _sum_of_all(torch.cat([values.sum(axes), values.square().sum(axes), count]))
+        count = sums[-1].detach()
+        if count < 2:
+            return self._by_running_statistics(input)
+        total, squares = sums[:-1].chunk(2)
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp(min=0)
+        with torch.no_grad():
+            cast(Tensor, self.num_batches_tracked).add_(1)
+            self._follow(self.running_mean, mean)
+            self._follow(self.running_var, variance * count / (count - 1))
+        shape = [1, -1, *[1] * (input.ndim - 2)]
+        scale = self.weight * (variance + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return (values * scale.view(shape) + shift.view(shape)).to(input.dtype)
+
+    def _follow(self, running: Any, found: Tensor) -> None:
+        """Move a running statistic towards what was found."""
+        running.lerp_(found.to(running.dtype), self.momentum)
+
+    def _by_running_statistics(self, input: Tensor) -> Tensor:
+        return functional.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, False, eps=self.eps
+        )
+
+
+def share_statistics(module: nn.Module) -> None:
+    """Put a `BatchNorm` in the place of each batch norm within a module, with its weights and statistics."""
+    for name, part in module.named_children():
+        if type(part) in (nn.BatchNorm1d, nn.BatchNorm2d):
+            norm = BatchNorm(part.num_features, part.eps, part.momentum)
+            norm.load_state_dict(part.state_dict())
+            setattr(module, name, norm)
+        else:
+            share_statistics(part)
+
+
+def _is_parallel() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def _sum_of_all(values: Tensor) -> Tensor:
+    """Sum over processes, through which gradients go."""
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(values)

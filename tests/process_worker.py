@@ -1,0 +1,73 @@
+"""Run by torchrun, in each of several processes: train configs one after another, and write what came of it."""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import distributed
+from transformers import TrainerCallback
+
+from mope.config import Config
+from mope.training import launch, train
+from mope.training.trainer import FusionTrainer
+
+
+class Watch(TrainerCallback):
+    """Takes down each step's learning rate, and the random numbers that would come next."""
+
+    def __init__(self):
+        self.rates, self.random = [], []
+
+    def on_step_begin(self, args, state, control, optimizer, **kwargs):
+        self.rates.append(optimizer.param_groups[0]["lr"])
+        with torch.random.fork_rng([]):
+            self.random.append(float(torch.rand(())))
+
+
+class WatchedTrainer(FusionTrainer):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.watch = Watch()
+        self.add_callback(self.watch)
+        seen.append(self)
+
+
+seen: list[WatchedTrainer] = []
+
+
+def digest(trainer: FusionTrainer) -> str:
+    found = hashlib.sha256()
+    for name, tensor in sorted(trainer.fusion_model.trained_state().items()):
+        found.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def main(jobs: Path) -> None:
+    rank = os.environ.get("RANK", "0")
+    results = []
+    with mock.patch.object(launch, "FusionTrainer", WatchedTrainer):
+        for content in json.loads(jobs.read_text()):
+            result = train(Config.parse(content), resume=True, report=lambda line: None)
+            trainer = seen.pop()
+            results.append(
+                {
+                    "rates": trainer.watch.rates,
+                    "random": trainer.watch.random,
+                    "logging": trainer.args.logging_steps,
+                    "weights": digest(trainer),
+                    "history": result["history"],
+                }
+            )
+            jobs.with_name(f"rank{rank}.json").write_text(json.dumps(results))
+            if distributed.is_initialized():
+                distributed.barrier()  # the next run may read what the first process still writes
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

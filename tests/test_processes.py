@@ -1,0 +1,117 @@
+"""Training in several processes, under torchrun on the CPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from run_tester import masks_run, tiny_run
+from safetensors.torch import load_file
+
+from mope.config import Config
+from mope.methods import METHODS
+from mope.scenes.build import SceneSettings, build_scenes
+
+WORKER = Path(__file__).with_name("process_worker.py")
+
+
+def run(jobs: list[dict], folder: Path, processes: int) -> list[list[dict]]:
+    """What each process made of the configs, by process and config."""
+    folder.mkdir(exist_ok=True)
+    file = folder / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run(
+        [*command, str(WORKER), str(file)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("rank*.json"))]
+    assert done.returncode == 0, f"job {len(results[0]) if results else 0}: {done.stderr[-3000:]}"
+    assert len(results) == processes
+    assert all(len(one) == len(jobs) for one in results)
+    return results
+
+
+def share_of_rising(rates: list[float]) -> float:
+    """How far into the training the learning rate is highest."""
+    return rates.index(max(rates)) / len(rates)
+
+
+@pytest.fixture(scope="module")
+def both(weights, tables, tmp_path_factory):
+    """One run in one process and in two: 48 rows in batches of 2, four epochs."""
+    root = tmp_path_factory.mktemp("processes")
+    results = {}
+    for processes in (1, 2):
+        content = tiny_run(weights, tables, root / f"run{processes}", epochs=4, batch_size=2, patience=9)
+        results[processes] = run([content], root / f"jobs{processes}", processes)
+    return root, results
+
+
+def test_warm_up_and_logging_are_shares_of_the_training(both):
+    _, results = both
+    one, two = results[1][0][0], results[2][0][0]
+    assert (len(one["rates"]), len(two["rates"])) == (96, 48)
+    assert share_of_rising(one["rates"]) == pytest.approx(0.1, abs=0.02)
+    assert share_of_rising(two["rates"]) == pytest.approx(0.1, abs=0.03)
+    assert max(one["rates"]) == pytest.approx(max(two["rates"]))
+    assert (one["logging"], two["logging"]) == (1, 1)
+
+
+def test_processes_draw_numbers_of_their_own_and_end_with_the_same_weights(both):
+    _, results = both
+    first, second = (process[0] for process in results[2])
+    assert not set(first["random"]) & set(second["random"])
+    assert first["weights"] == second["weights"]
+    assert [e["eval_loss"] for e in first["history"]] == [e["eval_loss"] for e in second["history"]]
+
+
+def test_norms_see_the_rows_of_all_processes(weights, tables, tmp_path):
+    """Running statistics after a step of 2 x 24 rows are those after one of 48."""
+    found = []
+    for processes in (1, 2):
+        content = tiny_run(weights, tables, tmp_path / f"run{processes}", epochs=1)
+        content["training"]["batch_size"] = 48 // processes
+        content["inputs"]["text"]["encoder"]["tuning"] = "frozen"  # no dropout on what the mapper sees
+        run([content], tmp_path / f"jobs{processes}", processes)
+        state = load_file(tmp_path / f"run{processes}" / "model.safetensors")
+        found.append({name: tensor for name, tensor in state.items() if "running" in name})
+    assert {name.rpartition(".")[2] for name in found[0]} == {"running_mean", "running_var"}
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_every_method_task_and_missing_input_trains_in_two_processes(weights, tables, tmp_path):
+    base = Config.parse(tiny_run(weights, tables, tmp_path / "run", epochs=1, batch_size=6, device="cpu"))
+    missing = base.model_copy(deep=True)
+    for entry in missing.inputs.values():
+        entry.missing, entry.drop = "learn", 0.3
+    scenes = tmp_path / "scenes"
+    build_scenes(scenes, SceneSettings(task="segmentation", train=12, validation=4, test=2, size=42))
+    masks = Config.parse(masks_run(base, scenes))
+    jobs = {}
+    for name, method in METHODS.items():
+        jobs[name] = method.apply(base)
+        jobs[f"{name}, missing"] = method.apply(missing)
+        if method.fusion not in ("concat", "pmf") and method.main_kind != "text":
+            jobs[f"{name}, masks"] = method.apply(masks)
+    for task, label in (("multilabel", "colours"), ("regression", "number")):
+        jobs[task] = base.with_settings({"task": task, "data.label": label})
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    architecture = {"model_type": "dinov2", **shape, "image_size": 28, "patch_size": 7}
+    built = {"inputs.image.encoder.weights": None, "inputs.image.encoder.architecture": architecture}
+    jobs["built from its architecture"] = METHODS["SeqFuse"].apply(base).with_settings(built)
+    contents = []
+    for number, config in enumerate(jobs.values()):
+        config.output = str(tmp_path / f"run{number}")
+        contents.append(config.model_dump(mode="json"))
+    first, second = run(contents, tmp_path / "jobs", 2)
+    for name, one, other in zip(jobs, first, second, strict=True):
+        assert one["weights"] == other["weights"], name
