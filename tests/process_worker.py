@@ -1,4 +1,4 @@
-"""Run by torchrun, in each of several processes: train configs one after another, and write what came of it."""
+"""Run by torchrun in each of several processes: train configs, and write what came of them."""
 
 import hashlib
 import json

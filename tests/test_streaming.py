@@ -141,7 +141,7 @@ def test_what_processes_and_workers_read_is_the_stream_cut_into_epochs(
         for rank in range(processes):
             rows.share(rank, processes)
             for worker in range(workers):
-                own = rows._own(worker, workers)
+                own = rows._rows_of(worker, workers)
                 spans = range(worker * batch, len(rows), workers * batch)
                 seen += [next(own).read(None)["n"] for s in spans for _ in range(min(batch, len(rows) - s))]
         assert len(seen) == (epoch + 1) * len(rows) * processes
@@ -176,7 +176,7 @@ def test_a_bad_row_is_left_out_and_counted_or_stops(tmp_path, workers):
 
 
 def test_a_stream_without_a_good_row_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr("mope.data.dataset._HOPELESS", 20)
+    monkeypatch.setattr("mope.data.dataset._MOST_BAD_ON_END", 20)
     with pytest.raises(UserError, match="20 rows on end can't be used, the last is"):
         batches(numbers(tmp_path, [None] * 9, data__bad_rows="skip"))
     with pytest.raises(UserError, match="has no rows"):

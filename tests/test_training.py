@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy
@@ -9,6 +10,8 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from PIL import Image
+from run_tester import SPLITS
 from safetensors.torch import load_file
 
 from mope.config import Config
@@ -18,6 +21,7 @@ from mope.methods import find_method
 from mope.model import FusionModel
 from mope.predictor import Predictor, evaluate
 from mope.training import train
+from mope.training.rows import prepare
 from mope.training.trainer import effective_experts
 
 
@@ -387,3 +391,68 @@ def test_metrics_json_is_what_train_returns(config):
     importance = torch.tensor(result["history"][0]["importance"])
     assert importance.shape == (2, 3)
     torch.testing.assert_close(importance.sum(dim=1), torch.ones(2))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant_with_warmup"])
+def test_another_number_of_epochs_is_refused_where_the_rate_would_jump(config, schedule):
+    config = changed(config, training={"schedule": schedule, "warmup": 0.5})
+    train(config, report=quiet)
+    weights = (Path(config.output) / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"begun for 2 epochs, not 6, .*resume it with --training\.epochs 2"):
+        train(changed(config, training={"epochs": 6}), resume=True, report=quiet)
+    assert (Path(config.output) / "model.safetensors").read_bytes() == weights
+
+
+def test_a_run_that_stopped_early_goes_on_with_more_patience(config, tmp_path):
+    """It ends as one that had the patience from the beginning."""
+    hopeless = {"epochs": 6, "learning_rate": 1e-9, "complementary_learning_rate": 1e-9}
+    config = changed(config, training={**hopeless, "patience": 1})
+    first = train(config, report=quiet)
+    assert len(first["history"]) == 2
+    lines = []
+    assert train(config, resume=True, report=lines.append) == first
+    assert "is finished" in lines[0]
+    patient = changed(config, training={"patience": 3})
+    resumed = train(patient, resume=True, report=quiet)
+    unbroken = train(changed(patient, output=str(tmp_path / "unbroken")), report=quiet)
+    assert len(resumed["history"]) == len(unbroken["history"]) == 4
+    assert losses(resumed) == losses(unbroken)
+    one, other = (load_file(f"{run}/model.safetensors") for run in (config.output, tmp_path / "unbroken"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_training_reads_headers_and_finds_broken_pixels_on_the_way(config, tables, tmp_path, monkeypatch):
+    """A picture that is whole up to its header is found broken when it is read, and then as its row says."""
+    folder = tmp_path / "broken"
+    shutil.copytree(tables, folder)
+    noise = numpy.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=numpy.uint8)
+    Image.fromarray(noise).save(folder / "train_7.png")
+    whole = (folder / "train_7.png").read_bytes()
+    (folder / "train_7.png").write_bytes(whole[: len(whole) // 2])
+    config = changed(config, data={split: str(folder / f"{split}.csv") for split in SPLITS})
+    with pytest.raises(UserError, match=r"can't be used: .*train\.csv, row 8, column 'picture': broken image"):
+        train(config, report=quiet)
+    for workers in (0, 1):
+        lines = []
+        skipping = changed(
+            config, data={"bad_rows": "skip", "workers": workers}, output=str(tmp_path / f"run{workers}")
+        )
+        train(skipping, report=lines.append)
+        assert "48 training rows" in lines[0]
+        assert re.search(r"train\.csv: 2 rows were skipped, over all epochs; the first is row 8", lines[-1])
+    # Validation rows are the same in every evaluation.
+    shutil.copy(folder / "train_7.png", folder / "validation_3.png")
+    lines = []
+    train(changed(skipping, output=str(tmp_path / "third")), report=lines.append)
+    assert "validation.csv: skipped 1 of 16 rows" in lines[0]
+
+
+def test_no_picture_is_decoded_before_the_first_step(config, monkeypatch):
+    decoded = []
+    load = Image.Image.load
+    monkeypatch.setattr(Image.Image, "load", lambda image: decoded.append(1) or load(image))
+    datasets = prepare(config, None, quiet)[1]
+    assert len(datasets["train"]) == 48
+    assert not decoded
+    assert datasets["train"][0]
+    assert decoded

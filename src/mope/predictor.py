@@ -239,7 +239,7 @@ def evaluate(
     settings = predictor.settings.model_copy(deep=True)
     settings.data.bad_rows = "skip" if skip_bad_rows else "refuse"
     columns = {settings.inputs[name].column: settings.inputs[name].kind for name in predictor.readers}
-    table = check_split(settings, predictor.table(data), columns, predictor.model.task.encode, report)
+    table = check_split(settings, predictor.table(data), columns, predictor.model.task, report)
     logits, targets = predictor.outcomes(table)
     task = predictor.model.task
     result: dict[str, Any] = {**compute_metrics(task, logits, targets), "rows": len(table)}

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from mope.data.shards import KEY
 from mope.data.table import Table
 from mope.errors import UserError
-from mope.media import OPENERS
+from mope.media import OPENERS, PEEKERS
 from mope.media.cells import BadCell, is_missing
 from mope.media.masks import require_size
 
@@ -53,6 +53,8 @@ class RowCheck:
         encode: raises ValueError for a label that can't be used, see `Task.encode`.
         missing: what to do with empty cells, by column: "refuse" (default), "drop" or "learn".
         picture: column of the pictures that the labels are masks of, if they are.
+        thorough: whether cells are decoded; else their headers are read, and what `encode` gives of a mask
+            is its size.
     """
 
     columns: Mapping[str, str]
@@ -60,6 +62,7 @@ class RowCheck:
     encode: Callable[[Any, Path], Any] | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
     picture: str | None = None
+    thorough: bool = True
 
     def __call__(self, row: Mapping[str, Any], folder: Path, number: int) -> list[Problem]:
         """The problems of a row, whose paths are relative to the folder, in order of the columns."""
@@ -69,16 +72,16 @@ class RowCheck:
             if empty and policy == "learn":
                 continue
             try:
-                opened = OPENERS[kind](row.get(column), folder)
+                opened = (OPENERS if self.thorough else PEEKERS)[kind](row.get(column), folder)
                 if column == self.picture:
-                    size = opened.size[::-1]
+                    size = opened.size[::-1] if self.thorough else opened
             except BadCell as error:
                 found.append(Problem(number, column, str(error), empty and policy == "drop"))
         if self.label is not None and self.encode is not None:
             try:
                 target = self.encode(row.get(self.label), folder)
                 if size is not None:
-                    require_size(target, size)
+                    require_size(target.shape if self.thorough else target, size)
             except ValueError as error:
                 found.append(Problem(number, self.label, str(error)))
         return found

@@ -22,7 +22,7 @@ from mope.media.cells import BadCell
 from mope.tasks import Task
 
 _REASON = 500  # bytes kept of the first skipped row's reason
-_HOPELESS = 10_000  # bad rows on end after which none is expected to be good
+_MOST_BAD_ON_END = 10_000  # after so many bad rows of a stream none is expected to be good
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,56 @@ class RowReader:
         return sample
 
 
+class SkippedRows:
+    """How many rows were left out, and why the first was; a loader's workers count together.
+
+    Args:
+        workers: how many there are.
+    """
+
+    def __init__(self, workers: int):
+        self._counts = torch.zeros(max(1, workers), dtype=torch.int64).share_memory_()
+        self._reason = torch.zeros(_REASON, dtype=torch.uint8).share_memory_()
+
+    def add(self, reason: str) -> None:
+        """Count a row."""
+        info = get_worker_info()
+        self._counts[info.id if info is not None else 0] += 1
+        if not self._reason[0]:
+            content = reason.encode(errors="replace")[:_REASON]
+            self._reason[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+    def sentence(self, table: str) -> str | None:
+        """What to say of them; None where there are none."""
+        total = int(self._counts.sum())
+        if not total:
+            return None
+        rows = "row was" if total == 1 else "rows were"
+        reason = bytes(self._reason.tolist()).rstrip(b"\0").decode(errors="ignore")
+        return f"{table}: {total:,} {rows} skipped, over all epochs; the first is {reason}."
+
+
+def _refusal(reason: str) -> UserError:
+    return UserError(
+        f"A row can't be used: {reason}; mend it, set data.bad_rows to skip, or `missing` of an input whose "
+        "cells may be empty."
+    )
+
+
 class RowDataset(Dataset):
     """A table as samples for a data loader.
 
     Args:
         table: the rows.
         readers, task, label, train, picture: see `RowReader`.
+        check: says what is wrong with a row of which only the headers were looked at; None where a row that
+            can't be read is an error of the caller's.
+        skip: whether the next row is taken in the place of such a row, and both are counted; else it is
+            refused.
+        workers: of the loader.
+
+    Raises:
+        UserError: while reading, with a check: a row can't be used and isn't skipped, or none can.
     """
 
     def __init__(
@@ -87,8 +131,12 @@ class RowDataset(Dataset):
         label: str | None = None,
         train: bool = False,
         picture: str | None = None,
+        check: RowCheck | None = None,
+        skip: bool = False,
+        workers: int = 0,
     ):
         self.table, self.readers, self.task = table, readers, task
+        self.check, self.skip, self._skipped = check, skip, SkippedRows(workers)
         self.read = RowReader(readers, task, label, train, picture)
         table.require(*self.read.columns)
 
@@ -96,11 +144,35 @@ class RowDataset(Dataset):
         return len(self.table)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.read(self.table[index], self.table.folder)
+        return self._sample(index, self.table[index])
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         """The samples of a batch, whose rows are read at once."""
-        return [self.read(row, self.table.folder) for row in self.table.rows_at(indices)]
+        rows = self.table.rows_at(indices)
+        return [self._sample(index, row) for index, row in zip(indices, rows, strict=True)]
+
+    def _sample(self, index: int, row: Mapping[str, Any]) -> dict[str, Any]:
+        reason = ""
+        for _ in range(len(self)):
+            try:
+                return self.read(row, self.table.folder)
+            except ValueError:
+                if self.check is None:
+                    raise
+                problems = self.check(row, self.table.folder, self.table.numbers[index])
+                if not problems:
+                    raise
+            reason = f"{self.table.name}, {problems[0]}"
+            if not self.skip:
+                raise _refusal(reason)
+            self._skipped.add(str(problems[0]))
+            index = (index + 1) % len(self)
+            row = self.table[index]
+        raise UserError(f"{self.table.name}: none of its {len(self)} rows can be used; the last is {reason}.")
+
+    def skipped(self) -> str | None:
+        """A sentence on the rows that were left out while reading; None where none were."""
+        return self._skipped.sentence(self.table.name)
 
 
 class StreamDataset(IterableDataset):
@@ -131,8 +203,7 @@ class StreamDataset(IterableDataset):
         self._columns = {*read.columns, *(reader.column for reader in read.readers.values())}
         # Shared with the loader's workers, which find these out.
         self._length = torch.tensor(stream.length or 0).share_memory_()
-        self._skipped = torch.zeros(max(1, data.workers), dtype=torch.int64).share_memory_()
-        self._reason = torch.zeros(_REASON, dtype=torch.uint8).share_memory_()
+        self._skipped = SkippedRows(data.workers)
 
     @property
     def readers(self) -> Mapping[str, Reader]:
@@ -158,21 +229,21 @@ class StreamDataset(IterableDataset):
             fsspec.asyn.reset_lock()  # a forked process can't use its parent's connections
         batches = range(worker, math.ceil(len(self) / self.batch), workers)
         wanted = sum(min(self.batch, len(self) - number * self.batch) for number in batches)
-        own, bad = self._own(worker, workers), 0
+        mine, bad = self._rows_of(worker, workers), 0
         while wanted:
-            sample, reason = self._sample(next(own))
+            sample, reason = self._sample(next(mine))
             if reason is None:
                 wanted, bad = wanted - 1, 0
                 yield sample
                 continue
-            self._note(reason, worker)
+            self._skipped.add(reason)
             bad += 1
-            if bad >= max(_HOPELESS, self.rows):
+            if bad >= max(_MOST_BAD_ON_END, self.rows):
                 raise UserError(
                     f"{self.stream.name}: {bad:,} rows on end can't be used, the last is {reason}."
                 )
 
-    def _own(self, worker: int, workers: int) -> Iterator[Item]:
+    def _rows_of(self, worker: int, workers: int) -> Iterator[Item]:
         """This worker's rows from the epoch's first on, without end: every so many batches, one."""
         for place, item in enumerate(self._all(self.epoch * len(self) * self.processes)):
             local, rank = divmod(place, self.processes)
@@ -212,26 +283,12 @@ class StreamDataset(IterableDataset):
         if problems:
             reason = f"{item.where}, column '{problems[0].column}': {problems[0].reason}"
         if not self.skip and not any(problem.missing for problem in problems):
-            raise UserError(
-                f"A row can't be used: {reason}; mend it, set data.bad_rows to skip, or `missing` of an "
-                "input whose cells may be empty."
-            )
+            raise _refusal(reason)
         return None, reason
-
-    def _note(self, reason: str, worker: int) -> None:
-        self._skipped[worker] += 1
-        if not self._reason[0]:
-            content = reason.encode(errors="replace")[:_REASON]
-            self._reason[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
     def skipped(self) -> str | None:
         """A sentence on the rows that were left out so far; None where none were."""
-        total = int(self._skipped.sum())
-        if not total:
-            return None
-        rows = "row was" if total == 1 else "rows were"
-        reason = bytes(self._reason.tolist()).rstrip(b"\0").decode(errors="ignore")
-        return f"{self.stream.name}: {total:,} {rows} skipped, over all epochs; the first is {reason}."
+        return self._skipped.sentence(self.stream.name)
 
     def labels(self, most: int) -> Iterable[Any]:
         """Encoded labels of so many of the first rows that are trained on; those that can't be used are left

@@ -121,7 +121,7 @@ class ImageReader(Reader):
         Raises:
             BadCell: the picture can't be used, or the mask is of another size.
         """
-        require_size(mask, picture_size(cell, folder))
+        require_size(mask.shape, picture_size(cell, folder))
         inside = tv_tensors.Mask(torch.from_numpy(mask).to(torch.uint8)[None])
         if train and self.augment is not None:
             picture, inside = self.augment(tv_tensors.Image(open_pixels(cell, folder)), inside)

@@ -87,6 +87,6 @@ def check_config(file: str | Path) -> list[TableReport]:
     columns = {entry.column: entry.kind for entry in config.inputs.values()}
     reports = []
     for table in splits.values():
-        problems = check_rows(table, row_check(config, columns, task.encode), config.data.workers)
+        problems = check_rows(table, row_check(config, columns, task), config.data.workers)
         reports.append(TableReport(table.name, len(table), {**columns, config.data.label: "label"}, problems))
     return reports

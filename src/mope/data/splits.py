@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from datasets import IterableDataset
@@ -12,7 +11,7 @@ from mope.data.check import RowCheck, check_rows, usable
 from mope.data.stream import Stream
 from mope.data.table import SPLITS, Table, open_table
 from mope.errors import UserError
-from mope.tasks import label_text, sorted_labels, split_labels
+from mope.tasks import Task, label_text, sorted_labels, split_labels
 
 Report = Callable[[str], None]
 
@@ -120,27 +119,30 @@ def picture_column(config: Config) -> str | None:
     return None if config.picture is None else config.inputs[config.picture].column
 
 
-def row_check(config: Config, columns: Mapping[str, str], encode: Callable[[Any, Path], Any]) -> RowCheck:
+def row_check(config: Config, columns: Mapping[str, str], task: Task, thorough: bool = True) -> RowCheck:
     """What a config asks of a row.
 
     Args:
         config: says which cells may be missing, and which column is the label's.
         columns: kind of each input's column.
-        encode: see `Task.encode`.
+        task: knows the labels.
+        thorough: whether cells are decoded, or their headers read.
     """
     missing = {entry.column: entry.missing for entry in config.inputs.values()}
-    return RowCheck(columns, config.data.label, encode, missing, picture_column(config))
+    encode = task.encode if thorough else task.peek
+    return RowCheck(columns, config.data.label, encode, missing, picture_column(config), thorough)
 
 
 def check_split(
     config: Config,
     table: Table,
     columns: Mapping[str, str],
-    encode: Callable[[Any, Path], Any],
+    task: Task,
     report: Report,
+    thorough: bool = True,
 ) -> Table:
-    """The rows of a table that can be used, as `data.bad_rows` says."""
-    problems = check_rows(table, row_check(config, columns, encode), config.data.workers)
+    """The rows of a table that can be used, as `data.bad_rows` says; see `row_check`."""
+    problems = check_rows(table, row_check(config, columns, task, thorough), config.data.workers)
     kept = usable(table, problems, config.data.bad_rows)
     if len(kept) < len(table):
         report(f"{table.name}: skipped {len(table) - len(kept)} of {len(table)} rows; first {problems[0]}.")

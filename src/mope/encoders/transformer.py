@@ -22,7 +22,6 @@ from mope.encoders.stack import LayerStack, make_steppable
 from mope.errors import UserError
 from mope.prompts import PromptSource
 
-
 _TAKEN = "_mope_taken"
 """Marks a model whose layers ask for prompts: a second encoder's hooks would ask twice."""
 
@@ -84,7 +83,7 @@ class TransformerEncoder(Encoder):
             raise UserError("This model is another encoder's already: load it anew, or copy it beforehand.")
         setattr(self.backbone, _TAKEN, True)
         if hasattr(self.backbone.config, "apply_spec_augment"):
-            # It hides stretches of time, which a short clip has not; its mask's embedding would learn at times.
+            # It hides stretches of time, which a short clip hasn't, behind an embedding that learns then.
             self.backbone.config.apply_spec_augment = False
         has_norm = family.norm is not None and (
             family.norm_if is None or getattr(self.backbone.config, family.norm_if)

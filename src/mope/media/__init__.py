@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mope.media.audio import open_audio
-from mope.media.images import open_image
+from mope.media.audio import open_audio, peek_audio
+from mope.media.images import open_image, picture_size
 from mope.media.texts import open_text
-from mope.media.video import open_video
+from mope.media.video import open_video, peek_video
 
 OPENERS: dict[str, Callable[[Any, Path], Any]] = {
     "image": open_image,
@@ -16,3 +16,11 @@ OPENERS: dict[str, Callable[[Any, Path], Any]] = {
     "video": open_video,
 }
 """What opens a cell, or says why it can't, by the kind of an input."""
+
+PEEKERS: dict[str, Callable[[Any, Path], Any]] = {
+    "image": picture_size,
+    "text": open_text,
+    "audio": peek_audio,
+    "video": peek_video,
+}
+"""The same from a cell's header alone: fast, and blind to what is broken behind it."""

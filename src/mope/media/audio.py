@@ -48,6 +48,25 @@ def open_audio(
     return samples if rate in (None, own) else soxr.resample(samples, own, rate)
 
 
+def peek_audio(cell: Any, folder: Path) -> None:
+    """Read a sound's header: whether there is one to decode.
+
+    Raises:
+        BadCell: it is missing, no audio, or has no samples.
+    """
+    try:
+        import soundfile
+    except ImportError:
+        raise UserError("Audio takes the packages soundfile and soxr: pip install 'mope[audio]'.") from None
+    source = source_of(cell, folder, "audio")
+    try:
+        with soundfile.SoundFile(source) as file:
+            if not file.frames:
+                raise BadCell("broken audio: it has no samples")
+    except (soundfile.SoundFileError, OSError, RuntimeError):
+        open_audio(cell, folder, seconds=0.1)  # a video's sound track, or nothing
+
+
 def reduce_noise(samples: NDArray[numpy.float32], rate: int) -> NDArray[numpy.float32]:
     """Reduce what repeats in the background and keep what varies, such as a voice.
 

@@ -31,9 +31,7 @@ def open_image(cell: Any, folder: Path) -> Image.Image:
     try:
         # Pillow's own bomb check would warn at half its limit and raise at twice that; ours is one limit.
         with Image.open(file) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise BadCell(f"huge image: {width} x {height} pixels, at most {MAX_PIXELS:,} are decoded")
+            _require_pixels(*image.size)
             image.load()
             return _to_rgb(image)
     except UnidentifiedImageError:
@@ -80,17 +78,18 @@ def _decode_jpeg(content: bytes) -> Tensor | None:
 
 
 def picture_size(cell: Any, folder: Path) -> tuple[int, int]:
-    """(height, width) of an image cell, upright; its pixels aren't decoded.
+    """(height, width) of an image cell, upright; its header is read, its pixels aren't decoded.
 
     Raises:
-        BadCell: it is missing or no image.
+        BadCell: it is missing, no image or too large.
     """
     if isinstance(cell, Image.Image):
         upright = ImageOps.exif_transpose(cell)
         return upright.height, upright.width
     try:
         with Image.open(source_of(cell, folder, "image")) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) in range(5, 9)
+            _require_pixels(image.width, image.height)
+            turned = _exif(image).get(_ORIENTATION, 1) in range(5, 9)
             return (image.width, image.height) if turned else (image.height, image.width)
     except Image.DecompressionBombError:
         raise BadCell(f"huge image: at most {MAX_PIXELS:,} pixels are decoded") from None
@@ -98,6 +97,21 @@ def picture_size(cell: Any, folder: Path) -> tuple[int, int]:
         if isinstance(error, BadCell):
             raise
         raise BadCell("wrong type: not an image this library reads") from None
+
+
+def _exif(image: Image.Image) -> Image.Exif:
+    """A picture's note, as far as it stands before its pixels: Pillow decodes a PNG to look behind them."""
+    if image.format != "PNG":
+        return image.getexif()
+    found = Image.Exif()
+    found.load(image.info.get("exif", b""))
+    return found
+
+
+def _require_pixels(width: int, height: int) -> None:
+    """Raise a BadCell for a picture that is too large."""
+    if width * height > MAX_PIXELS:
+        raise BadCell(f"huge image: {width} x {height} pixels, at most {MAX_PIXELS:,} are decoded")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,7 +1,7 @@
 """Masks of things in pictures: read from PNG, run lengths or polygons, written as run lengths or PNG."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,23 @@ def open_mask(cell: Any, folder: Path, empty: bool = False) -> Mask:
     return mask
 
 
-def _from_picture(cell: Any, folder: Path) -> Mask:
+def mask_size(cell: Any, folder: Path) -> tuple[int, int]:
+    """(height, width) of a mask cell; of a picture its header is read alone. See `open_mask`.
+
+    Raises:
+        BadCell: it is none of what `open_mask` takes, or huge.
+    """
+    if is_missing(cell) or isinstance(cell, Mapping) or (isinstance(cell, str) and cell.lstrip()[:1] == "{"):
+        return open_mask(cell, folder).shape
+    return _from_picture(cell, folder, lambda image: (image.height, image.width))
+
+
+def _pixels(image: Image.Image) -> Mask:
+    return numpy.asarray(image) != 0
+
+
+def _from_picture(cell: Any, folder: Path, read: Callable[[Image.Image], Any] = _pixels) -> Any:
+    """What is read of a mask's picture, by default the mask."""
     try:
         with Image.open(source_of(cell, folder, "mask")) as image:
             if image.format == "JPEG":
@@ -60,7 +76,7 @@ def _from_picture(cell: Any, folder: Path) -> Mask:
                 raise BadCell(f"a mask has one channel, nonzero inside; this picture's mode is {image.mode}")
             if image.width * image.height > MAX_PIXELS:
                 raise BadCell(f"huge mask: {image.width} x {image.height} pixels")
-            return numpy.asarray(image) != 0
+            return read(image)
     except UnidentifiedImageError:
         raise BadCell("wrong type: no mask this library reads") from None
     except Image.DecompressionBombError:
@@ -145,16 +161,14 @@ def save_mask(mask: Mask, file: Path) -> None:
     Image.fromarray(mask).save(file)
 
 
-def require_size(mask: Mask, size: tuple[int, int]) -> None:
-    """Make sure that a mask has its picture's (height, width).
+def require_size(mask: tuple[int, ...], picture: tuple[int, int]) -> None:
+    """Make sure that a mask's (height, width) is its picture's.
 
     Raises:
-        BadCell: it hasn't.
+        BadCell: it isn't.
     """
-    if mask.shape != size:
-        raise BadCell(
-            f"the mask has {mask.shape[1]} x {mask.shape[0]} pixels, its picture {size[1]} x {size[0]}"
-        )
+    if mask != picture:
+        raise BadCell(f"the mask has {mask[1]} x {mask[0]} pixels, its picture {picture[1]} x {picture[0]}")
 
 
 def fit_masks(logits: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Mask]:

@@ -50,6 +50,27 @@ def open_video(cell: Any, folder: Path, frames: int = FRAMES) -> list[Image.Imag
     return [found[index] for index in wanted]
 
 
+def peek_video(cell: Any, folder: Path) -> None:
+    """Read a video's header: whether there is one to decode.
+
+    Raises:
+        BadCell: it is missing, no video, or of a format without a decoder.
+    """
+    try:
+        import av.error
+    except ImportError:
+        raise UserError("Video takes the package av: pip install 'mope[video]'.") from None
+    try:
+        with open_container(source_of(cell, folder, "video")) as container:
+            if not container.streams.video or container.streams.video[0].codec_context is None:
+                raise BadCell("broken video, or none this library reads: it has no pictures")
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        if isinstance(error, BadCell):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise BadCell(f"broken video, or none this library reads: {reason}") from None
+
+
 def _count_frames(source: Path | io.BytesIO) -> int:
     """Frames of a video that can be decoded: a header's word isn't taken for it."""
     with open_container(source) as container:

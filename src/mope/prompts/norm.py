@@ -54,10 +54,11 @@ class BatchNorm(nn.BatchNorm1d):
 
 def share_statistics(module: nn.Module) -> None:
     """Put a `BatchNorm` in the place of each batch norm within a module, with its weights and statistics."""
-    for name, part in module.named_children():
+    for name, part in list(module.named_children()):
         if type(part) in (nn.BatchNorm1d, nn.BatchNorm2d):
-            norm = BatchNorm(part.num_features, part.eps, part.momentum)
-            norm.load_state_dict(part.state_dict())
+            old: Any = part
+            norm = BatchNorm(old.num_features, old.eps, old.momentum)
+            norm.load_state_dict(old.state_dict())
             setattr(module, name, norm)
         else:
             share_statistics(part)

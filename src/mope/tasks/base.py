@@ -75,6 +75,10 @@ class Task(nn.Module, ABC):
             ValueError: saying what is wrong with it.
         """
 
+    def peek(self, value: Any, folder: Path = Path()) -> Any:
+        """What is fast to find wrong with a label, as `encode`; the (height, width) of a mask."""
+        return self.encode(value, folder)
+
     @abstractmethod
     def targets(self, values: Sequence[Any]) -> Tensor:
         """Encoded labels of a batch as one tensor."""

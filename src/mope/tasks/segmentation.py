@@ -10,7 +10,7 @@ from torch.nn import functional
 from torchmetrics import Metric, MetricCollection
 
 from mope.errors import UserError
-from mope.media.masks import Mask, encode_mask, fit_masks, open_mask
+from mope.media.masks import Mask, encode_mask, fit_masks, mask_size, open_mask
 from mope.tasks.base import Task
 
 MaskLoss = Literal["cross-entropy", "bce-dice"]
@@ -42,6 +42,9 @@ class ReferringSegmentation(Task):
 
     def encode(self, value: Any, folder: Path = Path()) -> Mask:
         return open_mask(value, folder)
+
+    def peek(self, value: Any, folder: Path = Path()) -> tuple[int, int]:
+        return mask_size(value, folder)
 
     def targets(self, values: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(values)).float()

@@ -49,7 +49,7 @@ def check_folder(folder: Path, config: Config, resume: bool, report: Report) -> 
 
 
 def _wants_more(folder: Path, before: Config, config: Config) -> bool:
-    """Whether a finished run would go on: for more epochs, or more patience where it stopped for want of it."""
+    """Whether a finished run would go on: for more epochs, or more patience where it stopped early."""
     if config.training.epochs > before.training.epochs:
         return True
     history = read_metrics(folder).get("history") or [{}]

@@ -90,7 +90,7 @@ def train(
     # Each process draws dropout, routing noise and augmentation of its own; weights and order are shared.
     set_seed(config.training.seed, device_specific=True)
     trainer.train(resume_from_checkpoint=checkpoint)
-    if isinstance(datasets["train"], StreamDataset) and (line := datasets["train"].skipped()):
+    if (line := datasets["train"].skipped()) is not None:
         report(line)
     result = result_of(trainer, model, metric, time.monotonic() - started)
     if trainer.is_world_process_zero():

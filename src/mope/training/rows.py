@@ -53,22 +53,26 @@ def prepare(
     if isinstance(train, Table):
         train = draw(train, config.data.train_rows, config.training.seed)
     deciding_metric(task, config.training.metric)
+    skip = config.data.bad_rows == "skip"
     if isinstance(train, Table):
-        train = check_split(config, train, columns, task.encode, report)
-    validation = check_split(config, validation, columns, task.encode, report)
+        train = check_split(config, train, columns, task, report, thorough=False)
+    # Where bad rows are left out, the same ones must be in each evaluation; so they are found beforehand.
+    validation = check_split(config, validation, columns, task, report, thorough=skip)
     readers = build_readers(needed)
     rows: Rows
+    check = row_check(config, columns, task)
+    common = {"picture": config.picture, "check": check, "workers": config.data.workers}
     if isinstance(train, Stream):
         read = RowReader(readers, task, label, train=True, picture=config.picture)
-        rows = StreamDataset(train, read, row_check(config, columns, task.encode), config)
+        rows = StreamDataset(train, read, check, config)
         task.fit(_first_labels(rows, report), config.data.class_weights)
     else:
-        rows = RowDataset(train, readers, task, label, train=True, picture=config.picture)
+        rows = RowDataset(train, readers, task, label, train=True, skip=skip, **common)
         task.fit((task.encode(value) for value in train.column(label)), config.data.class_weights)
         _say_cut_texts(readers, train, report)
     return model, {
         "train": rows,
-        "validation": RowDataset(validation, readers, task, label, picture=config.picture),
+        "validation": RowDataset(validation, readers, task, label, **common),
     }
 
 
