@@ -430,7 +430,9 @@ def test_training_reads_headers_and_finds_broken_pixels_on_the_way(config, table
     whole = (folder / "train_7.png").read_bytes()
     (folder / "train_7.png").write_bytes(whole[: len(whole) // 2])
     config = changed(config, data={split: str(folder / f"{split}.csv") for split in SPLITS})
-    with pytest.raises(UserError, match=r"can't be used: .*train\.csv, row 8, column 'picture': broken image"):
+    with pytest.raises(
+        UserError, match=r"can't be used: .*train\.csv, row 8, column 'picture': broken image"
+    ):
         train(config, report=quiet)
     for workers in (0, 1):
         lines = []

@@ -85,6 +85,8 @@ class DataConfig(Section):
     """Column of `train` that says train, validation or test, instead of a file per split."""
     validation_share: Probability = 0.1
     """Share of training rows held out where no validation rows are named."""
+    group: str | None = None
+    """Column by which rows are held out together, besides by what picture, sound or video they show."""
     label: str = "label"
     """The label's column."""
     labels: Annotated[list[str] | None, BeforeValidator(_labels)] = None

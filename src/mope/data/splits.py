@@ -53,25 +53,6 @@ def open_splits(
     return open_table(named["train"], data.trusted, data.encoding).split(data.split_column)
 
 
-def hold_out(splits: dict[str, Table], share: float, seed: int, report: Report) -> dict[str, Table]:
-    """Add a validation split from the training rows where there is none."""
-    if "validation" in splits or "train" not in splits or not share:
-        return splits
-    train = splits["train"]
-    order = list(range(len(train)))
-    random.Random(seed).shuffle(order)
-    count = round(share * len(train))
-    if not 0 < count < len(train):
-        raise UserError(
-            f"{train.name} has too few rows ({len(train)}) to hold out {share:.0%} for validation."
-        )
-    report(
-        f"No validation table is named: {count} of {len(train)} training rows are held out, by seed {seed}."
-    )
-    held, rest = sorted(order[:count]), sorted(order[count:])
-    return {**splits, "train": train.select(rest), "validation": train.select(held)}
-
-
 def draw(table: Table, count: int | None, seed: int) -> Table:
     """So many rows of a table, by seed: fewer are some of more.
 

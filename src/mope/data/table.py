@@ -71,8 +71,12 @@ class Table:
         Raises:
             UserError: there is no such column.
         """
+        return list(self.values(name))
+
+    def values(self, name: str) -> Iterator[Any]:
+        """A column's values one after another, as `column`."""
         self.require(name)
-        return list(self.rows[name])
+        yield from self.rows[name]
 
     def require(self, *names: str) -> None:
         """Make sure that columns exist.
@@ -310,9 +314,9 @@ class MemoryTable(Table):
     def columns(self) -> list[str]:
         return [name for name in self.rows[0] if all(name in row for row in self.rows)]
 
-    def column(self, name: str) -> list[Any]:
+    def values(self, name: str) -> Iterator[Any]:
         self.require(name)
-        return [row[name] for row in self.rows]
+        return (row[name] for row in self.rows)
 
 
 def dataset_of(rows: Sequence[Mapping[str, Any]], name: str = "the rows") -> Dataset:

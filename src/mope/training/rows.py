@@ -5,8 +5,9 @@ from typing import Any
 
 from mope.config import Config
 from mope.data.dataset import RowDataset, RowReader, StreamDataset
+from mope.data.holdout import hold_out
 from mope.data.readers import Reader, TextReader, build_readers
-from mope.data.splits import Report, check_split, draw, hold_out, label_names, open_splits, row_check
+from mope.data.splits import Report, check_split, draw, label_names, open_splits, row_check
 from mope.data.stream import Stream, open_stream
 from mope.data.table import Table
 from mope.errors import UserError
@@ -25,7 +26,7 @@ def _sources(
     """Training rows, a table or a stream, and validation rows, unchecked."""
     stream, splits = open_stream(config, tables), open_splits(config, tables)
     if stream is None:
-        splits = hold_out(splits, config.data.validation_share, config.training.seed, report)
+        splits = hold_out(splits, config, report)
     train = stream or splits.get("train")
     if train is None:
         raise UserError("There are no train rows: name a table in data.train.")
