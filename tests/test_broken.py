@@ -84,8 +84,8 @@ SOUNDS: dict[str, tuple[bytes, str | None]] = {
 TEXTS: dict[str, str | None] = {
     "a sound text\nof two lines\twith a tab": None,
     "名前 🙂 naïve": None,
-    "bell \x07 inside": "control character U+0007 at position 6",
-    "nul \x00 inside": "control character U+0000",
+    "it\x92s a bell \x07": None,
+    "\x00\x93": "nothing but control characters",
     "   ": "empty text",
 }
 OUTSIDE = ["../secret.png", "/etc/hostname", "a/../../secret.png", "link.png", "nul\0.png"]
@@ -203,7 +203,7 @@ def test_other_encodings_are_refused_with_the_line_or_read_as_said(tmp_path, cap
 def test_texts_of_every_kind():
     for text, reason in TEXTS.items():
         if reason is None:
-            assert open_text(text, Path()) == text
+            assert open_text(text, Path()) == text.replace("\x92", "").replace("\x07", "")
     with pytest.raises(BadCell, match=r"U\+D800"):
         open_text("half \ud800", Path())
 

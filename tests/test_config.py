@@ -113,3 +113,73 @@ def test_every_setting_has_a_doc_line():
 def test_shipped_configs_load(file):
     config = Config.load(file)
     assert config.fusion.main in config.inputs
+
+
+# What the paper's text says of each data set (sections IV-A and IV-B, appendices A and B).
+PAPER = {
+    "fusion.main": "image",
+    "fusion.length": 6,
+    "fusion.experts": 4,
+    "fusion.cross_dim": 8,
+    "fusion.intra_dim": 2,
+    "fusion.temperature": 0.1,
+    "fusion.keys": "orthogonal",
+    "fusion.dropout": 0.1,
+    "fusion.importance_weight": 0.01,
+    "fusion.importance_threshold": 0.1,
+    "training.learning_rate": 4e-4,
+    "training.complementary_learning_rate": 5e-4,
+    "training.epochs": 10,
+    "training.metric": None,
+}
+SWIN, BERT, WAV2VEC2 = "microsoft/swin-base-patch4", "google-bert/bert-base-uncased", "facebook/wav2vec2-base"
+APPENDIX = {
+    "snli_ve_swin": PAPER
+    | {
+        "inputs.image.encoder.weights": SWIN,
+        "inputs.image.resize": 256,
+        "inputs.image.size": 224,
+        "inputs.image.augment": "randaugment",
+        "inputs.text.encoder.weights": BERT,
+        "inputs.text.encoder.prompt_length": 4,
+    },
+    "refcoco_swin": PAPER
+    | {
+        "inputs.image.encoder.weights": SWIN,
+        "inputs.image.resize": None,
+        "inputs.image.size": 384,
+        "inputs.image.augment": "none",
+        "inputs.phrase.encoder.weights": BERT,
+        "inputs.phrase.encoder.prompt_length": 4,
+    },
+    "mustard_audio": PAPER
+    | {
+        "fusion.main": "text",
+        "inputs.audio.encoder.weights": WAV2VEC2,
+        "inputs.audio.encoder.prompt_length": 4,
+        "inputs.audio.denoise": True,
+        "inputs.text.encoder.weights": BERT,
+        "training.metric": "precision_macro",
+    },
+}
+
+
+@pytest.mark.parametrize("name", APPENDIX)
+def test_shipped_configs_have_the_settings_of_the_paper(name):
+    config = Config.load(f"configs/{name}.yaml")
+    for key, value in APPENDIX[name].items():
+        found = config
+        for part in key.split("."):
+            found = found[part] if isinstance(found, dict) else getattr(found, part)
+        if key.endswith("weights"):
+            assert found.startswith(value), key
+        else:
+            assert found == value, key
+    tuned = {name: entry.encoder.tuning for name, entry in config.inputs.items()}
+    assert tuned.pop(config.fusion.main) == "frozen"
+    assert set(tuned.values()) == {"prompt"}
+
+
+def test_every_config_over_the_paper_s_encoders_is_held_against_the_paper():
+    there = {file.stem for file in Path("configs").glob("*.yaml") if BERT in file.read_text()}
+    assert there == set(APPENDIX)

@@ -1,5 +1,6 @@
 """Whole runs over tiny encoders: what is trained, what is kept, and what a run gives back."""
 
+import csv
 import json
 import re
 import shutil
@@ -458,3 +459,31 @@ def test_no_picture_is_decoded_before_the_first_step(config, monkeypatch):
     assert not decoded
     assert datasets["train"][0]
     assert decoded
+
+
+def test_control_characters_are_left_out_of_texts_and_counted(config, tables, tmp_path):
+    """As a file in Windows-1252 has them that was read as Latin-1."""
+    rows = list(csv.DictReader((tables / "train.csv").open(newline="")))
+    for row in rows[:5]:
+        row["question"] = row["question"].replace("what", "\x93what\x94")
+    results = []
+    for number, texts in enumerate((rows, list(csv.DictReader((tables / "train.csv").open(newline=""))))):
+        folder = tmp_path / str(number)
+        shutil.copytree(tables, folder)
+        write_table(folder / "train.csv", texts)
+        lines = []
+        own = changed(
+            config, data={"train": str(folder / "train.csv")}, output=str(tmp_path / f"run{number}")
+        )
+        results.append(losses(train(own, report=lines.append)))
+        said = [line for line in lines if "control characters" in line]
+        assert len(said) == (1 if texts is rows else 0)
+        assert not said or "train.csv: 5 of 48 texts of 'text' have control characters" in said[0]
+    assert results[0] == results[1]
+
+
+def write_table(file: Path, rows: list[dict]) -> None:
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

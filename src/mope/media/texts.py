@@ -6,20 +6,27 @@ from typing import Any
 
 from mope.media.cells import BadCell, is_missing
 
-# Characters that no text has by intention: C0 and C1 but tab and line ends, and lone halves of pairs.
+# No text has them by intention, and no tokenizer needs them: C0 but tab and line ends, C1 but next line (what
+# Windows-1252 holds when it is read as Latin-1), and lone halves of pairs, which can't be encoded.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 
 
 def open_text(cell: Any, folder: Path) -> str:
-    """A text cell as it is.
+    """A text cell without control characters.
 
     Raises:
-        BadCell: it is empty or no text.
+        BadCell: it is no text, or nothing is left of it.
     """
     if is_missing(cell):
         raise BadCell("empty text")
     if not isinstance(cell, str):
         raise BadCell(f"wrong type: {type(cell).__name__} where text is expected")
-    if found := _CONTROL.search(cell):
-        raise BadCell(f"control character U+{ord(found[0]):04X} at position {found.start() + 1}")
-    return cell
+    text = _CONTROL.sub("", cell)
+    if not text.strip():
+        raise BadCell("empty text: it has nothing but control characters")
+    return text
+
+
+def has_controls(text: str) -> bool:
+    """Whether `open_text` takes characters out of a text."""
+    return _CONTROL.search(text) is not None

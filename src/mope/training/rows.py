@@ -11,6 +11,7 @@ from mope.data.splits import Report, check_split, draw, label_names, open_splits
 from mope.data.stream import Stream, open_stream
 from mope.data.table import Table
 from mope.errors import UserError
+from mope.media.texts import has_controls
 from mope.model import FusionModel, needed_inputs
 from mope.tasks.metrics import deciding_metric
 
@@ -70,7 +71,7 @@ def prepare(
     else:
         rows = RowDataset(train, readers, task, label, train=True, skip=skip, **common)
         task.fit((task.encode(value) for value in train.column(label)), config.data.class_weights)
-        _say_cut_texts(readers, train, report)
+        _say_changed_texts(readers, train, report)
     return model, {
         "train": rows,
         "validation": RowDataset(validation, readers, task, label, **common),
@@ -88,11 +89,16 @@ def _first_labels(rows: StreamDataset, report: Report) -> Iterator[Any]:
     yield from values
 
 
-def _say_cut_texts(readers: Mapping[str, Reader], table: Table, report: Report) -> None:
-    """Say how many training texts are longer than what their encoder is given."""
+def _say_changed_texts(readers: Mapping[str, Reader], table: Table, report: Report) -> None:
+    """Say of how many training texts control characters are taken out, or the end."""
     for name, reader in readers.items():
         if isinstance(reader, TextReader) and reader.column in table.columns:
             texts = [text for text in table.column(reader.column) if isinstance(text, str)]
+            if count := sum(map(has_controls, texts)):
+                report(
+                    f"{table.name}: {count} of {len(texts)} texts of '{name}' have control characters, which "
+                    "are left out; where there are many, look at data.encoding."
+                )
             if count := reader.count_cut(texts):
                 report(
                     f"{table.name}: {count} of {len(texts)} texts of '{name}' are longer than "
