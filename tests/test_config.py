@@ -24,6 +24,20 @@ def write(folder: Path, settings: dict) -> Path:
     [
         ({"fusionn": {}}, "no setting 'fusionn'; did you mean 'fusion'"),
         ({"fusion": {"main": "image", "expert": 4}}, "no setting 'fusion.expert'; did you mean 'experts'"),
+        (
+            {"fusion": {"main": "image", "method": "concat", "experts": 4}},
+            r"fusion.method concat has no setting 'experts' \(it is for sequential\): leave it out",
+        ),
+        (
+            {"fusion": {"main": "image", "method": "pmf", "length": 0}},
+            "'fusion.length' is 0: input should be greater than 0",
+        ),
+        (
+            {"fusion": {"main": "image", "method": "concatenate", "length": 6}},
+            "no fusion.method 'concatenate' with a setting 'length': take one of sequential, unimodal",
+        ),
+        ({"fusion": "concat"}, "'fusion' is 'concat'"),
+        ({"fusion": {"method": "concat"}}, "'fusion.main' is missing"),
         ({"fusion": {"main": "text"}}, "fusion.main names no input: it is 'text', inputs are image"),
         ({"fusion": {"main": "image", "experts": 2, "top": 3}}, r"fusion.top \(3\) is more than"),
         ({"training": {"epochs": "many"}}, "'training.epochs' is 'many': input should be a valid number"),
@@ -66,12 +80,12 @@ def test_paths_in_a_file_are_relative_to_it_and_typed_ones_to_the_current_folder
         "data": {"train": "../data/train.csv"},
         "output": "../runs/x",
     }
-    config = Config.load(write(tmp_path, settings), [("data.validation", "v.csv"), ("fusion.experts", "8")])
+    config = Config.load(write(tmp_path, settings), [("data.validation", "v.csv"), ("fusion.dropout", "0.3")])
     assert Path(config.data.train).resolve() == tmp_path / "data" / "train.csv"
     assert Path(config.inputs["image"].encoder.weights).resolve() == tmp_path / "configs" / "encoder"
     assert Path(config.output).resolve() == tmp_path / "runs" / "x"
     assert config.data.validation == "v.csv"
-    assert config.fusion.experts == 8
+    assert config.fusion.dropout == 0.3
     hub = Config.load(
         write(tmp_path, {**GOOD, "inputs": {"image": {**IMAGE, "encoder": {"weights": "a/b"}}}})
     )
@@ -105,8 +119,14 @@ def test_a_dump_is_the_same_config_again():
 def test_every_setting_has_a_doc_line():
     settings = list(fields())
     assert len(settings) > 40
-    assert all(text for _, text, _ in settings)
-    assert "inputs.NAME.encoder.tuning" in [key for key, _, _ in settings]
+    assert all(setting.text for setting in settings)
+    keys = [setting.key for setting in settings]
+    assert "inputs.NAME.encoder.tuning" in keys
+    assert [key for key in keys if key == "fusion.method"] == ["fusion.method"]
+    methods = {s.method: [other.key for other in settings if other.method == s.method] for s in settings}
+    assert methods["sequential"][:2] == ["fusion.prompts", "fusion.length"]
+    assert methods["pmf"] == ["fusion.length", "fusion.exchange_layers"]
+    assert methods["NAME"] == ["fusion.options"]
 
 
 @pytest.mark.parametrize("file", sorted(Path("configs").glob("*.yaml")), ids=lambda file: file.stem)

@@ -34,6 +34,8 @@ def changed(config: Config, **sections) -> Config:
         target = settings
         for part in parts:
             target = target[part]
+        if last == "fusion" and "method" in values:
+            target[last] = {"main": target[last]["main"]}  # another method's settings are refused
         target[last] = {**target[last], **values} if isinstance(values, dict) and target.get(last) else values
     return Config.model_validate(settings)
 

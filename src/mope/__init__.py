@@ -4,7 +4,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mope.config import Config, DataConfig, EncoderConfig, FusionConfig, InputConfig, TrainingConfig
+    from mope.config import (
+        ConcatConfig,
+        Config,
+        DataConfig,
+        EncoderConfig,
+        InputConfig,
+        InputsConfig,
+        PmfConfig,
+        RegisteredConfig,
+        SegmentationConfig,
+        SequentialConfig,
+        TrainingConfig,
+        UnimodalConfig,
+    )
     from mope.encoders import BlackBoxEncoder, TransformerEncoder, VideoEncoder, load_encoder
     from mope.errors import UserError
     from mope.methods import register_method
@@ -16,16 +29,22 @@ if TYPE_CHECKING:
 # Where each public name lives. They are imported when first asked for, so that `import mope` costs nothing.
 _HOMES = {
     "BlackBoxEncoder": "encoders",
+    "ConcatConfig": "config",
     "Config": "config",
     "DataConfig": "config",
     "EncoderConfig": "config",
-    "FusionConfig": "config",
     "FusionModel": "model",
     "InputConfig": "config",
+    "InputsConfig": "config",
+    "PmfConfig": "config",
     "Prediction": "predictions",
     "Predictor": "predictor",
+    "RegisteredConfig": "config",
+    "SegmentationConfig": "config",
+    "SequentialConfig": "config",
     "TrainingConfig": "config",
     "TransformerEncoder": "encoders",
+    "UnimodalConfig": "config",
     "UserError": "errors",
     "VideoEncoder": "encoders",
     "evaluate": "predictor",
@@ -36,16 +55,22 @@ _HOMES = {
 
 __all__ = [
     "BlackBoxEncoder",
+    "ConcatConfig",
     "Config",
     "DataConfig",
     "EncoderConfig",
-    "FusionConfig",
     "FusionModel",
     "InputConfig",
+    "InputsConfig",
+    "PmfConfig",
     "Prediction",
     "Predictor",
+    "RegisteredConfig",
+    "SegmentationConfig",
+    "SequentialConfig",
     "TrainingConfig",
     "TransformerEncoder",
+    "UnimodalConfig",
     "UserError",
     "VideoEncoder",
     "evaluate",

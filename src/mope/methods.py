@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mope.config import Config
+from mope.config import Config, only_own
 from mope.errors import UserError
 from mope.fusion import FUSIONS, Fusion
 
@@ -68,6 +68,8 @@ class Method:
             else:
                 section = settings[part]
                 section[rest] = value
+        # What another method has means nothing to this one.
+        settings["fusion"] = only_own(settings["fusion"])
         return Config.parse(settings, f"the method {self.name}")
 
 
@@ -150,7 +152,7 @@ _FROZEN = {"main.tuning": "frozen", "others.tuning": "frozen"}
 _PROMPT = {"tuning": "prompt", "prompt_length": 6}
 _MAPPED = {"others.tuning": "prompt", "others.prompt_length": 4}
 _MOPE = {"main.tuning": "frozen", **_MAPPED, "fusion.prompts": ["static", "dynamic", "mapped"]}
-_INPUT = {**_FROZEN, "fusion.prompts": ["static"]}
+_INPUT = {**_FROZEN, "fusion.length": 6}
 
 
 def _both(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,7 +165,7 @@ _FROZEN_LM = {
     "main.tuning": "frozen",
     "others.tuning": "full",
     "fusion.input_tokens": 2,
-    "fusion.prompts": [],
+    "fusion.length": 0,
 }
 _PROJECTED = (
     "98,432 of its parameters map the text's 768 features to the 128 of Swin's first layer, which encoders "
@@ -225,7 +227,7 @@ _PAPER = (
     Method(
         "MMBT",
         "inputs",
-        {**_FULL, **_MMBT, "fusion.prompts": []},
+        {**_FULL, **_MMBT, "fusion.length": 0},
         "both encoders, projection",
         "arXiv 1909.02950",
         "text",
@@ -238,7 +240,6 @@ _PAPER = (
             **_MMBT,
             "main.tuning": "frozen",
             **_SECOND_PROMPTS,
-            "fusion.prompts": ["static"],
             "fusion.length": 6,
         },
         "projection, deep prompts (l=6) of both",

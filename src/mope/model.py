@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mope.config import Config, InputConfig
+from mope.config import Config, InputConfig, SequentialConfig
 from mope.encoders import Encoder, load_encoder
 from mope.encoders.preparation import ImageSettings, image_settings
 from mope.encoders.sources import version_of
@@ -105,10 +105,10 @@ class FusionModel(nn.Module):
             logits = self.head(output.features)
         if labels is None:
             return ModelOutput(logits, output.scores)
-        fusion = self.settings.fusion
         losses = {"task": self.task.loss(logits, labels)}
         loss = losses["task"]
-        if output.scores:
+        fusion = self.settings.fusion
+        if output.scores and isinstance(fusion, SequentialConfig):
             losses["importance"] = importance_loss(output.scores, fusion.importance_threshold)
             loss = loss + fusion.importance_weight * losses["importance"]
         return ModelOutput(logits, output.scores, loss, losses)

@@ -68,9 +68,16 @@ class _ListSettings(argparse.Action):
 
         from mope.config import fields
 
-        for key, text, default in fields():
+        method = None
+        for setting in fields():
+            if setting.method not in (None, method):
+                print(f"\nOf fusion.method {setting.method}:")
+            elif setting.method is None and method is not None:
+                print()
+            method = setting.method
+            default = setting.default
             value = "required" if default is PydanticUndefined else json.dumps(default)
-            print(f"--{key}\n    {text} ({value})")
+            print(f"--{setting.key}\n    {setting.text} ({value})")
         parser.exit()
 
 

@@ -1,25 +1,44 @@
 """A run's settings."""
 
+from mope.config.fusion import (
+    ConcatConfig,
+    FusionConfig,
+    InputsConfig,
+    PmfConfig,
+    RegisteredConfig,
+    SequentialConfig,
+    UnimodalConfig,
+    of_first_version,
+    only_own,
+)
 from mope.config.sections import (
     DataConfig,
     EncoderConfig,
-    FusionConfig,
     InputConfig,
     Section,
     SegmentationConfig,
     TrainingConfig,
 )
-from mope.config.settings import Config, explain, fields
+from mope.config.settings import Config, Setting, explain, fields
 
 __all__ = [
+    "ConcatConfig",
     "Config",
     "DataConfig",
     "EncoderConfig",
     "FusionConfig",
     "InputConfig",
+    "InputsConfig",
+    "PmfConfig",
+    "RegisteredConfig",
     "Section",
     "SegmentationConfig",
+    "SequentialConfig",
+    "Setting",
     "TrainingConfig",
+    "UnimodalConfig",
     "explain",
     "fields",
+    "of_first_version",
+    "only_own",
 ]

@@ -113,50 +113,6 @@ class DataConfig(Section):
     """Whether training keeps the features of frozen, unprompted encoders on disk, to compute them once."""
 
 
-class FusionConfig(Section):
-    """How the encoders are fused."""
-
-    method: str = "sequential"
-    """`sequential` (MoPE, SeqFuse), `unimodal`, `concat`, `inputs` (PromptFuse, MMBT, Frozen), `pmf`, or a
-    registered one."""
-    main: str
-    """The input that is encoded last, guided by the others."""
-    prompts: list[Literal["static", "dynamic", "mapped"]] = ["static", "dynamic", "mapped"]
-    """Which prompts the main encoder gets (Eq. 2); `inputs` knows `static` alone."""
-    length: PositiveInt = 6
-    """Prompt length l, of the static prompt and of each expert."""
-    experts: Annotated[int, Field(ge=0)] = 4
-    """Experts k per layer; 1 is one vanilla prompt, 0 none."""
-    cross_dim: Annotated[int, Field(ge=0)] = 8
-    """Width d_c of the cross-modal routing embedding."""
-    intra_dim: Annotated[int, Field(ge=0)] = 2
-    """Width d_i of the intra-modal routing embedding."""
-    temperature: Annotated[float, Field(gt=0)] = 0.1
-    """Routing temperature tau."""
-    keys: Literal["learned", "normal", "xavier", "orthogonal"] = "orthogonal"
-    """Routing embeddings: learned, or frozen from one of these starts."""
-    top: PositiveInt | None = None
-    """Hard routing: keep this many experts; null for soft routing."""
-    dropout: Probability = 0.1
-    """Dropout on all prompts."""
-    importance_weight: Annotated[float, Field(ge=0)] = 0.01
-    """Weight of the importance loss."""
-    importance_threshold: Annotated[float, Field(ge=0)] = 0.1
-    """Threshold gamma of the importance loss."""
-    deep: bool = False
-    """`inputs`: prompts in every layer, fresh, instead of at the input."""
-    blind: bool = False
-    """`inputs`: prompts and input tokens may not attend to the main input's own tokens."""
-    input_from: Literal["feature", "tokens"] = "feature"
-    """`inputs`: what the main encoder is given of the others, their global feature or all of their tokens."""
-    input_tokens: PositiveInt = 1
-    """`inputs`: number of tokens that a global feature is mapped to."""
-    exchange_layers: PositiveInt = 2
-    """`pmf`: number of last layers in which the streams exchange prompts."""
-    options: dict[str, Any] = {}
-    """What a registered method reads."""
-
-
 class SegmentationConfig(Section):
     """The mask head and its loss; read by referring segmentation alone."""
 

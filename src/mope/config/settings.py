@@ -8,16 +8,18 @@ import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
+from mope.config.fusion import METHODS, REGISTERED, FusionConfig, SequentialConfig, fusion_section
 from mope.config.sections import (
     PATH,
     DataConfig,
-    FusionConfig,
     InputConfig,
     Section,
     SegmentationConfig,
@@ -50,10 +52,6 @@ class Config(Section):
         if self.fusion.main not in self.inputs:
             raise ValueError(
                 f"fusion.main names no input: it is '{self.fusion.main}', inputs are {', '.join(self.inputs)}"
-            )
-        if self.fusion.top is not None and self.fusion.top > self.fusion.experts:
-            raise ValueError(
-                f"fusion.top ({self.fusion.top}) is more than fusion.experts ({self.fusion.experts})"
             )
         if self.task == "referring-segmentation":
             self._check_picture()
@@ -155,8 +153,8 @@ def _typed(key: str, text: str) -> Any:
         UserError: it isn't YAML.
     """
     *path, name = key.split(".")
-    section = _walk(Config, path)
-    info = section.model_fields.get(name) if section else None
+    infos = [section.model_fields[name] for section in _walk(Config, path) if name in section.model_fields]
+    info = infos[0] if infos else None
     kinds = set(get_args(info.annotation) or [info.annotation]) if info else set()
     if str in kinds and kinds <= {str, type(None)}:
         return None if text == "null" and type(None) in kinds else text
@@ -166,17 +164,54 @@ def _typed(key: str, text: str) -> Any:
         raise UserError(f"--{key} can't be '{text}': a list is [a, b], a mapping {{a: b}}.") from None
 
 
-def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Every setting: dotted key, doc line and default; `inputs.NAME` stands for an input."""
+@dataclass(frozen=True)
+class Setting:
+    """A setting, as it is listed.
+
+    Attributes:
+        key: dotted; `inputs.NAME` stands for an input.
+        text: its doc line.
+        default: `PydanticUndefined` where it is required.
+        method: the fusion method that alone has it; None for one that doesn't depend on the method.
+    """
+
+    key: str
+    text: str
+    default: Any
+    method: str | None = None
+
+
+def fields(model: type[BaseModel] = Config, prefix: str = "", method: str | None = None) -> Iterator[Setting]:
+    """Every setting; those of fusion methods by method."""
     for name, info in model.model_fields.items():
-        section = _section(info.annotation)
-        key = f"{prefix}{name}"
-        if section is None:
-            words = ", ".join(map(str, _words(info.annotation)))
-            text = f"{info.description or ''}{f' One of {words}.' if words else ''}"
-            yield key, text, info.get_default(call_default_factory=True)
+        sections, key = _sections(info), f"{prefix}{name}"
+        if len(sections) > 1:
+            yield from _fusion_fields(f"{key}.")
+        elif sections:
+            yield from fields(sections[0], f"{key}.NAME." if sections[0] is InputConfig else f"{key}.")
         else:
-            yield from fields(section, f"{key}.NAME." if section is InputConfig else f"{key}.")
+            yield Setting(key, _text(info), info.get_default(call_default_factory=True), method)
+
+
+def _fusion_fields(prefix: str) -> Iterator[Setting]:
+    methods = {**METHODS, "NAME": fusion_section(REGISTERED)}
+    common = set.intersection(*(set(section.model_fields) for section in methods.values())) - {"method"}
+    shared = SequentialConfig.model_fields
+    names = f"One of {', '.join(METHODS)}, or a registered one's name."
+    yield Setting(f"{prefix}method", f"How the inputs are fused. {names}", "sequential")
+    for name in sorted(common, key=list(shared).index):
+        info = shared[name]
+        yield Setting(f"{prefix}{name}", _text(info), info.get_default(call_default_factory=True))
+    for method, section in methods.items():
+        for name, info in section.model_fields.items():
+            if name not in common and name != "method":
+                default = info.get_default(call_default_factory=True)
+                yield Setting(f"{prefix}{name}", _text(info), default, method)
+
+
+def _text(info: FieldInfo) -> str:
+    words = ", ".join(map(str, _words(info.annotation)))
+    return f"{info.description or ''}{f' One of {words}.' if words else ''}"
 
 
 def _words(annotation: Any) -> list[Any]:
@@ -186,24 +221,25 @@ def _words(annotation: Any) -> list[Any]:
     return [word for inner in get_args(annotation) for word in _words(inner)]
 
 
-def _section(annotation: Any) -> type[Section] | None:
-    """The section a field holds, directly or as the values of a mapping."""
-    if annotation == dict[str, InputConfig]:
-        return InputConfig
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+def _sections(info: FieldInfo | None) -> list[type[Section]]:
+    """The sections a field may hold, directly or as the values of a mapping; none for a value."""
+    if info is None:
+        return []
+    if info.annotation == dict[str, InputConfig]:
+        return [InputConfig]
+    kinds = get_args(info.annotation) or (info.annotation,)
+    bare = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds]
+    return [kind for kind in bare if isinstance(kind, type) and issubclass(kind, Section)]
 
 
-def _walk(model: type[BaseModel], path: Sequence[Any]) -> type[BaseModel] | None:
-    """The section at a location in the settings."""
+def _walk(model: type[BaseModel], path: Sequence[Any]) -> list[type[BaseModel]]:
+    """The sections that may be at a location in the settings; those of fusion methods by method."""
+    models: list[type[BaseModel]] = [model]
     for part in path:
-        if model is InputConfig and part not in model.model_fields:
+        if models == [InputConfig] and part not in InputConfig.model_fields:
             continue  # an input's name
-        info = model.model_fields.get(str(part))
-        found = _section(info.annotation) if info else None
-        if found is None:
-            return None
-        model = found
-    return model
+        models = [found for model in models for found in _sections(model.model_fields.get(str(part)))]
+    return models
 
 
 def explain(model: type[BaseModel], error: ValidationError) -> str:
@@ -213,13 +249,21 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
     count = error.error_count()
     # pydantic adds the branch of a union to the location: `literal[...]`, `dict[...]`.
     location = [part for part in first["loc"] if not re.search(r"[\[(-]", str(part))]
+    method = str(location.pop(1)) if location[:1] == ["fusion"] and len(location) > 1 else None
     key = ".".join(map(str, location))
     if first["type"] == "extra_forbidden":
-        section = _walk(model, location[:-1])
-        names = list(section.model_fields) if section else []
+        sections = [fusion_section(method)] if method else _walk(model, location[:-1])
+        names = [name for section in sections for name in section.model_fields]
         near = difflib.get_close_matches(str(location[-1]), names, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"it may be {', '.join(names)}."
-        text = f"there is no setting '{key}'; {hint}"
+        having = [name for name, section in METHODS.items() if location[-1] in section.model_fields]
+        if method and having:
+            text = (
+                f"fusion.method {method} has no setting '{location[-1]}' (it is for {', '.join(having)}): "
+                "leave it out."
+            )
+        else:
+            text = f"there is no setting '{key}'; {hint}"
     elif first["type"] == "missing":
         text = f"'{key}' is missing."
     elif first["type"] == "value_error":
@@ -235,7 +279,7 @@ def _resolve_paths(settings: Any, model: type[BaseModel], folder: Path) -> None:
         return
     for name, value in settings.items():
         info = model.model_fields.get(name)
-        section = _section(info.annotation) if info else None
+        section = next(iter(_sections(info)), None)
         if section is InputConfig and isinstance(value, dict):
             for entry in value.values():
                 _resolve_paths(entry, section, folder)

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mope.config import Config
+from mope.config import Config, InputsConfig
 from mope.encoders import Encoder, TunedEncoder
-from mope.errors import UserError
 from mope.fusion.base import Batch, Fusion, FusionOutput, require_guided, tune
 from mope.prompts import PromptSource, prompt_bound
 
@@ -77,16 +76,14 @@ class Inputs(Fusion):
 
     @classmethod
     def build(cls, config: Config, encoders: Mapping[str, Encoder]) -> "Inputs":
-        main, settings = config.fusion.main, config.fusion
+        settings = config.fusion
+        assert isinstance(settings, InputsConfig)
+        main = settings.main
         require_guided(config, encoders)
-        if settings.input_from == "tokens" and settings.input_tokens > 1:
-            raise UserError(
-                "fusion.input_tokens is for fusion.input_from: feature; tokens are taken as they are."
-            )
         return cls(
             tune(config, encoders, without_stand_in=[main]),
             main,
-            length=settings.length if "static" in settings.prompts else 0,
+            length=settings.length,
             deep=settings.deep,
             blind=settings.blind,
             source=settings.input_from,

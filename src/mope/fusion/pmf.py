@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mope.config import Config
+from mope.config import Config, PmfConfig
 from mope.encoders import Encoder, TransformerEncoder, TunedEncoder
 from mope.encoders.stack import LayerStack
 from mope.errors import UserError
@@ -66,6 +66,7 @@ class Pmf(Fusion):
     @classmethod
     def build(cls, config: Config, encoders: Mapping[str, Encoder]) -> "Pmf":
         settings = config.fusion
+        assert isinstance(settings, PmfConfig)
         if len(encoders) != 2:
             raise UserError(f"PMF fuses two inputs, not {len(encoders)}: name two in `inputs`.")
         for name, encoder in encoders.items():

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from mope.config import Config
+from mope.config import Config, SequentialConfig
 from mope.encoders import Encoder, TunedEncoder
 from mope.fusion.base import Batch, Fusion, FusionOutput, require_guided, tune
 from mope.prompts import FusionPrompts
@@ -42,7 +42,9 @@ class Sequential(Fusion):
 
     @classmethod
     def build(cls, config: Config, encoders: Mapping[str, Encoder]) -> "Sequential":
-        main, settings = config.fusion.main, config.fusion
+        settings = config.fusion
+        assert isinstance(settings, SequentialConfig)
+        main = settings.main
         require_guided(config, encoders)
         prompts = FusionPrompts(
             encoders[main].layer_dims,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy
 
+from mope.config import SequentialConfig
 from mope.data.splits import Report
 from mope.data.table import MemoryTable, Table
 from mope.errors import UserError
@@ -143,7 +144,7 @@ def _summary(page: Page, predictor: Predictor, found: Explanation) -> None:
     )
     trained, frozen = kept.get("trainable", 0), kept.get("frozen", 0)
     facts = [("task", settings.task), ("fusion", settings.fusion.method)]
-    if found.experts is not None:
+    if found.experts is not None and isinstance(settings.fusion, SequentialConfig):
         facts += [("prompt length, experts", f"{settings.fusion.length}, {settings.fusion.experts}")]
     if trained:
         facts += [("trained parameters", f"{trained:,} ({trained / (trained + frozen):.2%})")]
@@ -203,7 +204,9 @@ def _experts(page: Page, predictor: Predictor, found: Explanation, pictures: _Pi
     for layer, expert in experts.clearest():
         page.parts.append(_expert(experts, layer, expert, pictures))
     page.figure("importance", figures.importance_map(experts.importance), "How much each expert is used.")
-    threshold = fusion.importance_threshold if fusion.importance_weight else None
+    threshold = None
+    if isinstance(fusion, SequentialConfig) and fusion.importance_weight:
+        threshold = fusion.importance_threshold
     if (course := figures.training_course(found.history, threshold)) is not None:
         caption = "Over training: how unevenly batches use the experts; the last layer's shares (Fig. 7)."
         page.figure("training", course, caption)

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from mope.config import Config
+from mope.config import Config, SequentialConfig
 from mope.errors import UserError
 from mope.media.cells import BadCell, is_missing, source_of
 from mope.predictions import Prediction
@@ -92,7 +92,8 @@ class _Page:
         self.looks = engine.kinds.get(main) == "image" and self.settings.picture is None
 
     def _has_routing(self) -> bool:
-        return self.settings.fusion.method == "sequential" and self.settings.fusion.experts > 1
+        fusion = self.settings.fusion
+        return isinstance(fusion, SequentialConfig) and fusion.experts > 1 and "dynamic" in fusion.prompts
 
     def build(self) -> Any:
         """The page as Gradio's Blocks."""
