@@ -6,7 +6,7 @@ RUN := runs/demo
 SCENES := data/scenes/easy
 MASKS := data/scenes/segmentation
 
-.PHONY: help install demo demo-segmentation scenes-full demo-baselines screenshots results check format test clean
+.PHONY: help install demo demo-segmentation scenes-full demo-baselines screenshots results check format test test-all clean
 
 help:
 	@echo "make install   the environment in .venv; afterwards .venv/bin/mope works"
@@ -15,7 +15,8 @@ help:
 	@echo "make demo-baselines   the demo with one input alone, twice"
 	@echo "make scenes-full   the data of the quick studies"
 	@echo "make check     format, lint and types"
-	@echo "make test      the test suite"
+	@echo "make test      the tests, without the slow ones"
+	@echo "make test-all  all tests"
 	@echo "make clean     remove the environment and caches; runs and data stay"
 
 install: $(STAMP)
@@ -85,8 +86,12 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Two cores: a process each. Long tests (whole exports, studies, benchmarks, several processes) are test-all's.
 test: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow"
+
+test-all: $(STAMP)
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

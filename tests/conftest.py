@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy
@@ -12,6 +13,10 @@ from run_tester import tiny_run
 from transformers import BertConfig, BertModel, BertTokenizer, Dinov2Config, Dinov2Model
 
 from mope.config import Config
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores already
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 220)}
 VOCABULARY = [

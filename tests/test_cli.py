@@ -110,6 +110,7 @@ def test_data_check(tables, config_file, tmp_path, capsys):
     assert [p["row"] for p in report["problems"]] == [1, 2, 2, 2]
 
 
+@pytest.mark.slow
 def test_bench_prompts(capsys):
     arguments = ["bench", "prompts", "--model", "tiny", "--batch", "2", "--repeats", "1", "--json"]
     assert main(arguments) == 0

@@ -426,6 +426,7 @@ def test_texts_that_are_cut_off_are_counted(config, tables):
     assert any("32 of 48 texts of 'text' are longer than 6 tokens" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_noise_reduction_keeps_what_varies_and_mutes_what_repeats():
     rate, rng = 8000, numpy.random.default_rng(0)
     hum = 0.3 * numpy.sin(2 * numpy.pi * 100 * numpy.arange(8 * rate) / rate)

@@ -338,6 +338,7 @@ def test_every_family_is_tested():
     assert tested == set(FAMILIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tester", [TestViT, TestBert, TestSwin])
 def test_torch_compile(tester):
     torch._dynamo.reset()

@@ -122,7 +122,7 @@ def check(config: Config, to: str = "onnx") -> Path:
     return file
 
 
-@pytest.mark.parametrize("to", ["onnx", "torch"])
+@pytest.mark.parametrize("to", ["onnx", pytest.param("torch", marks=pytest.mark.slow)])
 def test_a_run_with_experts_runs_without_this_library(config, to):
     file = check(config, to)
     feed = feed_of(config, 0, 2)
@@ -136,6 +136,7 @@ def test_a_run_with_experts_runs_without_this_library(config, to):
     assert numpy.abs(other - one).max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     ["SeqFuse", "ImgOnly", "LateConcat", "PromptFuse-deep", "BlindPrompt", "MMBT", "PMF"],
@@ -144,22 +145,26 @@ def test_other_methods(config, method):
     check(find_method(method).apply(config))
 
 
+@pytest.mark.slow
 def test_text_as_the_main_input_with_hard_routing(config):
     changes = {"fusion.main": "text", "inputs.text.encoder.tuning": "frozen", "fusion.top": 2}
     check(config.with_settings(changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["lora", "adaptformer"])
 def test_other_tunings(config, tuning):
     check(config.with_settings({"inputs.text.encoder.tuning": tuning}))
 
 
+@pytest.mark.slow
 def test_many_labels(config):
     file = check(config.with_settings({"task": "multilabel", "data.label": "colours"}))
     (found,) = run_elsewhere(file, feed_of(config, 0, 3))
     numpy.testing.assert_allclose(found["probabilities"], 1 / (1 + numpy.exp(-found["logits"])), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_regression_gives_values_in_the_labels_own_units(config):
     config = config.with_settings({"task": "regression", "data.label": "number"})
     file = check(config)
@@ -168,6 +173,7 @@ def test_a_regression_gives_values_in_the_labels_own_units(config):
     numpy.testing.assert_allclose(found["values"], 700 + 250 * found["logits"][:, 0], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [None, "LateConcat"])
 def test_inputs_that_may_be_missing(config, tables, tmp_path, method):
     folder = tmp_path / "gaps"
@@ -194,6 +200,7 @@ def test_inputs_that_may_be_missing(config, tables, tmp_path, method):
     assert numpy.abs(other - one)[1].max() > 1e-4
 
 
+@pytest.mark.slow
 def test_sound_of_any_length(config, tables, tmp_path):
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     shape |= {
@@ -243,6 +250,7 @@ def fixed(config: Config, tmp_path: Path) -> Config:
     return config.with_settings({**weights, "inputs.image.encoder.architecture": None})
 
 
+@pytest.mark.slow
 def test_a_swin_as_the_main_encoder(config, tmp_path):
     check(fixed(swin(config), tmp_path))
 
@@ -256,6 +264,7 @@ def masks(config: Config, tmp_path: Path) -> Config:
     return Config.model_validate(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("windowed", [False, True])
 def test_a_segmentation_gives_a_logit_per_pixel(masks, tmp_path, windowed):
     config = fixed(swin(masks), tmp_path) if windowed else masks
@@ -268,6 +277,7 @@ def test_a_segmentation_gives_a_logit_per_pixel(masks, tmp_path, windowed):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_a_file_says_of_itself(config, weights, tmp_path):
     save_run(config)
     report = export_run(config.output, rows=4)
@@ -300,6 +310,7 @@ def test_what_a_file_says_of_itself(config, weights, tmp_path):
     assert [entry.name for entry in Path(config.output).iterdir() if "onnx" in entry.name] == ["model.onnx"]
 
 
+@pytest.mark.slow
 def test_the_command(config, tables, tmp_path, capsys):
     save_run(config)
     out = tmp_path / "deep" / "m.pt2"
@@ -315,6 +326,7 @@ def test_the_command(config, tables, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["rows"] == 5
 
 
+@pytest.mark.slow
 def test_a_file_that_differs_is_not_kept(config, tmp_path, monkeypatch, capsys):
     save_run(config)
     out = tmp_path / "out" / "m.onnx"

@@ -188,6 +188,7 @@ def run(config: Config) -> Config:
     return config
 
 
+@pytest.mark.slow
 def test_explain_gives_the_reports_numbers_as_arrays(run):
     predictor = Predictor(run.output)
     table = open_table(run.data.test)
@@ -250,6 +251,7 @@ def test_the_report_is_one_file_that_needs_no_network(config, method, tmp_path, 
         Image.open(file).verify()
 
 
+@pytest.mark.slow
 def test_the_report_of_other_tasks(config, tmp_path):
     table = open_table(config.data.train)
     rows = [{**row, "picture": str(table.folder / row["picture"])} for row in table]

@@ -54,6 +54,7 @@ def both(weights, tables, tmp_path_factory):
     return root, results
 
 
+@pytest.mark.slow
 def test_warm_up_and_logging_are_shares_of_the_training(both):
     _, results = both
     one, two = results[1][0][0], results[2][0][0]
@@ -64,6 +65,7 @@ def test_warm_up_and_logging_are_shares_of_the_training(both):
     assert (one["logging"], two["logging"]) == (1, 1)
 
 
+@pytest.mark.slow
 def test_processes_draw_numbers_of_their_own_and_end_with_the_same_weights(both):
     _, results = both
     first, second = (process[0] for process in results[2])
@@ -72,6 +74,7 @@ def test_processes_draw_numbers_of_their_own_and_end_with_the_same_weights(both)
     assert [e["eval_loss"] for e in first["history"]] == [e["eval_loss"] for e in second["history"]]
 
 
+@pytest.mark.slow
 def test_norms_see_the_rows_of_all_processes(weights, tables, tmp_path):
     """Running statistics after a step of 2 x 24 rows are those after one of 48."""
     found = []

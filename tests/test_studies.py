@@ -87,6 +87,7 @@ def test_a_study_is_rows_times_seeds_times_sizes(study):
     assert [cell.config.data.train_rows for cell in sized[:2]] == [8, 16]
 
 
+@pytest.mark.slow
 def test_a_study_from_file_to_table(study, capsys):
     assert main(["compare", str(study)]) == 0
     folder = study.parent / "study"
@@ -154,6 +155,7 @@ def test_what_makes_two_runs_differ(config, changes, key, tmp_path, monkeypatch)
     assert difference(config, config.with_settings({"data.train": "train.csv"}, "a test")) is None
 
 
+@pytest.mark.slow
 def test_a_study_uses_each_gpu_by_its_own_name(study, monkeypatch, tmp_path):
     """The process of a run sees one GPU alone; here it sees none, and runs on the CPU."""
     plugin = tmp_path / "tell.py"
@@ -173,6 +175,7 @@ def test_a_study_uses_each_gpu_by_its_own_name(study, monkeypatch, tmp_path):
     assert [runner._devices.get() for _ in range(runner.workers)] == ["0", "1"]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_said_and_the_others_go_on(study, tmp_path, capsys):
     rows = [
         {"name": "broken", "settings": {"inputs.text.encoder.weights": "./nowhere"}},
@@ -188,6 +191,7 @@ def test_a_run_that_fails_is_said_and_the_others_go_on(study, tmp_path, capsys):
     assert "no weights" in (tmp_path / "study" / "broken" / "seed0" / "error.txt").read_text()
 
 
+@pytest.mark.slow
 def test_tuning_reads_validation_rows_and_writes_rates(study, tmp_path):
     change(
         study,

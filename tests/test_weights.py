@@ -82,6 +82,7 @@ def test_a_package_is_checked_before_use(tmp_path, monkeypatch):
         load_encoder("package:tampered")
 
 
+@pytest.mark.slow
 def test_real_weights_from_packages_pass_their_checks():
     """DINOv2-small out of an ONNX file, and MiniLM: every key matches, and prompts are exact on both."""
     for name, kind, width in (("dinov2-small", "image", 384), ("minilm-l6", "text", 384)):
