@@ -46,3 +46,25 @@ def masks_run(config: Config, scenes: Path) -> dict[str, Any]:
     content["data"] |= {"label": "mask", "labels": None}
     content["segmentation"] = {"channels": 8}
     return content
+
+
+def changed(config: Config, **sections) -> Config:
+    """The config with other settings; `inputs__text` stands for `inputs.text`."""
+    settings = config.model_dump()
+    for path, values in sections.items():
+        *parts, last = path.split("__")
+        target = settings
+        for part in parts:
+            target = target[part]
+        if last == "fusion" and "method" in values:
+            target[last] = {"main": target[last]["main"]}  # another method's settings are refused
+        target[last] = {**target[last], **values} if isinstance(values, dict) and target.get(last) else values
+    return Config.model_validate(settings)
+
+
+def quiet(line: str) -> None:
+    """Say nothing."""
+
+
+def losses(result: dict) -> list[float]:
+    return [entry["train_task_loss"] for entry in result["history"]]

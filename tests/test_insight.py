@@ -15,13 +15,15 @@ from run_tester import masks_run
 
 from mope.cli import main
 from mope.config import Config
-from mope.data.table import open_table
+from mope.data.table import MemoryTable, open_table
 from mope.encoders import TransformerEncoder
 from mope.errors import UserError
 from mope.insight import explain_rows, figures, routing, words
 from mope.insight.answers import confusion_counts, label_scores
 from mope.insight.attention import attention_maps
-from mope.insight.shuffle import Shuffled
+from mope.insight.explanation import Experts, Explanation
+from mope.insight.shuffle import Loss, Shuffled
+from mope.insight.summary import in_words
 from mope.methods import find_method
 from mope.model import FusionModel
 from mope.predictor import Predictor
@@ -313,3 +315,42 @@ def test_figures_take_whatever_there_is():
     assert content.startswith(b"\x89PNG")
     _, numbers = figures.label_f1(label_scores([["a"], ["a", "b"]], [["a"], ["b"]], ["a", "b"]))
     assert numbers["f1"] == {"a": pytest.approx(2 / 3), "b": 1.0}
+
+
+def summary_of(scores: numpy.ndarray, labels: list[str]) -> str:
+    """What the report says first of experts with these scores (N, L, k)."""
+    shares = routing.importance(scores)
+    similarity = numpy.zeros((scores.shape[1], scores.shape[2], scores.shape[2]))
+    experts = Experts(
+        scores,
+        shares,
+        routing.effective_experts(shares),
+        routing.score_entropy(scores),
+        routing.mutual_information(scores, labels),
+        similarity,
+        routing.top_samples(scores, 1),
+    )
+    table = MemoryTable([{"a": 1}] * len(scores))
+    losses = [
+        Loss(("text",), "accuracy", 0.3, -0.6, -0.7, -0.5),
+        Loss(("image",), "accuracy", 0.9, 0, -0.1, 0.1),
+    ]
+    found = Explanation(table, [], None, experts, {"accuracy": 0.9}, None, None, [], losses, None)
+    sentences = in_words(found, "accuracy")
+    assert sentences[0] == f"It is right on 90.0% of {len(scores)} rows."
+    assert sentences[1].startswith("It uses text")
+    assert sentences[2].startswith("It makes no difference that can be seen whose image")
+    return sentences[3]
+
+
+def test_the_report_begins_with_what_experts_do_or_that_they_do_nothing():
+    labels = ["left", "right"] * 20
+    one = numpy.zeros((40, 3, 4))
+    one[..., 0] = 1.0
+    assert "do nothing that one prompt wouldn't" in summary_of(one, labels)
+    assert "nearly the same mixture" in summary_of(numpy.full((40, 3, 4), 0.25), labels)
+    random = numpy.eye(4)[numpy.random.default_rng(0).integers(0, 4, (40, 3))]
+    assert "next to nothing of its label" in summary_of(random, ["same"] * 40)
+    split = random.copy()
+    split[:, 1] = numpy.eye(4)[[0, 1] * 20]
+    assert "by label most in layer 2 (0.9" in summary_of(split, labels)

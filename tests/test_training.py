@@ -1,52 +1,23 @@
 """Whole runs over tiny encoders: what is trained, what is kept, and what a run gives back."""
 
-import csv
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
 import yaml
-from datasets import Dataset
-from PIL import Image
-from run_tester import SPLITS
+from run_tester import changed, losses, quiet
 from safetensors.torch import load_file
 
-from mope.config import Config
 from mope.data.table import open_table
 from mope.errors import UserError
 from mope.methods import find_method
 from mope.model import FusionModel
 from mope.predictor import Predictor, evaluate
 from mope.training import train
-from mope.training.rows import prepare
 from mope.training.trainer import effective_experts
-
-
-def changed(config: Config, **sections) -> Config:
-    """The config with other settings; `inputs__text` stands for `inputs.text`."""
-    settings = config.model_dump()
-    for path, values in sections.items():
-        *parts, last = path.split("__")
-        target = settings
-        for part in parts:
-            target = target[part]
-        if last == "fusion" and "method" in values:
-            target[last] = {"main": target[last]["main"]}  # another method's settings are refused
-        target[last] = {**target[last], **values} if isinstance(values, dict) and target.get(last) else values
-    return Config.model_validate(settings)
-
-
-def quiet(line: str) -> None:
-    """Say nothing."""
-
-
-def losses(result: dict) -> list[float]:
-    return [entry["train_task_loss"] for entry in result["history"]]
-
 
 MOPE = {
     "fusion.experts",
@@ -136,37 +107,6 @@ def test_two_runs_with_one_seed_are_the_same_and_another_seed_differs(config, tm
         weights.append(load_file(tmp_path / name / "model.safetensors"))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not torch.equal(weights[0]["head.linear.weight"], weights[2]["head.linear.weight"])
-
-
-def test_a_resumed_run_ends_where_an_unbroken_one_does(config, tmp_path):
-    steady = {"schedule": "constant_with_warmup", "warmup": 0.0, "patience": 9}
-    whole = changed(config, output=str(tmp_path / "whole"), training={**steady, "epochs": 4})
-    broken = changed(config, output=str(tmp_path / "broken"), training={**steady, "epochs": 2})
-    full = train(whole, report=quiet)
-    train(broken, report=quiet)
-    (tmp_path / "broken" / "metrics.json").unlink()  # as if it had been killed, while it wrote a checkpoint
-    (tmp_path / "broken" / "checkpoints" / "checkpoint-999").mkdir()
-    continued = train(changed(broken, training={"epochs": 4}), resume=True, report=quiet)
-    assert [entry["epoch"] for entry in continued["history"]] == [1, 2, 3, 4]
-    assert losses(continued) == pytest.approx(losses(full), rel=1e-6)
-    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_a_finished_run_is_left_as_it_is_and_another_is_refused(config):
-    first = train(config, report=quiet)
-    stamp = (Path(config.output) / "model.safetensors").stat().st_mtime_ns
-    with pytest.raises(UserError, match=r"holds a finished run: add --resume .* to keep it"):
-        train(config, report=quiet)
-    lines = []
-    assert train(config, resume=True, report=lines.append) == first
-    assert "is finished" in lines[0]
-    assert (Path(config.output) / "model.safetensors").stat().st_mtime_ns == stamp
-    with pytest.raises(UserError, match=r"trained with another fusion\.experts"):
-        train(changed(config, fusion={"experts": 5}), resume=True, report=quiet)
-    (Path(config.output) / "metrics.json").unlink()
-    with pytest.raises(UserError, match=r"holds an unfinished run: add --resume .* to continue it"):
-        train(config, report=quiet)
 
 
 def test_early_stopping_keeps_the_best_epoch(config):
@@ -266,34 +206,6 @@ def test_other_tasks(config, task, label):
             )
         ]
         assert metrics["rmse"] == pytest.approx(numpy.sqrt(numpy.mean(numpy.square(errors))), rel=1e-4)
-
-
-def test_bad_rows_are_refused_or_skipped_and_counted(config, tables, tmp_path):
-    text = (tables / "train.csv").read_text().splitlines()
-    bad = [*text[:5], "none.png,what is left ?,red,red,0", *text[5:], "train_0.png,,red,red,0"]
-    file = tables / f"bad_{tmp_path.name}.csv"
-    file.write_text("\n".join(bad))
-    config = changed(config, data={"train": str(file), "labels": ["blue", "green", "red"]})
-    with pytest.raises(
-        UserError, match=r"2 of 50 rows can't be used, such as row 5, column 'picture': missing file"
-    ):
-        train(config, report=quiet)
-    assert not Path(config.output).exists()
-    lines = []
-    train(changed(config, data={"bad_rows": "skip"}), report=lines.append)
-    assert "skipped 2 of 50 rows" in lines[0]
-    assert "48 training rows" in lines[1]
-
-
-def test_datasets_in_memory_and_rows_held_out(config, tables):
-    rows = [{**row, "picture": str(tables / row["picture"])} for row in open_table(tables / "train.csv")]
-    config = changed(config, data={"train": None, "validation": None, "test": None})
-    lines = []
-    result = train(config, {"train": Dataset.from_list(rows)}, report=lines.append)
-    assert "5 of 48 training rows are held out" in lines[0]
-    assert result["validation"]["accuracy"] >= 0
-    with pytest.raises(UserError, match="names no test rows"):
-        evaluate(config.output, report=quiet)
 
 
 @pytest.mark.parametrize(
@@ -396,96 +308,14 @@ def test_metrics_json_is_what_train_returns(config):
     torch.testing.assert_close(importance.sum(dim=1), torch.ones(2))
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant_with_warmup"])
-def test_another_number_of_epochs_is_refused_where_the_rate_would_jump(config, schedule):
-    config = changed(config, training={"schedule": schedule, "warmup": 0.5})
-    train(config, report=quiet)
-    weights = (Path(config.output) / "model.safetensors").read_bytes()
-    with pytest.raises(UserError, match=r"begun for 2 epochs, not 6, .*resume it with --training\.epochs 2"):
-        train(changed(config, training={"epochs": 6}), resume=True, report=quiet)
-    assert (Path(config.output) / "model.safetensors").read_bytes() == weights
-
-
-def test_a_run_that_stopped_early_goes_on_with_more_patience(config, tmp_path):
-    """It ends as one that had the patience from the beginning."""
-    hopeless = {"epochs": 6, "learning_rate": 1e-9, "complementary_learning_rate": 1e-9}
-    config = changed(config, training={**hopeless, "patience": 1})
-    first = train(config, report=quiet)
-    assert len(first["history"]) == 2
+@pytest.mark.parametrize(("temperature", "collapsed"), [(0.001, True), (100.0, False)])
+def test_collapsed_experts_are_seen(config, temperature, collapsed):
+    """Each row's scores at a temperature near zero are all of one expert's, and here the same one's."""
+    config = changed(config, fusion={"temperature": temperature, "experts": 8, "importance_weight": 0.0})
     lines = []
-    assert train(config, resume=True, report=lines.append) == first
-    assert "is finished" in lines[0]
-    patient = changed(config, training={"patience": 3})
-    resumed = train(patient, resume=True, report=quiet)
-    unbroken = train(changed(patient, output=str(tmp_path / "unbroken")), report=quiet)
-    assert len(resumed["history"]) == len(unbroken["history"]) == 4
-    assert losses(resumed) == losses(unbroken)
-    one, other = (load_file(f"{run}/model.safetensors") for run in (config.output, tmp_path / "unbroken"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_training_reads_headers_and_finds_broken_pixels_on_the_way(config, tables, tmp_path, monkeypatch):
-    """A picture that is whole up to its header is found broken when it is read, and then as its row says."""
-    folder = tmp_path / "broken"
-    shutil.copytree(tables, folder)
-    noise = numpy.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=numpy.uint8)
-    Image.fromarray(noise).save(folder / "train_7.png")
-    whole = (folder / "train_7.png").read_bytes()
-    (folder / "train_7.png").write_bytes(whole[: len(whole) // 2])
-    config = changed(config, data={split: str(folder / f"{split}.csv") for split in SPLITS})
-    with pytest.raises(
-        UserError, match=r"can't be used: .*train\.csv, row 8, column 'picture': broken image"
-    ):
-        train(config, report=quiet)
-    for workers in (0, 1):
-        lines = []
-        skipping = changed(
-            config, data={"bad_rows": "skip", "workers": workers}, output=str(tmp_path / f"run{workers}")
-        )
-        train(skipping, report=lines.append)
-        assert "48 training rows" in lines[0]
-        assert re.search(r"train\.csv: 2 rows were skipped, over all epochs; the first is row 8", lines[-1])
-    # Validation rows are the same in every evaluation.
-    shutil.copy(folder / "train_7.png", folder / "validation_3.png")
-    lines = []
-    train(changed(skipping, output=str(tmp_path / "third")), report=lines.append)
-    assert "validation.csv: skipped 1 of 16 rows" in lines[0]
-
-
-def test_no_picture_is_decoded_before_the_first_step(config, monkeypatch):
-    decoded = []
-    load = Image.Image.load
-    monkeypatch.setattr(Image.Image, "load", lambda image: decoded.append(1) or load(image))
-    datasets = prepare(config, None, quiet)[1]
-    assert len(datasets["train"]) == 48
-    assert not decoded
-    assert datasets["train"][0]
-    assert decoded
-
-
-def test_control_characters_are_left_out_of_texts_and_counted(config, tables, tmp_path):
-    """As a file in Windows-1252 has them that was read as Latin-1."""
-    rows = list(csv.DictReader((tables / "train.csv").open(newline="")))
-    for row in rows[:5]:
-        row["question"] = row["question"].replace("what", "\x93what\x94")
-    results = []
-    for number, texts in enumerate((rows, list(csv.DictReader((tables / "train.csv").open(newline=""))))):
-        folder = tmp_path / str(number)
-        shutil.copytree(tables, folder)
-        write_table(folder / "train.csv", texts)
-        lines = []
-        own = changed(
-            config, data={"train": str(folder / "train.csv")}, output=str(tmp_path / f"run{number}")
-        )
-        results.append(losses(train(own, report=lines.append)))
-        said = [line for line in lines if "control characters" in line]
-        assert len(said) == (1 if texts is rows else 0)
-        assert not said or "train.csv: 5 of 48 texts of 'text' have control characters" in said[0]
-    assert results[0] == results[1]
-
-
-def write_table(file: Path, rows: list[dict]) -> None:
-    with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    history = train(config, report=lines.append)["history"]
+    assert (history[-1]["experts_used"] < 4) == collapsed
+    assert lines[2].count("of 8 (few)") == collapsed
+    assert (
+        any("experts have collapsed" in line and "--method P-SeqFuse" in line for line in lines) == collapsed
+    )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mope.insight import figures
 from mope.insight.attention import attention_of
 from mope.insight.explanation import Explanation, explain_rows
 from mope.insight.report import Page, Sample, expert_html, thumbnail
+from mope.insight.summary import in_words
 from mope.media.cells import BadCell
 from mope.media.images import open_image
 from mope.media.masks import open_mask, overlay
@@ -126,8 +128,11 @@ def _text_of(value: Any) -> str:
 
 
 def _summary(page: Page, predictor: Predictor, found: Explanation) -> None:
-    """Settings and metrics."""
+    """What there is to say in plain words; settings and metrics."""
     settings, kept = predictor.settings, read_metrics(predictor.run)
+    page.heading("In short")
+    for sentence in in_words(found, predictor.model.task.metric):
+        page.parts.append(f"<p>{escape(sentence)}</p>")
     page.heading("The run", f"Looked at: {len(found.table)} rows of {found.table.name}.")
     page.table(
         ["input", "kind", "encoder", "tuning"],

@@ -26,11 +26,7 @@ def open_audio(
     Raises:
         BadCell: it is missing, no audio, empty, silent or holds values that aren't numbers.
     """
-    try:
-        import soundfile
-        import soxr
-    except ImportError:
-        raise UserError("Audio takes the packages soundfile and soxr: pip install 'mope[audio]'.") from None
+    soundfile, soxr = _packages()
     source = source_of(cell, folder, "audio")
     try:
         with soundfile.SoundFile(source) as file:
@@ -54,10 +50,7 @@ def peek_audio(cell: Any, folder: Path) -> None:
     Raises:
         BadCell: it is missing, no audio, or has no samples.
     """
-    try:
-        import soundfile
-    except ImportError:
-        raise UserError("Audio takes the packages soundfile and soxr: pip install 'mope[audio]'.") from None
+    soundfile = _packages()[0]
     source = source_of(cell, folder, "audio")
     try:
         with soundfile.SoundFile(source) as file:
@@ -65,6 +58,15 @@ def peek_audio(cell: Any, folder: Path) -> None:
                 raise BadCell("broken audio: it has no samples")
     except (soundfile.SoundFileError, OSError, RuntimeError):
         open_audio(cell, folder, seconds=0.1)  # a video's sound track, or nothing
+
+
+def _packages() -> tuple[Any, Any]:
+    try:
+        import soundfile
+        import soxr
+    except ImportError:
+        raise UserError("Audio takes the packages soundfile and soxr: pip install 'mope[audio]'.") from None
+    return soundfile, soxr
 
 
 def reduce_noise(samples: NDArray[numpy.float32], rate: int) -> NDArray[numpy.float32]:

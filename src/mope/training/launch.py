@@ -62,12 +62,34 @@ def train(
     device = pick_device(config.training.device)
     set_seed(config.training.seed)
     model, datasets = prepare(config, tables, report)
-    metric, greater = deciding_metric(model.task, config.training.metric)
     if config.data.cache_features:
         model.keep_features(cache_folder() / "features")
     model.freeze(frozen_dtype(config.training.precision, device))
     _say_plan(model, datasets, device, report)
     counts = {f"{split}_rows": len(rows) for split, rows in datasets.items()}
+    trainer = _trainer(config, model, datasets, device, report)
+    with replacing(folder / CONFIG) as draft:
+        draft.write_text(config.dump(), encoding="utf-8")
+    checkpoint = last_checkpoint(folder / CHECKPOINTS)
+    reset_peak_memory(device)
+    # Each process draws dropout, routing noise and augmentation of its own; weights and order are shared.
+    set_seed(config.training.seed, device_specific=True)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    for line in (trainer.collapse(), datasets["train"].skipped()):
+        if line is not None:
+            report(line)
+    metric = deciding_metric(model.task, config.training.metric)[0]
+    result = result_of(trainer, model, metric, time.monotonic() - started)
+    if trainer.is_world_process_zero():
+        write_run(folder, model, counts, result)
+    return result
+
+
+def _trainer(
+    config: Config, model: FusionModel, datasets: Mapping[str, Rows], device: torch.device, report: Report
+) -> FusionTrainer:
+    folder = Path(config.output)
+    metric, greater = deciding_metric(model.task, config.training.metric)
     trainer = FusionTrainer(
         model,
         training_arguments(config, folder, len(datasets["train"]), device, metric, greater),
@@ -83,19 +105,7 @@ def train(
         report=report,
     )
     trainer.remove_callback(PrinterCallback)
-    with replacing(folder / CONFIG) as draft:
-        draft.write_text(config.dump(), encoding="utf-8")
-    checkpoint = last_checkpoint(folder / CHECKPOINTS)
-    reset_peak_memory(device)
-    # Each process draws dropout, routing noise and augmentation of its own; weights and order are shared.
-    set_seed(config.training.seed, device_specific=True)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if (line := datasets["train"].skipped()) is not None:
-        report(line)
-    result = result_of(trainer, model, metric, time.monotonic() - started)
-    if trainer.is_world_process_zero():
-        write_run(folder, model, counts, result)
-    return result
+    return trainer
 
 
 def _metrics(task: Any, prediction: EvalPrediction) -> dict[str, float]:

@@ -48,6 +48,27 @@ class FusionTrainer(Trainer):
         waits, seconds = sum(self._timer.waits), sum(self._timer.seconds)
         return round(waits / (waits + seconds), 4) if seconds else None
 
+    def collapse(self) -> str | None:
+        """A sentence, if fewer than half of the experts were used at the end; None else.
+
+        So few are hardly more than one prompt, whatever the metric says.
+        """
+        history: list[dict[str, Any]] = self.state.log_history
+        entry = next((one for one in reversed(history) if "importance" in one), None)
+        if entry is None:
+            return None
+        shares = torch.tensor(entry["importance"])
+        used, count = effective_experts(shares), shares.shape[1]
+        if used.mean() >= count / 2:
+            return None
+        few, uneven = int((used < count / 2).sum()), max(entry["imbalance"])
+        return (
+            f"The experts have collapsed: {float(used.mean()):.1f} of {count} are used, in {few} of "
+            f"{len(used)} layers fewer than half (imbalance up to {uneven:.1f}). Try a higher "
+            "fusion.temperature, a larger fusion.importance_weight or fewer fusion.experts, and compare with "
+            "--method P-SeqFuse, which has none."
+        )
+
     def _start_epoch(self) -> None:
         self._losses: dict[str, Tensor] = {}
         self._importance: Tensor | None = None
@@ -234,5 +255,6 @@ def _epoch_line(logs: Mapping[str, Any], epoch: float | None, epochs: float, met
         f"  learning rate {', '.join(f'{rate:.1e}' for rate in rates)}"
     )
     if "experts_used" in logs:
-        line += f"  experts used {logs['experts_used']:.2f} of {logs['experts']}"
+        few = " (few)" if logs["experts_used"] < logs["experts"] / 2 else ""
+        line += f"  experts used {logs['experts_used']:.2f} of {logs['experts']}{few}"
     return f"{line}  {logs['seconds']:.0f} s"
