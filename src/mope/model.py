@@ -194,7 +194,7 @@ class FusionModel(nn.Module):
     def _is_unread(self, name: str) -> bool:
         """Whether a run of the first version holds this tensor, though nothing ever read it."""
         if name.endswith(".stand_in"):
-            return True
+            return self.settings.inputs[name.split(".")[2]].missing == "learn"
         encoders = [self.fusion.encoder(one).encoder for one in self.fusion.encoders]
         unused = {id(parameter) for encoder in encoders for parameter in encoder.unused_parameters()}
         return id(dict(self.named_parameters()).get(name)) in unused

@@ -181,7 +181,7 @@ class Setting:
     method: str | None = None
 
 
-def fields(model: type[BaseModel] = Config, prefix: str = "", method: str | None = None) -> Iterator[Setting]:
+def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[Setting]:
     """Every setting; those of fusion methods by method."""
     for name, info in model.model_fields.items():
         sections, key = _sections(info), f"{prefix}{name}"
@@ -190,7 +190,7 @@ def fields(model: type[BaseModel] = Config, prefix: str = "", method: str | None
         elif sections:
             yield from fields(sections[0], f"{key}.NAME." if sections[0] is InputConfig else f"{key}.")
         else:
-            yield Setting(key, _text(info), info.get_default(call_default_factory=True), method)
+            yield Setting(key, _text(info), info.get_default(call_default_factory=True))
 
 
 def _fusion_fields(prefix: str) -> Iterator[Setting]:

@@ -115,8 +115,7 @@ class RowDataset(Dataset):
         readers, task, label, train, picture: see `RowReader`.
         check: says what is wrong with a row of which only the headers were looked at; None where a row that
             can't be read is an error of the caller's.
-        skip: whether the next row is taken in the place of such a row, and both are counted; else it is
-            refused.
+        skip: whether the next row is taken in the place of such a row, which is counted; else it is refused.
         workers: of the loader.
 
     Raises:
@@ -136,7 +135,9 @@ class RowDataset(Dataset):
         workers: int = 0,
     ):
         self.table, self.readers, self.task = table, readers, task
-        self.check, self.skip, self._skipped = check, skip, SkippedRows(workers)
+        self.check = check
+        # Memory that processes share isn't had for nothing, and a server makes a dataset per request.
+        self._skipped = SkippedRows(workers) if skip else None
         self.read = RowReader(readers, task, label, train, picture)
         table.require(*self.read.columns)
 
@@ -163,7 +164,7 @@ class RowDataset(Dataset):
                 if not problems:
                     raise
             reason = f"{self.table.name}, {problems[0]}"
-            if not self.skip:
+            if self._skipped is None:
                 raise _refusal(reason)
             self._skipped.add(str(problems[0]))
             index = (index + 1) % len(self)
@@ -172,7 +173,7 @@ class RowDataset(Dataset):
 
     def skipped(self) -> str | None:
         """A sentence on the rows that were left out while reading; None where none were."""
-        return self._skipped.sentence(self.table.name)
+        return None if self._skipped is None else self._skipped.sentence(self.table.name)
 
 
 class StreamDataset(IterableDataset):

@@ -25,19 +25,20 @@ class BatchNorm(nn.BatchNorm1d):
             return self._by_running_statistics(input) if alone else super().forward(input)
         axes = [axis for axis in range(input.ndim) if axis != 1]
         values = input.float()
-        count = values.new_tensor([values.numel() / values.shape[1]])
-        sums = _sum_of_all(torch.cat([values.sum(axes), values.square().sum(axes), count]))
+        shape = [1, -1, *[1] * (input.ndim - 2)]
+        sums = _sum_of_all(
+            torch.cat([values.sum(axes), values.new_tensor([values.numel() / values.shape[1]])])
+        )
         count = sums[-1].detach()
         if count < 2:
             return self._by_running_statistics(input)
-        total, squares = sums[:-1].chunk(2)
-        mean = total / count
-        variance = (squares / count - mean.square()).clamp(min=0)
+        mean = sums[:-1] / count
+        # In a second round: a difference of squares would be rough where the mean is large.
+        variance = _sum_of_all((values - mean.view(shape)).square().sum(axes)) / count
         with torch.no_grad():
             cast(Tensor, self.num_batches_tracked).add_(1)
             self._follow(self.running_mean, mean)
             self._follow(self.running_var, variance * count / (count - 1))
-        shape = [1, -1, *[1] * (input.ndim - 2)]
         scale = self.weight * (variance + self.eps).rsqrt()
         shift = self.bias - mean * scale
         return (values * scale.view(shape) + shift.view(shape)).to(input.dtype)
