@@ -73,7 +73,7 @@ def test_the_loss_in_a_run_is_that_of_the_checkpoint_it_writes(weights, swin, ta
     if tuning == "swin":
         image["weights"], image["tuning"] = swin, "full"
     elif tuning == "many experts":
-        content["fusion"] |= {"experts": 2048, "length": 2}
+        content["fusion"] |= {"experts": 2048, "length": 2, "keys": "orthogonal"}
     else:
         text["tuning"] = tuning
         image["tuning"] = "frozen" if tuning == "prompt" else tuning

@@ -64,6 +64,8 @@ FORMULAS = {
     "PMF": lambda image, text: 2 * (3 * 6 * DEEP + LAYERS * (D * D + D // 2 + D)) + BOTH_HEAD,
     "MoPE": lambda image, text: mope(4),
     "MoPE-k16": lambda image, text: mope(16),
+    "MoPE-clusters": lambda image, text: mope(4),
+    "Probe": lambda image, text: BOTH_HEAD,
     "LoRA + P_m": lambda image, text: 2 * LAYERS * 3 * 8 * 2 * D + MAPPER + HEAD,
     "BitFit + P_m": lambda image, text: biases(image) + biases(text) + MAPPER + HEAD,
     "AdaptFormer + P_m": lambda image, text: 2 * LAYERS * (2 * 64 * D + 64 + D) + MAPPER + HEAD,

@@ -151,7 +151,24 @@ _FULL = {"main.tuning": "full", "others.tuning": "full"}
 _FROZEN = {"main.tuning": "frozen", "others.tuning": "frozen"}
 _PROMPT = {"tuning": "prompt", "prompt_length": 6}
 _MAPPED = {"others.tuning": "prompt", "others.prompt_length": 4}
-_MOPE = {"main.tuning": "frozen", **_MAPPED, "fusion.prompts": ["static", "dynamic", "mapped"]}
+_PARTS_OF_MOPE = {"main.tuning": "frozen", **_MAPPED, "fusion.prompts": ["static", "dynamic", "mapped"]}
+_MOPE = {
+    **_PARTS_OF_MOPE,
+    "fusion.joining": "beside",
+    "fusion.standardise": False,
+    "fusion.similarity": "dot",
+    "fusion.keys": "orthogonal",
+    "training.router_factor": 1.0,
+}
+_CLUSTERED = {
+    **_PARTS_OF_MOPE,
+    "fusion.joining": "beside",
+    "fusion.standardise": True,
+    "fusion.similarity": "cosine",
+    "fusion.temperature": 0.2,
+    "fusion.keys": "clusters",
+    "training.router_factor": 0.1,
+}
 _INPUT = {**_FROZEN, "fusion.length": 6}
 
 
@@ -192,6 +209,13 @@ def _other(name: str, tuning: str, param: float, note: str = "") -> Method:
 
 
 _PAPER = (
+    Method(
+        "Probe",
+        "concat",
+        {**_FROZEN, "training.solver": "lbfgs"},
+        "a linear head on frozen features, by L-BFGS (logistic regression)",
+        "what any other row has to beat",
+    ),
     *_pair("ImgOnly", "image", 86.9),
     *_pair("TextOnly", "text", 109.0),
     Method("LateConcat", "concat", _FULL, "both encoders", _IV_C, None, 196.0),
@@ -297,6 +321,13 @@ _PAPER = (
     ),
     Method("MoPE", "sequential", {**_MOPE, "fusion.experts": 4}, _PARTS, "section III", None, 1.6),
     Method("MoPE-k16", "sequential", {**_MOPE, "fusion.experts": 16}, _PARTS, "section III", None, 2.6),
+    Method(
+        "MoPE-clusters",
+        "sequential",
+        {**_CLUSTERED, "fusion.experts": 4},
+        _PARTS,
+        "docs/results.md; routers that begin with clusters of rows",
+    ),
     _other("LoRA", "lora", 2.1),
     _other(
         "BitFit",

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,14 @@ from mope.encoders.sources import version_of
 from mope.encoders.weights import empty_encoder
 from mope.errors import UserError
 from mope.files import replacing
-from mope.fusion import FUSIONS, Fusion
+from mope.fusion import FUSIONS, Fusion, FusionOutput
 from mope.heads import LinearHead, MaskHead
 from mope.prompts import importance_loss
 from mope.run import CONFIG, WEIGHTS, read_run
 from mope.tasks import Task, build_task
+
+_FACTORED = {"head": "head.", "router": "fusion.prompts.router."}
+"""What the parameters' names begin with whose learning rate is a multiple of the main one."""
 
 
 @dataclass
@@ -97,7 +100,7 @@ class FusionModel(nn.Module):
             labels: encoded labels as `Task.targets` returns them.
             batch: the encoder's inputs by input name.
         """
-        output = self.fusion({name: self._normed(name, inputs) for name, inputs in batch.items()})
+        output = self._fuse(batch)
         if self.task.dense:
             size = tuple(batch[self.fusion.main]["pixel_values"].shape[-2:])
             logits = self.head(output.maps, size)
@@ -112,6 +115,27 @@ class FusionModel(nn.Module):
             losses["importance"] = importance_loss(output.scores, fusion.importance_threshold)
             loss = loss + fusion.importance_weight * losses["importance"]
         return ModelOutput(logits, output.scores, loss, losses)
+
+    def features(self, batch: Mapping[str, Any]) -> Tensor:
+        """Fused features (B, D) of a batch, by input name: what the head is given."""
+        return self._fuse(batch).features
+
+    def _fuse(self, batch: Mapping[str, Any]) -> FusionOutput:
+        return self.fusion({name: self._normed(name, inputs) for name, inputs in batch.items()})
+
+    @property
+    def begins_from_rows(self) -> bool:
+        """Whether `begin` is to see training rows before the first step."""
+        return self.fusion.begins_from_rows
+
+    def begin(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """Start from what the encoders make of some training rows; batches are as `forward` takes them."""
+        training = self.training
+        self.eval()
+        self.fusion.begin(
+            {name: self._normed(name, batch[name]) for name in self.fusion.encoders} for batch in batches
+        )
+        self.train(training)
 
     def _normed(self, name: str, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """An input whose pictures, if they are bytes, are normed as its encoder's weights were trained.
@@ -209,9 +233,13 @@ class FusionModel(nn.Module):
         """Trained parameters with their names, by learning rate.
 
         "encoder" are the weights of encoders that are tuned in full; "complementary" what else is trained of
-        the other inputs' encoders; "main" the rest.
+        the other inputs' encoders; "head" and "router" what a factor of the main rate is for, if it isn't 1;
+        "main" the rest.
         """
         groups: dict[str, list[tuple[str, nn.Parameter]]] = {"main": [], "complementary": [], "encoder": []}
+        training = self.settings.training
+        factors = {"head": 1.0 if self.task.dense else training.head_factor, "router": training.router_factor}
+        own = {_FACTORED[group]: group for group, factor in factors.items() if factor != 1}
         names = list(self.fusion.encoders)
         others = tuple(f"fusion.encoders.{name}." for name in names if name != self.fusion.main)
         full = tuple(
@@ -221,8 +249,10 @@ class FusionModel(nn.Module):
         )
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                group = "complementary" if name.startswith(others) else "main"
-                groups["encoder" if name.startswith(full) else group].append((name, parameter))
+                group = next((group for prefix, group in own.items() if name.startswith(prefix)), "main")
+                group = "complementary" if name.startswith(others) else group
+                group = "encoder" if name.startswith(full) else group
+                groups.setdefault(group, []).append((name, parameter))
         return groups
 
     def count_parameters(self) -> dict[str, dict[str, int]]:

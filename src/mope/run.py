@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from mope.config import Config, of_first_version
+from mope.config import Config, of_older_version
 from mope.errors import UserError
 from mope.files import read_yaml, write_json
 
@@ -33,8 +33,7 @@ def read_run(folder: str | Path, finished: bool = True) -> tuple[Config, dict[st
             )
     settings = read_yaml(folder / CONFIG, "config", "a run's settings")
     run = settings.pop("run", {})
-    if isinstance(settings.get("fusion"), dict):
-        settings["fusion"] = of_first_version(settings["fusion"])
+    settings = of_older_version(settings)
     if finished and "labels" not in run:
         raise UserError(f"{folder} holds no finished run: its {CONFIG} names no labels.")
     return Config.parse(settings, str(folder / CONFIG)), run

@@ -8,7 +8,7 @@ from mope.config.fusion import (
     RegisteredConfig,
     SequentialConfig,
     UnimodalConfig,
-    of_first_version,
+    of_older_version,
     only_own,
 )
 from mope.config.sections import (
@@ -39,6 +39,6 @@ __all__ = [
     "UnimodalConfig",
     "explain",
     "fields",
-    "of_first_version",
+    "of_older_version",
     "only_own",
 ]

@@ -15,6 +15,8 @@ class _Fusion(Section):
     """The input that is encoded last, guided by the others; the only one of `unimodal`."""
     dropout: Probability = 0.1
     """Dropout on all prompts."""
+    start: Literal["published", "quiet"] = "published"
+    """How loud all prompts begin, in every encoder; quiet ones are hardly attended to at first."""
 
 
 class SequentialConfig(_Fusion):
@@ -32,10 +34,17 @@ class SequentialConfig(_Fusion):
     """Width d_c of the cross-modal routing embedding."""
     intra_dim: Annotated[int, Field(ge=0)] = 2
     """Width d_i of the intra-modal routing embedding."""
-    temperature: Annotated[float, Field(gt=0)] = 0.1
-    """Routing temperature tau."""
-    keys: Literal["learned", "normal", "xavier", "orthogonal"] = "orthogonal"
-    """Routing embeddings: learned, or frozen from one of these starts."""
+    joining: Literal["beside", "added"] = "beside"
+    """Whether the dynamic prompt stands beside the static one (Eq. 2), or is added to it, from zero."""
+    standardise: bool = True
+    """Route by features that are standardised over rows; false as published."""
+    similarity: Literal["dot", "cosine"] = "cosine"
+    """Of a row and an expert's key; dot as published."""
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    """Routing temperature tau; null for 0.2 with cosine, and 0.1, as published, with dot."""
+    keys: Literal["clusters", "learned", "normal", "xavier", "orthogonal"] = "clusters"
+    """Routing embeddings: centres of clusters of training rows, learned, or frozen from one of these starts;
+    orthogonal as published."""
     top: PositiveInt | None = None
     """Hard routing: keep this many experts; null for soft routing."""
     importance_weight: Annotated[float, Field(ge=0)] = 0.01
@@ -48,6 +57,11 @@ class SequentialConfig(_Fusion):
         if self.top is not None and self.top > self.experts:
             raise ValueError(f"fusion.top ({self.top}) is more than fusion.experts ({self.experts})")
         return self
+
+    @property
+    def tau(self) -> float:
+        """The routing temperature."""
+        return self.temperature or (0.2 if self.similarity == "cosine" else 0.1)
 
 
 class UnimodalConfig(_Fusion):
@@ -160,7 +174,19 @@ def only_own(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key in section.model_fields}
 
 
-def of_first_version(settings: Mapping[str, Any]) -> dict[str, Any]:
+def of_older_version(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings as an older version wrote them, with what it did where it had no setting for it."""
+    settings = dict(settings)
+    if isinstance(settings.get("fusion"), Mapping):
+        settings["fusion"] = _of_first_version(settings["fusion"])
+        if settings["fusion"].get("method", "sequential") == "sequential":
+            settings["fusion"] = {"standardise": False, "similarity": "dot", **settings["fusion"]}
+    if isinstance(settings.get("training"), Mapping):
+        settings["training"] = {"head_factor": 1.0, "router_factor": 1.0, **settings["training"]}
+    return settings
+
+
+def _of_first_version(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A fusion's settings as the first version wrote them, which were every method's, without the others'."""
     settings = dict(settings)
     method = settings.get("method", "sequential")

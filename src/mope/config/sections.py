@@ -125,6 +125,8 @@ class SegmentationConfig(Section):
 class TrainingConfig(Section):
     """The optimisation (section IV-B of the paper)."""
 
+    solver: Literal["adamw", "lbfgs"] = "adamw"
+    """Steps over batches by AdamW, or L-BFGS over all rows at once, for a linear head on frozen features."""
     epochs: Annotated[float, Field(gt=0)] = 10
     """At most this many passes over the training rows."""
     batch_size: PositiveInt = 16
@@ -135,6 +137,10 @@ class TrainingConfig(Section):
     """Of the other inputs' encoders: prompts, and what else is added to them."""
     encoder_learning_rate: Annotated[float, Field(gt=0)] = 3e-5
     """Of encoders' own weights, where an encoder is tuned in full."""
+    head_factor: Annotated[float, Field(gt=0)] = 5.0
+    """The linear head's learning rate, as a multiple of `learning_rate`; 1 as published."""
+    router_factor: Annotated[float, Field(gt=0)] = 0.1
+    """The routers' learning rate, likewise; 1 as published."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Of AdamW, on matrices; never on biases, norms and prompts."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"

@@ -1,5 +1,6 @@
 """From the rows of a table, or of a stream, to batches."""
 
+import copy
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -171,6 +172,12 @@ class RowDataset(Dataset):
             row = self.table[index]
         raise UserError(f"{self.table.name}: none of its {len(self)} rows can be used; the last is {reason}.")
 
+    def apart(self) -> "RowDataset":
+        """The same rows, of which those that are left out are counted apart."""
+        twin = copy.copy(self)
+        twin._skipped = None if self._skipped is None else SkippedRows(0)
+        return twin
+
     def skipped(self) -> str | None:
         """A sentence on the rows that were left out while reading; None where none were."""
         return None if self._skipped is None else self._skipped.sentence(self.table.name)
@@ -286,6 +293,12 @@ class StreamDataset(IterableDataset):
         if not self.skip and not any(problem.missing for problem in problems):
             raise _refusal(reason)
         return None, reason
+
+    def apart(self) -> "StreamDataset":
+        """The same rows, of which those that are left out are counted apart."""
+        twin = copy.copy(self)
+        twin._skipped = SkippedRows(0)
+        return twin
 
     def skipped(self) -> str | None:
         """A sentence on the rows that were left out so far; None where none were."""

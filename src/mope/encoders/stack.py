@@ -69,26 +69,29 @@ class LayerStack:
         self._pass_over(note)
         self.hidden = entering[0]
 
-    def ask(self, tokens: Tensor) -> Tensor:
-        """What the next layer makes of tokens (B or 1, Q, d) among its own; they leave no trace."""
-        return self._run(tokens)[1]
+    def ask(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+        """What the next layer makes of tokens (B or 1, Q, d) among its own; they leave no trace.
 
-    def advance(self, tokens: Tensor | None = None) -> None:
+        A bias (1, Q) is added to their attention logits.
+        """
+        return self._run(tokens, bias)[1]
+
+    def advance(self, tokens: Tensor | None = None, bias: Tensor | None = None) -> None:
         """Run the next layer, with tokens (B or 1, P, d) among its own, whose outputs are dropped."""
-        self.hidden = self._run(tokens)[0]
+        self.hidden = self._run(tokens, bias)[0]
         self._next += 1
 
     def finish(self) -> EncoderOutput:
         """What the model makes of its last layer's output."""
         return self._pass_over(lambda layer, args, kwargs: self.hidden)
 
-    def _run(self, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _run(self, tokens: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         layer: Any = self._layers[self._next]
         rest, kwargs = self._arguments[self._next]
         args = (self.hidden, *rest)
         if tokens is not None:
             tokens = tokens.to(self.hidden.dtype).expand(self.hidden.shape[0], -1, -1)
-            args, kwargs, told = put_in(tokens, self._family, args, kwargs)
+            args, kwargs, told = put_in(tokens, self._family, args, kwargs, bias=bias)
             if told.mask is not None:
                 kwargs[ARGUMENT] = told
         if self._checkpointing and torch.is_grad_enabled():

@@ -15,7 +15,7 @@ from mope.encoders.stack import LayerStack
 from mope.encoders.transformer import TransformerEncoder
 from mope.encoders.video import VideoEncoder
 from mope.errors import UserError
-from mope.prompts import DeepPrompts, PromptSource
+from mope.prompts import DeepPrompts, PromptSource, Start
 
 Tuning = Literal["frozen", "prompt", "full", "lora", "bitfit", "adaptformer"]
 
@@ -41,6 +41,7 @@ class TunedEncoder(nn.Module):
         tuning: "frozen", "prompt" (vanilla deep prompts, Eq. 1), "full", "lora", "bitfit" or "adaptformer".
         prompt_length: length l' of the deep prompts.
         dropout: dropout probability on the deep prompts.
+        start: how loud the deep prompts begin.
         stand_in: whether a learned vector stands in for the feature of an input that isn't there, as inputs
             with `present` (B,), boolean, say.
 
@@ -55,6 +56,7 @@ class TunedEncoder(nn.Module):
         *,
         prompt_length: int = 4,
         dropout: float = 0.1,
+        start: Start = "published",
         stand_in: bool = False,
     ):
         super().__init__()
@@ -75,7 +77,11 @@ class TunedEncoder(nn.Module):
         self.cache: FeatureCache | None = None
         self.prompts = (
             DeepPrompts(
-                encoder.layer_dims, length=prompt_length, patch_area=encoder.patch_area, dropout=dropout
+                encoder.layer_dims,
+                length=prompt_length,
+                patch_area=encoder.patch_area,
+                dropout=dropout,
+                start=start,
             )
             if tuning == "prompt"
             else None

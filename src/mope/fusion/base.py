@@ -1,7 +1,7 @@
 """What every fusion method is: encoders by input name, and a forward pass over a batch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, cast
 
@@ -32,6 +32,7 @@ def tune(
             config.inputs[name].encoder.tuning,
             prompt_length=config.inputs[name].encoder.prompt_length,
             dropout=config.fusion.dropout,
+            start=config.fusion.start,
             stand_in=config.inputs[name].missing == "learn" and name not in without_stand_in,
         )
         for name, encoder in encoders.items()
@@ -132,6 +133,14 @@ class Fusion(nn.Module, ABC):
     def missing(self, batch: Batch) -> dict[str, Tensor]:
         """Rows (B,), boolean, of each input that may be missing, where it is."""
         return {name: ~batch[name][PRESENT] for name in self.encoders if PRESENT in batch[name]}
+
+    @property
+    def begins_from_rows(self) -> bool:
+        """Whether `begin` is to see training rows before the first step."""
+        return False
+
+    def begin(self, batches: Iterable[Batch]) -> None:
+        """Start from what the encoders make of some training rows, instead of at random."""
 
     @classmethod
     def needs(cls, config: Config) -> list[str]:

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mope.config import Config, InputsConfig
 from mope.encoders import Encoder, TunedEncoder
 from mope.fusion.base import Batch, Fusion, FusionOutput, require_guided, tune
-from mope.prompts import PromptSource, prompt_bound
+from mope.prompts import Offsets, PromptSource, Start, make_offsets, prompt_bound
 
 
 class Inputs(Fusion):
@@ -40,6 +41,7 @@ class Inputs(Fusion):
         source: "feature" or "tokens" of the other encoders.
         tokens: how many tokens a feature is mapped to.
         dropout: dropout probability on the prompts.
+        start: how loud the prompts begin; the others' tokens are as loud as they are.
     """
 
     has_maps = True
@@ -56,6 +58,7 @@ class Inputs(Fusion):
         source: str = "feature",
         tokens: int = 1,
         dropout: float = 0.1,
+        start: Start = "published",
     ):
         super().__init__()
         self.main = main
@@ -73,6 +76,8 @@ class Inputs(Fusion):
             if name != main and (source == "tokens" or tokens > 1 or width != dims[0]):
                 self.project[name] = nn.Linear(width, tokens * dims[0])
         self.dropout = nn.Dropout(dropout)
+        # A prompt that lives on is attended to in every layer, a token of the others in as many.
+        self.offsets = make_offsets(start, len(inner.layer_dims), [length])
 
     @classmethod
     def build(cls, config: Config, encoders: Mapping[str, Encoder]) -> "Inputs":
@@ -89,11 +94,14 @@ class Inputs(Fusion):
             source=settings.input_from,
             tokens=settings.input_tokens,
             dropout=settings.dropout,
+            start=settings.start,
         )
 
     def forward(self, batch: Batch) -> FusionOutput:
         found = [self._tokens(name, batch) for name in self.encoders if name != self.main]
-        source = InputSource(list(self.prompts), torch.cat(found, dim=1), self.deep, self.blind, self.dropout)
+        source = InputSource(
+            list(self.prompts), torch.cat(found, dim=1), self.deep, self.blind, self.dropout, self.offsets
+        )
         output = self.encoders[self.main](batch[self.main], prompts=source, maps=self.gives_maps)
         return FusionOutput(output.pooled, output.tokens, maps=output.stages)
 
@@ -116,17 +124,24 @@ class InputSource(PromptSource):
         deep: whether there is a fresh prompt in each layer.
         blind: whether the prompt's tokens attend to one another only.
         dropout: on the prompts.
+        offsets: of the prompts, which stand first; None without.
     """
 
     lives_on = True
 
     def __init__(
-        self, prompts: Sequence[Tensor], inputs: Tensor, deep: bool, blind: bool, dropout: nn.Module
+        self,
+        prompts: Sequence[Tensor],
+        inputs: Tensor,
+        deep: bool,
+        blind: bool,
+        dropout: nn.Module,
+        offsets: Offsets | None = None,
     ):
-        self.prompts, self.deep, self.dropout = prompts, deep, dropout
+        self.prompts, self.deep, self.dropout, self.offsets = prompts, deep, dropout, offsets
         self.blind = len(prompts[0]) if blind and prompts else 0
         self.living: Tensor | None = inputs
-        self._fresh = 0
+        self._fresh = self._given = 0
 
     def __call__(self, layer: int, x0: Tensor) -> Tensor | None:
         """What stands among the tokens of one layer, (B, P, d)."""
@@ -138,7 +153,15 @@ class InputSource(PromptSource):
         if self.living is not None:
             parts.append(self.living.to(x0.dtype))
         self.living = None  # until an encoder that can hands them back
-        return torch.cat(parts, dim=1) if parts else None
+        tokens = torch.cat(parts, dim=1) if parts else None
+        self._given = 0 if tokens is None else tokens.shape[1]
+        return tokens
+
+    def bias(self, layer: int) -> Tensor | None:
+        if self.offsets is None:
+            return None
+        offsets = self.offsets(layer)
+        return functional.pad(offsets, (0, self._given - offsets.shape[1]))
 
     def receive(self, layer: int, outputs: Tensor) -> None:
         """What the layer made of the tokens is what stands in the next; fresh prompts are dropped."""

@@ -1,6 +1,7 @@
 """PMF: two prompted streams that exchange prompts in their last layers (Li et al. 2023, arXiv 2304.06306)."""
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from mope.encoders import Encoder, TransformerEncoder, TunedEncoder
 from mope.encoders.stack import LayerStack
 from mope.errors import UserError
 from mope.fusion.base import Batch, Fusion, FusionOutput, tune
+from mope.prompts import Offsets, Start, make_offsets
 
 
 class Pmf(Fusion):
@@ -31,6 +33,7 @@ class Pmf(Fusion):
         main: name of the main input.
         layers: number F of last layers in which they exchange prompts.
         length: length of each kind of prompt.
+        start: how loud all of them begin, what the other stream tells included.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Pmf(Fusion):
         *,
         layers: int = 2,
         length: int = 6,
+        start: Start = "published",
     ):
         super().__init__()
         self.main, self.layers = main, layers
@@ -47,6 +51,7 @@ class Pmf(Fusion):
         self.query, self.query_context, self.fusion_context, self.maps = (nn.ModuleDict() for _ in range(4))
         for name in self.encoders:
             self.encoder(name).make_steppable()
+        self.offsets = nn.ModuleDict()
         names = list(self.encoders)
         dims = {name: self.encoder(name).encoder.layer_dims for name in names}
         for name, other in zip(names, reversed(names), strict=True):
@@ -54,6 +59,9 @@ class Pmf(Fusion):
                 kind[name] = nn.ParameterList(
                     torch.empty(length, dim).normal_(std=0.02) for dim in dims[name][-layers:]
                 )
+            for asking in (True, False):
+                if (offsets := make_offsets(start, layers, [length, length])) is not None:
+                    self.offsets[_of(name, asking)] = offsets
             self.maps[name] = nn.ModuleList(
                 _translator(theirs, own)
                 for theirs, own in zip(dims[other][-layers:], dims[name][-layers:], strict=True)
@@ -87,6 +95,7 @@ class Pmf(Fusion):
             settings.main,
             layers=settings.exchange_layers,
             length=settings.length,
+            start=settings.start,
         )
 
     def forward(self, batch: Batch) -> FusionOutput:
@@ -99,7 +108,8 @@ class Pmf(Fusion):
             for (name, stack), learned in zip(stacks.items(), reversed(asked.values()), strict=True):
                 told = self.maps[name][step](learned)  # type: ignore[index]
                 context = self.fusion_context[name][step].expand(told.shape[0], -1, -1)  # type: ignore[index]
-                stack.advance(torch.cat([context.to(told.dtype), told], dim=1))
+                tokens = torch.cat([context.to(told.dtype), told], dim=1)
+                stack.advance(tokens, self._bias(name, step, asking=False))
         outputs = {name: stack.finish() for name, stack in stacks.items()}
         features = torch.cat([output.pooled.float() for output in outputs.values()], dim=1)
         return FusionOutput(features, outputs[self.main].tokens)
@@ -107,7 +117,18 @@ class Pmf(Fusion):
     def _ask(self, name: str, step: int, stack: LayerStack) -> Tensor:
         """What a stream's query prompts learn in its next layer, (B, l, d), beside their context."""
         query, context = self.query[name][step], self.query_context[name][step]  # type: ignore[index]
-        return stack.ask(torch.cat([query, context]).unsqueeze(0))[:, : len(query)]
+        bias = self._bias(name, step, asking=True)
+        return stack.ask(torch.cat([query, context]).unsqueeze(0), bias)[:, : len(query)]
+
+    def _bias(self, name: str, step: int, *, asking: bool) -> Tensor | None:
+        """What is added to the attention logits of a stream's prompts in one of the last layers, (1, P)."""
+        key = _of(name, asking)
+        return cast(Offsets, self.offsets[key])(step) if key in self.offsets else None
+
+
+def _of(name: str, asking: bool) -> str:
+    """The key of a stream's offsets, when it asks and when it is told."""
+    return f"{name}_{'asks' if asking else 'is_told'}"
 
 
 def _translator(theirs: int, own: int) -> nn.Sequential:

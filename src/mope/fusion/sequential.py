@@ -1,13 +1,14 @@
 """Sequential fusion: complementary inputs first, whose features guide the main encoder (section III-B)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from mope.config import Config, SequentialConfig
 from mope.encoders import Encoder, TunedEncoder
 from mope.fusion.base import Batch, Fusion, FusionOutput, require_guided, tune
-from mope.prompts import FusionPrompts
+from mope.prompts import FusionPrompts, PromptSource
 
 
 class Sequential(Fusion):
@@ -54,11 +55,15 @@ class Sequential(Fusion):
             experts=settings.experts,
             patch_area=encoders[main].patch_area,
             dropout=settings.dropout,
+            start=settings.start,
+            joining=settings.joining,
             cross_dim=settings.cross_dim,
             intra_dim=settings.intra_dim,
-            temperature=settings.temperature,
+            temperature=settings.tau,
             keys=settings.keys,
             top=settings.top,
+            standardise=settings.standardise,
+            similarity=settings.similarity,
         )
         return cls(tune(config, encoders, without_stand_in=[main]), main, prompts)
 
@@ -67,3 +72,47 @@ class Sequential(Fusion):
         source = self.prompts.bind(psi, self.missing(batch))
         output = self.encoders[self.main](batch[self.main], prompts=source, maps=self.gives_maps)
         return FusionOutput(output.pooled, output.tokens, source.scores, output.stages)
+
+    @property
+    def begins_from_rows(self) -> bool:
+        router = self.prompts.router
+        return router is not None and (router.by_clusters or len(router.cross_norms) > 0)
+
+    @torch.no_grad()
+    def begin(self, batches: Iterable[Batch]) -> None:
+        """Start the router from the features of some rows, see `Router.begin`."""
+        router = self.prompts.router
+        assert router is not None
+        found: dict[str, list[Tensor]] = {name: [] for name in self.guides}
+        entering: list[list[Tensor]] = [[] for _ in range(router.layers)]
+        for batch in batches:
+            psi = {name: self.feature(name, batch) for name in self.guides}
+            source = _Listening(self.prompts.bind(psi, self.missing(batch)))
+            self.encoders[self.main](batch[self.main], prompts=source)
+            for name, feature in psi.items():
+                found[name].append(feature.float())
+            for layer, x0 in source.heard.items():
+                entering[layer].append(x0.float())
+        router.begin(
+            {name: torch.cat(features) for name, features in found.items()},
+            [torch.cat(features) for features in entering],
+        )
+
+
+class _Listening(PromptSource):
+    """A source that keeps the global features it is asked with.
+
+    Attributes:
+        heard: x0 (B, d_i) by layer.
+    """
+
+    def __init__(self, source: PromptSource):
+        self.source = source
+        self.heard: dict[int, Tensor] = {}
+
+    def __call__(self, layer: int, x0: Tensor) -> Tensor | None:
+        self.heard[layer] = x0
+        return self.source(layer, x0)
+
+    def bias(self, layer: int) -> Tensor | None:
+        return self.source.bias(layer)

@@ -1,11 +1,15 @@
-"""The paper's core: router (Eq. 3), experts (Eq. 4), importance (Eq. 5-6), mapper, Eq. 2. Torch only."""
+"""The paper's core: router (Eq. 3), experts (Eq. 4), importance (Eq. 5-6), mapper, Eq. 2.
+
+Torch only, and scikit-learn for clusters.
+"""
 
 from mope.prompts.deep import DeepPrompts, prompt_bound
 from mope.prompts.experts import Experts
-from mope.prompts.fusion import BoundPrompts, FusionPrompts
+from mope.prompts.fusion import BoundPrompts, FusionPrompts, Joining
 from mope.prompts.importance import importance, importance_loss, variation
 from mope.prompts.mapper import Mapper
-from mope.prompts.router import Router
+from mope.prompts.offsets import Offsets, Start, make_offsets
+from mope.prompts.router import KeyInit, Router, Similarity
 from mope.prompts.source import PromptFunction, PromptSource
 
 __all__ = [
@@ -13,12 +17,18 @@ __all__ = [
     "DeepPrompts",
     "Experts",
     "FusionPrompts",
+    "Joining",
+    "KeyInit",
     "Mapper",
+    "Offsets",
     "PromptFunction",
     "PromptSource",
     "Router",
+    "Similarity",
+    "Start",
     "importance",
     "importance_loss",
+    "make_offsets",
     "prompt_bound",
     "variation",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mope.prompts.offsets import Start, make_offsets
 from mope.prompts.source import PromptSource
 
 
@@ -22,15 +23,28 @@ class DeepPrompts(nn.Module, PromptSource):
         length: prompt length l.
         patch_area: pixels of a patch, for the start; 1 for an encoder without patches.
         dropout: dropout probability on the prompts.
+        start: how loud they begin, see `Offsets`.
     """
 
-    def __init__(self, layer_dims: Sequence[int], *, length: int, patch_area: int = 1, dropout: float = 0.1):
+    def __init__(
+        self,
+        layer_dims: Sequence[int],
+        *,
+        length: int,
+        patch_area: int = 1,
+        dropout: float = 0.1,
+        start: Start = "published",
+    ):
         super().__init__()
         bound = prompt_bound(layer_dims[0], patch_area)
         self.prompts = nn.ParameterList(
             torch.empty(length, dim).uniform_(-bound, bound) for dim in layer_dims
         )
         self.dropout = nn.Dropout(dropout)
+        self.offsets = make_offsets(start, len(layer_dims), [length])
+
+    def bias(self, layer: int) -> Tensor | None:
+        return None if self.offsets is None else self.offsets(layer)
 
     def forward(self, layer: int, x0: Tensor) -> Tensor:
         """Prompts (B, l, d_i) of one layer for x0 (B, d_i)."""

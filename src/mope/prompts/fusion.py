@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from mope.prompts.deep import prompt_bound
 from mope.prompts.experts import Experts
 from mope.prompts.mapper import Mapper
-from mope.prompts.router import KeyInit, Router
+from mope.prompts.offsets import Start, make_offsets
+from mope.prompts.router import KeyInit, Router, Similarity
 from mope.prompts.source import PromptSource
 
 PromptPart = Literal["static", "dynamic", "mapped"]
+Joining = Literal["beside", "added"]
 
 
 class FusionPrompts(nn.Module):
@@ -29,7 +31,10 @@ class FusionPrompts(nn.Module):
         experts: k. With 1 the dynamic prompt is one vanilla prompt without a router; with 0 there is none.
         patch_area: pixels of a patch of the main encoder, for the start of the prompts.
         dropout: dropout probability on all prompts.
-        cross_dim, intra_dim, temperature, keys, top: see `Router`.
+        start: how loud all prompts begin, see `Offsets`.
+        joining: whether the dynamic prompt stands beside the static one (Eq. 2), or is added to it, its
+            experts starting from zero: then training starts as without experts.
+        cross_dim, intra_dim, temperature, keys, top, standardise, similarity: see `Router`.
     """
 
     def __init__(
@@ -42,22 +47,31 @@ class FusionPrompts(nn.Module):
         experts: int = 4,
         patch_area: int = 1,
         dropout: float = 0.1,
+        start: Start = "published",
+        joining: Joining = "beside",
         cross_dim: int = 8,
         intra_dim: int = 2,
         temperature: float = 0.1,
         keys: KeyInit = "orthogonal",
         top: int | None = None,
+        standardise: bool = False,
+        similarity: Similarity = "dot",
     ):
         super().__init__()
         self.length = length
         bound = prompt_bound(layer_dims[0], patch_area)
         dynamic = "dynamic" in parts and experts > 0
+        self.added = dynamic and joining == "added" and "static" in parts
         self.static = (
             nn.ParameterList(torch.empty(length, dim).uniform_(-bound, bound) for dim in layer_dims)
             if "static" in parts
             else None
         )
-        self.experts = Experts(layer_dims, experts=experts, length=length, bound=bound) if dynamic else None
+        self.experts = (
+            Experts(layer_dims, experts=experts, length=length, bound=0.0 if self.added else bound)
+            if dynamic
+            else None
+        )
         self.router = (
             Router(
                 layer_dims,
@@ -68,6 +82,8 @@ class FusionPrompts(nn.Module):
                 temperature=temperature,
                 keys=keys,
                 top=top,
+                standardise=standardise,
+                similarity=similarity,
             )
             if dynamic and experts > 1
             else None
@@ -76,6 +92,13 @@ class FusionPrompts(nn.Module):
             {name: Mapper(dim, layer_dims) for name, dim in features.items()} if "mapped" in parts else {}
         )
         self.dropout = nn.Dropout(dropout)
+        self.lengths = [length] * self._own + [1] * len(self.mappers)
+        self.offsets = make_offsets(start, len(layer_dims), self.lengths)
+
+    @property
+    def _own(self) -> int:
+        """How many prompts of length l stand in front of the mapped ones."""
+        return (self.static is not None) + (self.experts is not None and not self.added)
 
     @property
     def reads_features(self) -> bool:
@@ -107,7 +130,7 @@ class BoundPrompts(PromptSource):
         self, prompts: FusionPrompts, psi: Mapping[str, Tensor], missing: Mapping[str, Tensor] | None = None
     ):
         self.prompts = prompts
-        self._bias = self._hide(missing or {})
+        self._hidden = self._hide(missing or {})
         self.mapped = [mapper(psi[name].float()) for name, mapper in prompts.mappers.items()]
         self._scores: dict[int, Tensor] = {}
         if prompts.router is not None:
@@ -128,14 +151,16 @@ class BoundPrompts(PromptSource):
             rows is not None and bool(rows.any()) for rows in found
         ):
             return None
-        seen = (prompts.static is not None) + (prompts.experts is not None)
-        before = first.new_zeros(first.shape[0], seen * prompts.length)
+        before = first.new_zeros(first.shape[0], sum(prompts.lengths) - len(found))
         mapped = [torch.zeros_like(first) if rows is None else rows for rows in found]
         hidden = torch.cat([before, torch.stack(mapped, dim=1)], dim=1)
         return torch.zeros(hidden.shape, device=hidden.device).masked_fill(hidden, float("-inf"))
 
     def bias(self, layer: int) -> Tensor | None:
-        return self._bias
+        offsets = self.prompts.offsets
+        if offsets is None:
+            return self._hidden
+        return offsets(layer) if self._hidden is None else offsets(layer) + self._hidden
 
     @property
     def scores(self) -> list[Tensor]:
@@ -153,6 +178,10 @@ class BoundPrompts(PromptSource):
                     self._scores[layer] = scores = prompts.router(layer, self.cross, x0.float())
                 else:
                     scores = x0.new_ones(x0.shape[0], 1, dtype=torch.float32)
-                parts.append(prompts.experts(layer, scores).to(x0.dtype))
+                mixed = prompts.experts(layer, scores)
+            if prompts.added:
+                parts[-1] = parts[-1] + mixed
+            else:
+                parts.append(mixed.to(x0.dtype))
         parts += [by_layer[layer] for by_layer in self.mapped]
         return prompts.dropout(torch.cat(parts, dim=1).to(x0.dtype)) if parts else None

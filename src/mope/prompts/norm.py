@@ -39,8 +39,9 @@ class BatchNorm(nn.BatchNorm1d):
             cast(Tensor, self.num_batches_tracked).add_(1)
             self._follow(self.running_mean, mean)
             self._follow(self.running_var, variance * count / (count - 1))
-        scale = self.weight * (variance + self.eps).rsqrt()
-        shift = self.bias - mean * scale
+        scale = (variance + self.eps).rsqrt()
+        scale = scale if self.weight is None else self.weight * scale
+        shift = -mean * scale if self.bias is None else self.bias - mean * scale
         return (values * scale.view(shape) + shift.view(shape)).to(input.dtype)
 
     def _follow(self, running: Any, found: Tensor) -> None:

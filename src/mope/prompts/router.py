@@ -5,14 +5,20 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-KeyInit = Literal["learned", "normal", "xavier", "orthogonal"]
+from mope.prompts.clusters import place_keys
+from mope.prompts.norm import BatchNorm
+
+KeyInit = Literal["learned", "normal", "xavier", "orthogonal", "clusters"]
+Similarity = Literal["dot", "cosine"]
 
 _KEY_INITS = {
     "learned": nn.init.orthogonal_,
     "normal": nn.init.normal_,
     "xavier": nn.init.xavier_normal_,
     "orthogonal": nn.init.orthogonal_,
+    "clusters": nn.init.orthogonal_,  # until `begin` has seen rows
 }
 
 
@@ -23,7 +29,12 @@ class Router(nn.Module):
     `eps ~ N(0, 1/k^2)` drawn per score while training, and only then.
 
     The projections `W_y^i` of all layers are stored as one matrix per complementary modality, since psi_y is
-    the same for every layer: `embed` computes their part of all layers' logits in one go.
+    the same for every layer: `embed` computes them in one go.
+
+    What the paper's router lacks, and why experts collapse: pooled features share a large common part, so all
+    rows have nearly the same logits, of several units; at tau = 0.1 the softmax is one-hot for all of them
+    alike, where it has no gradient. `standardise` takes the common part away, `similarity="cosine"` bounds
+    logits by 1 / tau, and `keys="clusters"` begins with experts that see different rows.
 
     Args:
         layer_dims: width d_i of each layer of the main encoder.
@@ -33,9 +44,12 @@ class Router(nn.Module):
         intra_dim: width d_i of the intra-modal routing embedding; 0 leaves it out.
         temperature: tau.
         keys: how the routing embeddings K start, and whether they learn. All but `learned` are frozen: a
-            buffer, saved with the weights. With k > d_r, `orthogonal` gives orthonormal columns.
+            buffer, saved with the weights. With k > d_r, `orthogonal` gives orthonormal columns. `clusters`
+            are set by `begin`.
         top: keep only the n largest scores, as they are, without renormalising ("hard" routing, section V-F);
             None keeps all ("soft").
+        standardise: whether psi and x0 are standardised first, by running statistics, as a batch norm does.
+        similarity: of q and K: their product (Eq. 3), or the cosine of their angle.
     """
 
     keys: Tensor
@@ -51,12 +65,14 @@ class Router(nn.Module):
         temperature: float = 0.1,
         keys: KeyInit = "orthogonal",
         top: int | None = None,
+        standardise: bool = False,
+        similarity: Similarity = "dot",
     ):
         super().__init__()
         if top is not None and not 1 <= top <= experts:
             raise ValueError(f"top must be between 1 and the number of experts ({experts}), not {top}")
         self.experts, self.temperature, self.top = experts, temperature, top
-        self.cross_dim, self.layers = cross_dim, len(layer_dims)
+        self.cross_dim, self.layers, self.cosine = cross_dim, len(layer_dims), similarity == "cosine"
         self.cross = nn.ModuleDict(
             {name: nn.Linear(dim, self.layers * cross_dim, bias=False) for name, dim in features.items()}
             if cross_dim
@@ -74,20 +90,35 @@ class Router(nn.Module):
             self.keys = nn.Parameter(table)
         else:
             self.register_buffer("keys", table)
+        self.by_clusters = keys == "clusters" and routing_dim > 0
+        self.cross_norms = nn.ModuleDict(
+            {name: _norm(features[name]) for name in self.cross} if standardise else {}
+        )
+        self.intra_norms = nn.ModuleList(
+            [_norm(dim) for dim in layer_dims] if standardise and intra_dim else []
+        )
 
     def embed(self, psi: Mapping[str, Tensor]) -> Tensor:
-        """What the complementary features alone add to the logits of every layer, in one product each.
+        """What the complementary features alone give to the routing of every layer, in one product each.
 
         Args:
             psi: features by name, (B, d_y) each, in float32.
 
         Returns:
-            `[psi_y W_y^i] K_y^T / tau` of every layer, (L, B, k).
+            `psi_y W_y^i K_y^T / tau` of every layer, (L, B, k); the queries `psi_y W_y^i` themselves,
+            (L, B, n d_c), where the cosine needs their length.
         """
         batch = next(iter(psi.values())).shape[0] if psi else 1
+        queries = [
+            project(self.cross_norms[name](psi[name]) if self.cross_norms else psi[name])
+            .unflatten(-1, (self.layers, self.cross_dim))
+            .transpose(0, 1)
+            for name, project in self.cross.items()
+        ]
+        if self.cosine:
+            return torch.cat(queries, dim=-1) if queries else self.keys.new_zeros(self.layers, batch, 0)
         logits = self.keys.new_zeros(self.layers, batch, self.experts)
-        for place, (name, project) in enumerate(self.cross.items()):
-            query = project(psi[name]).unflatten(-1, (self.layers, self.cross_dim)).transpose(0, 1)
+        for place, query in enumerate(queries):
             keys = self.keys[..., place * self.cross_dim : (place + 1) * self.cross_dim]
             logits = logits + query @ keys.transpose(1, 2)
         return logits / self.temperature
@@ -97,16 +128,22 @@ class Router(nn.Module):
 
         Args:
             layer: its index, from 0.
-            cross: what `embed` returned, (L, B, k).
+            cross: what `embed` returned.
             x0: global feature entering the layer, (B, d_i), in float32.
 
         Returns:
             Scores (B, k); they sum to 1 unless `top` drops some.
         """
-        logits = cross[layer]
-        if self.intra:
+        found = cross[layer]
+        if self.intra and self.intra_norms:
+            x0 = self.intra_norms[layer](x0)
+        if self.cosine:
+            logits = self._cosine(layer, found, x0)
+        elif self.intra:
             keys = self.keys[layer, :, len(self.cross) * self.cross_dim :]
-            logits = torch.addmm(logits, self.intra[layer](x0), keys.T, alpha=1 / self.temperature)
+            logits = torch.addmm(found, self.intra[layer](x0), keys.T, alpha=1 / self.temperature)
+        else:
+            logits = found
         if self.training:
             logits = logits + torch.randn(x0.shape[0], self.experts, device=x0.device) / self.experts
         scores = logits.expand(x0.shape[0], -1).softmax(dim=-1)
@@ -114,3 +151,49 @@ class Router(nn.Module):
             return scores
         kept = torch.zeros_like(scores).scatter_(-1, scores.topk(self.top, dim=-1).indices, 1.0)
         return scores * kept
+
+    def _cosine(self, layer: int, query: Tensor, x0: Tensor) -> Tensor:
+        """`cos(q, K) / tau` of one layer, (B, k)."""
+        if self.intra:
+            query = torch.cat([query.expand(x0.shape[0], -1), self.intra[layer](x0)], dim=-1)
+        keys = functional.normalize(self.keys[layer], dim=-1)
+        return functional.normalize(query, dim=-1) @ (keys.T / self.temperature)
+
+    @torch.no_grad()
+    def begin(self, psi: Mapping[str, Tensor], x0: Sequence[Tensor]) -> None:
+        """Start from the features of some rows: running statistics, and with `keys="clusters"` projections
+        and keys, see `place_keys`.
+
+        Args:
+            psi: complementary features by name, (N, d_y) each.
+            x0: global feature entering each layer, (N, d_i).
+
+        Raises:
+            UserError: the rows are fewer than the experts.
+        """
+        with torch.autocast(self.keys.device.type, enabled=False):
+            self._begin(psi, x0)
+
+    def _begin(self, psi: Mapping[str, Tensor], x0: Sequence[Tensor]) -> None:
+        if self.cross_norms:
+            psi = {name: _begin_norm(self.cross_norms[name], feature) for name, feature in psi.items()}
+        if self.intra_norms:
+            x0 = [_begin_norm(norm, feature) for norm, feature in zip(self.intra_norms, x0, strict=True)]
+        if self.by_clusters:
+            cross = [(psi[name], self.cross[name].weight) for name in self.cross]
+            intra = [(x0[layer], project.weight) for layer, project in enumerate(self.intra)]
+            place_keys(self.keys, cross, intra)  # type: ignore[arg-type]
+
+
+def _norm(dim: int) -> BatchNorm:
+    """What standardises a feature; one that hardly varies isn't blown up, and its rounding with it."""
+    return BatchNorm(dim, eps=1e-3, affine=False)
+
+
+def _begin_norm(norm: nn.Module, features: Tensor) -> Tensor:
+    """Let a norm's running statistics be those of some rows (N, D), and norm these by them."""
+    assert isinstance(norm, BatchNorm)
+    variance, mean = torch.var_mean(features, dim=0)
+    norm.running_mean.copy_(mean)  # type: ignore[union-attr]
+    norm.running_var.copy_(variance)  # type: ignore[union-attr]
+    return (features - mean) * (variance + norm.eps).rsqrt()

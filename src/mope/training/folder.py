@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mope.config import Config
 from mope.data.splits import Report
@@ -14,7 +16,6 @@ from mope.errors import UserError
 from mope.files import replacing, write_json
 from mope.model import FusionModel
 from mope.run import CHECKPOINTS, CONFIG, METRICS, difference, model_card, read_metrics, read_run
-from mope.training.trainer import FusionTrainer
 
 # What may differ when a run is continued: none of it changes what was learned so far.
 _FREE_ON_RESUME = tuple(f"training.{key}" for key in ("epochs", "patience", "precision", "device"))
@@ -97,10 +98,26 @@ def last_checkpoint(folder: Path) -> str | None:
     return None
 
 
-def result_of(trainer: FusionTrainer, model: FusionModel, metric: str, seconds: float) -> dict[str, Any]:
-    """The content of `metrics.json`."""
-    history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    best = trainer.state.best_global_step
+def result_of(
+    model: FusionModel,
+    history: Sequence[dict[str, Any]],
+    best: int | None,
+    metric: str,
+    seconds: float,
+    device: torch.device,
+    times: Mapping[str, float | None],
+) -> dict[str, Any]:
+    """The content of `metrics.json`.
+
+    Args:
+        model: as trained.
+        history: evaluations on validation rows, as the trainer logs them.
+        best: step of the one that was kept.
+        metric: the deciding one.
+        seconds: that all of it took.
+        device: of the training.
+        times: of its steps, by name.
+    """
     chosen = next((entry for entry in history if entry["step"] == best), history[-1])
     counts = model.count_parameters()
     return {
@@ -108,12 +125,11 @@ def result_of(trainer: FusionTrainer, model: FusionModel, metric: str, seconds: 
         "validation": {name: chosen[f"eval_{name}"] for name in ("loss", *model.task.metrics())},
         "best_epoch": chosen["epoch"],
         "seconds": round(seconds, 1),
-        "step_milliseconds": trainer.step_milliseconds,
-        "waiting_share": trainer.waiting_share,
-        "peak_mebibytes": peak_memory(trainer.args.device),
+        **times,
+        "peak_mebibytes": peak_memory(device),
         "trainable": sum(count["trainable"] for count in counts.values()),
         "frozen": sum(count["frozen"] for count in counts.values()),
-        "history": history,
+        "history": list(history),
     }
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
+from accelerate import PartialState
+from accelerate.utils import send_to_device, set_seed
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import (
@@ -29,8 +30,15 @@ from mope.run import CHECKPOINTS, CONFIG
 from mope.tasks.metrics import compute_metrics, deciding_metric
 from mope.training.arguments import training_arguments
 from mope.training.folder import check_folder, last_checkpoint, result_of, write_run
-from mope.training.rows import Rows, prepare
+from mope.training.probe import features_of, fit_probe, require_probe
+from mope.training.rows import Rows, first_batches, prepare
 from mope.training.trainer import FusionTrainer, ProgressBar
+
+Learned = tuple[list[dict[str, Any]], int | None, dict[str, float | None]]
+"""Evaluations on validation rows, the step of the one that was kept, and times of steps."""
+
+_BEGINS_FROM = 512
+"""Rows that a model which begins from rows is shown."""
 
 
 def train(
@@ -67,22 +75,73 @@ def train(
     model.freeze(frozen_dtype(config.training.precision, device))
     _say_plan(model, datasets, device, report)
     counts = {f"{split}_rows": len(rows) for split, rows in datasets.items()}
+    learn = _probe if config.training.solver == "lbfgs" else _descend
+    history, best, times = learn(config, model, datasets, device, report)
+    if (skipped := datasets["train"].skipped()) is not None:
+        report(skipped)
+    metric = deciding_metric(model.task, config.training.metric)[0]
+    result = result_of(model, history, best, metric, time.monotonic() - started, device, times)
+    if PartialState().is_main_process:
+        write_run(folder, model, counts, result)
+    return result
+
+
+def _descend(
+    config: Config, model: FusionModel, datasets: Mapping[str, Rows], device: torch.device, report: Report
+) -> Learned:
+    """Train by gradient steps, with checkpoints."""
+    folder = Path(config.output)
     trainer = _trainer(config, model, datasets, device, report)
-    with replacing(folder / CONFIG) as draft:
-        draft.write_text(config.dump(), encoding="utf-8")
+    _write_config(config)
     checkpoint = last_checkpoint(folder / CHECKPOINTS)
+    if checkpoint is None and model.begins_from_rows:
+        _begin(config, model, datasets["train"], device)
     reset_peak_memory(device)
     # Each process draws dropout, routing noise and augmentation of its own; weights and order are shared.
     set_seed(config.training.seed, device_specific=True)
     trainer.train(resume_from_checkpoint=checkpoint)
-    for line in (trainer.collapse(), datasets["train"].skipped()):
-        if line is not None:
-            report(line)
-    metric = deciding_metric(model.task, config.training.metric)[0]
-    result = result_of(trainer, model, metric, time.monotonic() - started)
-    if trainer.is_world_process_zero():
-        write_run(folder, model, counts, result)
-    return result
+    if (collapse := trainer.collapse()) is not None:
+        report(collapse)
+    history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    times = {"step_milliseconds": trainer.step_milliseconds, "waiting_share": trainer.waiting_share}
+    return history, trainer.state.best_global_step, times
+
+
+def _probe(
+    config: Config, model: FusionModel, datasets: Mapping[str, Rows], device: torch.device, report: Report
+) -> Learned:
+    """Fit a linear head to frozen features."""
+    require_probe(model, datasets["train"])
+    _write_config(config)
+    reset_peak_memory(device)
+    metric, greater = deciding_metric(model.task, config.training.metric)
+    model.to(device)
+    together = partial(collate, readers=datasets["train"].readers, task=model.task)
+    size, workers = 2 * config.training.batch_size, config.data.workers
+    with torch.autocast(device.type, torch.bfloat16, use_bf16(config.training.precision, device)):
+        features = {
+            split: features_of(model, rows, together, size, device, workers)
+            for split, rows in datasets.items()
+        }
+    history = fit_probe(model, *features["train"], *features["validation"], metric, greater)
+    best = next(entry for entry in history if entry["step"])
+    report(f"linear probe  penalty {best['penalty']:g}  validation {metric} {best[f'eval_{metric}']:.3f}")
+    return history, best["step"], {"step_milliseconds": None, "waiting_share": None}
+
+
+def _write_config(config: Config) -> None:
+    with replacing(Path(config.output) / CONFIG) as draft:
+        draft.write_text(config.dump(), encoding="utf-8")
+
+
+def _begin(config: Config, model: FusionModel, rows: Rows, device: torch.device) -> None:
+    """Let the model start from the first training rows, the same in every process."""
+    batches = first_batches(
+        rows, _BEGINS_FROM, 2 * config.training.batch_size, config.training.seed, model.task
+    )
+    model.to(device)
+    with torch.autocast(device.type, torch.bfloat16, use_bf16(config.training.precision, device)):
+        model.begin(send_to_device(batch, device) for batch in batches)
 
 
 def _trainer(

@@ -1,10 +1,13 @@
 """The rows of a training: opened, checked, drawn, and the model that their labels ask for."""
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
+import torch
+
 from mope.config import Config
-from mope.data.dataset import RowDataset, RowReader, StreamDataset
+from mope.data.dataset import RowDataset, RowReader, StreamDataset, collate
 from mope.data.holdout import hold_out
 from mope.data.readers import Reader, TextReader, build_readers
 from mope.data.splits import Report, check_split, draw, label_names, open_splits, row_check
@@ -13,6 +16,7 @@ from mope.data.table import Table
 from mope.errors import UserError
 from mope.media.texts import has_controls
 from mope.model import FusionModel, needed_inputs
+from mope.tasks import Task
 from mope.tasks.metrics import deciding_metric
 
 _STANDARDISED_BY = 2000  # rows of a stream whose labels say what is usual
@@ -76,6 +80,18 @@ def prepare(
         "train": rows,
         "validation": RowDataset(validation, readers, task, label, **common),
     }
+
+
+def first_batches(rows: Rows, count: int, size: int, seed: int, task: Task) -> Iterator[dict[str, Any]]:
+    """Batches of so many training rows: of a table drawn by seed, of a stream its first."""
+    rows = rows.apart()
+    if isinstance(rows, RowDataset):
+        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+        samples: Iterator[Any] = (rows[index] for index in drawn)
+    else:
+        samples = islice(rows, count)
+    while chunk := list(islice(samples, size)):
+        yield collate(chunk, rows.readers, task)
 
 
 def _first_labels(rows: StreamDataset, report: Report) -> Iterator[Any]:

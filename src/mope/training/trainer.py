@@ -64,9 +64,9 @@ class FusionTrainer(Trainer):
         few, uneven = int((used < count / 2).sum()), max(entry["imbalance"])
         return (
             f"The experts have collapsed: {float(used.mean()):.1f} of {count} are used, in {few} of "
-            f"{len(used)} layers fewer than half (imbalance up to {uneven:.1f}). Try a higher "
-            "fusion.temperature, a larger fusion.importance_weight or fewer fusion.experts, and compare with "
-            "--method P-SeqFuse, which has none."
+            f"{len(used)} layers fewer than half (imbalance up to {uneven:.1f}). Try "
+            "--method MoPE-clusters, a higher fusion.temperature, a larger fusion.importance_weight or fewer "
+            "fusion.experts, and compare with --method P-SeqFuse, which has none."
         )
 
     def _start_epoch(self) -> None:
@@ -97,6 +97,8 @@ class FusionTrainer(Trainer):
                 "main": settings.learning_rate,
                 "complementary": settings.complementary_learning_rate,
                 "encoder": settings.encoder_learning_rate,
+                "head": settings.learning_rate * settings.head_factor,
+                "router": settings.learning_rate * settings.router_factor,
             }
             groups = []
             for group, parameters in self.fusion_model.parameter_groups().items():

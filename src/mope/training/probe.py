@@ -1,0 +1,134 @@
+"""A linear probe: a linear head on frozen features, trained to its end in seconds.
+
+What any method that trains more has to beat: for classes it is logistic regression.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from mope.data.dataset import RowDataset
+from mope.errors import UserError
+from mope.heads import LinearHead
+from mope.model import FusionModel
+from mope.tasks import Task
+from mope.tasks.metrics import compute_metrics
+
+STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
+"""Weights of the squared norm, of which the one with the best validation metric is taken; strongest first:
+each fit goes on from the one before."""
+
+
+def require_probe(model: FusionModel, train: Any) -> None:
+    """Make sure that a linear head is all that learns.
+
+    Raises:
+        UserError: it isn't, or the rows come as a stream.
+    """
+    learning = [
+        name for name, p in model.named_parameters() if p.requires_grad and not name.startswith("head.")
+    ]
+    if learning or not isinstance(model.head, LinearHead):
+        what = f"{learning[0]} would learn, too" if learning else "the task's head isn't linear"
+        raise UserError(
+            f"training.solver: lbfgs trains a linear head alone, but {what}: set training.solver to adamw, "
+            "or take --method Probe."
+        )
+    if not isinstance(train, RowDataset):
+        raise UserError("training.solver: lbfgs needs all rows at once: set data.streaming to false.")
+
+
+def fit_probe(
+    model: FusionModel,
+    features: Tensor,
+    targets: Tensor,
+    unseen: Tensor,
+    expected: Tensor,
+    metric: str,
+    greater: bool,
+) -> list[dict[str, Any]]:
+    """Fit the model's head to the features of all training rows, by L-BFGS.
+
+    Features are standardised, so that the penalty means the same for each; the head takes that in.
+
+    Args:
+        model: what `require_probe` found fit.
+        features, targets: of training rows, (N, D) and (N, ...).
+        unseen, expected: of validation rows, likewise.
+        metric: validation metric by which the penalty's strength is chosen.
+        greater: whether more of it is better.
+
+    Returns:
+        For each strength its validation metrics, named as the trainer names them; the best one's `step` is 1,
+        the others' is 0.
+    """
+    deviation, mean = torch.var_mean(features, dim=0, correction=0)
+    deviation = deviation.sqrt().clamp(min=1e-6)
+    features, unseen = (features - mean) / deviation, (unseen - mean) / deviation
+    heads: list[nn.Linear] = []
+    history = []
+    for strength in STRENGTHS:
+        heads.append(_fit(model.task, features, targets, strength, heads[-1] if heads else None))
+        logits = heads[-1](unseen).detach()
+        found = {"loss": float(model.task.loss(logits, expected))}
+        found |= compute_metrics(model.task, *model.task.condense(logits, expected))
+        values = {f"eval_{name}": value for name, value in found.items()}
+        history.append({"epoch": 1.0, "step": 0, "penalty": strength, **values})
+    best = (max if greater else min)(range(len(history)), key=lambda i: history[i][f"eval_{metric}"])
+    history[best]["step"] = 1
+    with torch.no_grad():
+        weight = heads[best].weight / deviation
+        model.head.linear.weight.copy_(weight)  # type: ignore[union-attr]
+        model.head.linear.bias.copy_(heads[best].bias - weight @ mean)  # type: ignore[union-attr]
+    return history
+
+
+def _fit(
+    task: Task, features: Tensor, targets: Tensor, strength: float, before: nn.Linear | None
+) -> nn.Linear:
+    """The head (D -> outputs) with the least loss and penalty over all rows; biases aren't penalised."""
+    if before is None:
+        head = nn.Linear(features.shape[1], task.outputs, device=features.device)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+    else:
+        head = copy.deepcopy(before)
+    optimizer = torch.optim.LBFGS(
+        head.parameters(), max_iter=100, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+    )
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = task.loss(head(features), targets) + strength / 2 * head.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(step)  # type: ignore[arg-type]
+    return head
+
+
+@torch.no_grad()
+def features_of(
+    model: FusionModel, rows: Dataset, collate: Any, size: int, device: torch.device, workers: int
+) -> tuple[Tensor, Tensor]:
+    """Fused features (N, D) of all rows in float32, and their targets (N, ...).
+
+    Args:
+        model: the model.
+        rows: what is read.
+        collate: makes samples a batch.
+        size: rows per batch.
+        device: where the model is.
+        workers: processes that read.
+    """
+    model.eval()
+    features, targets = [], []
+    for found in DataLoader(rows, size, collate_fn=collate, num_workers=workers):
+        batch: Any = send_to_device(found, device)
+        targets.append(batch.pop("labels"))
+        features.append(model.features(batch).float())
+    return torch.cat(features), torch.cat(targets)

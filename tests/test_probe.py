@@ -1,0 +1,78 @@
+"""The linear probe: what it fits, what it refuses, and that its run is a run like any other."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from run_tester import changed, quiet, tiny_run
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from mope import Predictor
+from mope.config import Config
+from mope.data.table import open_table
+from mope.errors import UserError
+from mope.heads import LinearHead
+from mope.methods import find_method
+from mope.tasks import build_task
+from mope.training import train
+from mope.training.probe import STRENGTHS, fit_probe
+
+
+def fitted(labels, targets, task="classification", metric="accuracy", greater=True):
+    """A probe of features whose scales differ; its history, head, and the features."""
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.tensor([0.01, 1.0, 100.0, 1.0])
+    features = torch.randn(60, 4, generator=generator) * scales + scales
+    content = SimpleNamespace(task=task, data=SimpleNamespace(class_weights="none", separator="|"))
+    made = build_task(content, labels)  # type: ignore[arg-type]
+    made.fit(targets, "none")
+    model = SimpleNamespace(task=made, head=LinearHead(4, made.outputs))
+    encoded = made.targets(targets)
+    history = fit_probe(model, features, encoded, features[:20], encoded[:20], metric, greater)
+    best = next(entry for entry in history if entry["step"])
+    return best, model.head, features
+
+
+def test_for_classes_it_is_logistic_regression():
+    targets = [index % 3 for index in range(60)]
+    best, head, features = fitted(["a", "b", "c"], targets)
+    scaled = ((features - features.mean(0)) / features.std(0, correction=0)).numpy()
+    reference = LogisticRegression(C=1 / (best["penalty"] * 60), max_iter=5000, tol=1e-8)
+    reference.fit(scaled, np.array(targets))
+    found = head(features).softmax(dim=1).detach().numpy()
+    np.testing.assert_allclose(found, reference.predict_proba(scaled), atol=2e-3)
+
+
+def test_for_numbers_it_is_ridge_regression():
+    targets = [float(index) ** 1.5 for index in range(60)]
+    best, head, features = fitted(["number"], targets, "regression", "rmse", False)
+    scaled = ((features - features.mean(0)) / features.std(0, correction=0)).numpy()
+    numbers = (np.array(targets) - np.mean(targets)) / np.std(targets)
+    reference = Ridge(alpha=best["penalty"] * 60 / 2).fit(scaled, numbers)
+    np.testing.assert_allclose(head(features)[:, 0].detach().numpy(), reference.predict(scaled), atol=2e-3)
+
+
+@pytest.fixture
+def config(weights, tables, tmp_path):
+    return find_method("Probe").apply(Config.parse(tiny_run(weights, tables, tmp_path / "run"), "a test"))
+
+
+def test_a_probe_s_run_is_a_run(config):
+    lines = []
+    result = train(config, report=lines.append)
+    assert any(line.startswith("linear probe  penalty") for line in lines)
+    assert [entry["penalty"] for entry in result["history"]] == list(STRENGTHS)
+    best = max(entry["eval_accuracy"] for entry in result["history"])
+    assert result["validation"]["accuracy"] == best
+    assert result["trainable"] == 2 * 32 * 3 + 3
+    assert result["step_milliseconds"] is None
+    predicted = Predictor(config.output, device="cpu").predict(open_table(config.data.test))
+    assert {p.label for p in predicted} <= {"blue", "green", "red"}
+    assert train(config, resume=True, report=quiet)["validation"] == result["validation"]
+
+
+def test_what_else_would_learn_is_refused(config):
+    prompted = changed(config, inputs__text__encoder={"tuning": "prompt"})
+    with pytest.raises(UserError, match=r"a linear head alone, but fusion\.encoders\.text.* would learn"):
+        train(prompted, report=quiet)

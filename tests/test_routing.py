@@ -1,0 +1,247 @@
+"""Routers that begin with clusters of rows, and prompts that begin quiet or added."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from run_tester import changed, tiny_run
+from torch.nn import functional
+
+from mope.config import Config
+from mope.errors import UserError
+from mope.model import FusionModel
+from mope.prompts import DeepPrompts, FusionPrompts, Offsets, Router, make_offsets
+from mope.prompts.clusters import place_keys
+from mope.training import train
+
+DIMS, FEATURES = [8, 8, 12], {"text": 6, "audio": 5}
+
+
+def grouped(rows: int, groups: int, width: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of rows in groups with a large common part, as pooled features have it; and the groups."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(groups, width, generator=generator)
+    group = torch.arange(rows) % groups
+    noise = 0.05 * torch.randn(rows, width, generator=generator)
+    return 30 + centres[group] + noise, group
+
+
+@settings(max_examples=30, deadline=None)
+@given(experts=st.integers(2, 6), cross=st.integers(0, 3), intra=st.integers(0, 3), batch=st.integers(1, 4))
+def test_cosine_routing_written_out(experts, cross, intra, batch):
+    router = Router(
+        DIMS,
+        FEATURES,
+        experts=experts,
+        cross_dim=cross,
+        intra_dim=intra,
+        similarity="cosine",
+        temperature=0.3,
+    ).eval()
+    psi = {name: torch.randn(batch, dim) for name, dim in FEATURES.items()}
+    for layer, dim in enumerate(DIMS):
+        x0 = torch.randn(batch, dim)
+        scores = router(layer, router.embed(psi), x0)
+        parts = [
+            psi[name] @ router.cross[name].weight[layer * cross : (layer + 1) * cross].T
+            for name in router.cross
+        ]
+        parts += [x0 @ router.intra[layer].weight.T] if intra else []
+        query = torch.cat(parts, dim=1) if parts else torch.zeros(batch, 0)
+        angle = functional.cosine_similarity(query[:, None], router.keys[layer][None], dim=-1, eps=1e-12)
+        torch.testing.assert_close(scores, (angle / 0.3).softmax(dim=1))
+
+
+def test_standardised_routing_forgets_what_all_rows_share():
+    """What all rows share neither counts nor, as it does as published, sends them all to one expert."""
+    psi, _ = grouped(64, 4, 6)
+    psi, x0 = 10 * psi, torch.randn(64, 8)  # beside which the norm's eps is nothing
+    torch.manual_seed(0)
+    router = Router([8], {"text": 6}, experts=4, standardise=True, temperature=1.0).eval()
+    scores = []
+    for feature in (psi, 3 * psi + 100):
+        router.begin({"text": feature}, [x0])
+        scores.append(router(0, router.embed({"text": feature}), x0))
+    torch.testing.assert_close(*scores, atol=0.01, rtol=0)
+    assert scores[0].mean(dim=0).max() < 0.6
+    published = Router([8], {"text": 6}, experts=4, temperature=1.0).eval()
+    assert published(0, published.embed({"text": psi}), x0).mean(dim=0).max() > 0.99
+
+
+def test_running_statistics_follow_in_training_alone():
+    router = Router([8], {"text": 6}, experts=4, standardise=True)
+    norm = router.cross_norms["text"]
+    router.eval().embed({"text": torch.randn(16, 6) + 5})
+    assert not norm.running_mean.any()
+    router.train().embed({"text": torch.randn(16, 6) + 5})
+    assert (norm.running_mean > 0.2).all()
+    assert not list(norm.parameters())
+    assert "cross_norms.text.running_mean" in router.state_dict()
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_clusters_give_each_group_its_expert(similarity):
+    psi, group = grouped(200, 4, 6)
+    router = Router(
+        [8, 8],
+        {"text": 6},
+        experts=4,
+        cross_dim=3,
+        temperature=0.1,
+        standardise=True,
+        keys="clusters",
+        similarity=similarity,
+        intra_dim=0,
+    )
+    router.begin({"text": psi}, [torch.randn(200, 8)] * 2)
+    router.eval()
+    for layer in range(2):
+        chosen = router(layer, router.embed({"text": psi}), torch.randn(200, 8)).argmax(dim=1)
+        found = [chosen[group == one].unique() for one in range(4)]
+        assert all(len(experts) == 1 for experts in found)
+        assert len(torch.cat(found).unique()) == 4
+    assert not torch.equal(router.keys[0], router.keys[1])
+    torch.testing.assert_close(router.keys.norm(dim=-1), torch.ones(2, 4))
+    unclustered = Router([8, 8], {"text": 6}, experts=4, temperature=0.1).eval()
+    assert (
+        len(unclustered(0, unclustered.embed({"text": psi}), torch.randn(200, 8)).argmax(dim=1).unique()) < 4
+    )
+
+
+def test_a_feature_that_never_changes_is_no_cluster():
+    """The class token that enters the first layer is the same in every row: it mustn't be blown up."""
+    keys = torch.empty(1, 2, 3)
+    weight, inner = torch.empty(2, 6), torch.empty(1, 8)
+    place_keys(keys, [(grouped(20, 2, 6)[0], weight)], [(torch.ones(20, 8), inner)])
+    assert all(tensor.isfinite().all() for tensor in (keys, weight, inner))
+    assert inner.norm() <= 1 / 0.05 + 1e-3
+
+
+def test_too_few_rows_for_clusters_are_said():
+    router = Router([8], {"text": 6}, experts=4, keys="clusters")
+    with pytest.raises(UserError, match=r"4 clusters, but there are 3 training rows.*orthogonal"):
+        router.begin({"text": torch.randn(3, 6)}, [torch.randn(3, 8)])
+
+
+def test_offsets_stand_over_their_prompts():
+    offsets = Offsets(2, [3, 1], value=-2.0)
+    offsets.values.data = torch.tensor([[-1.0, 2.0], [0.5, -3.0]])
+    assert offsets(1).tolist() == [[0.5, 0.5, 0.5, -3.0]]
+    assert make_offsets("published", 2, [3]) is None
+    assert make_offsets("quiet", 2, []) is None
+    assert make_offsets("quiet", 2, [3])(0).exp().max().item() == pytest.approx(math.exp(-3))
+
+
+def test_quiet_prompts_of_each_kind_and_missing_inputs():
+    prompts = FusionPrompts(DIMS, FEATURES, length=2, experts=3, start="quiet").eval()
+    prompts.offsets.values.data = torch.arange(12.0).view(3, 4)  # static, dynamic, two mapped
+    psi = {name: torch.randn(2, dim) for name, dim in FEATURES.items()}
+    assert prompts.bind(psi).bias(1).tolist() == [[4, 4, 5, 5, 6, 7]]
+    hidden = prompts.bind(psi, {"audio": torch.tensor([False, True])}).bias(1)
+    assert hidden.tolist() == [[4, 4, 5, 5, 6, 7], [4, 4, 5, 5, 6, -math.inf]]
+    assert DeepPrompts([8, 8], length=2, start="quiet").bias(0).tolist() == [[-3, -3]]
+    assert DeepPrompts([8, 8], length=2).bias(0) is None
+
+
+def test_added_experts_begin_as_the_static_prompt_alone():
+    torch.manual_seed(0)
+    prompts = FusionPrompts(DIMS, FEATURES, length=2, experts=3, joining="added").eval()
+    psi = {name: torch.randn(2, dim) for name, dim in FEATURES.items()}
+    source, x0 = prompts.bind(psi), torch.randn(2, 12)
+    found = source(2, x0)
+    assert found.shape == (2, 2 + 2, 12)
+    torch.testing.assert_close(found[:, :2], prompts.static[2].expand(2, -1, -1))
+    for expert in prompts.experts.prompts:
+        expert.data.normal_()
+    mixed = prompts.experts(2, prompts.router(2, source.cross, x0))
+    torch.testing.assert_close(source(2, x0)[:, :2], prompts.static[2] + mixed)
+    # Without a static prompt there is nothing to be added to.
+    alone = FusionPrompts(DIMS, FEATURES, parts=["dynamic"], length=2, experts=3, joining="added")
+    assert not alone.added
+    assert alone.experts.prompts[0].any()
+
+
+def config_of(weights, tables, tmp_path, **fusion) -> Config:
+    content = tiny_run(weights, tables, tmp_path / "run")
+    content["fusion"] |= fusion
+    return Config.parse(content, "a test")
+
+
+def test_training_begins_from_rows_and_a_run_holds_what_it_found(weights, tables, tmp_path):
+    config = config_of(weights, tables, tmp_path)
+    assert (config.fusion.keys, config.fusion.similarity, config.fusion.tau) == ("clusters", "cosine", 0.2)
+    train(config, report=lambda line: None)
+    router = FusionModel.from_pretrained(tmp_path / "run").fusion.prompts.router
+    torch.testing.assert_close(router.keys.norm(dim=-1), torch.ones(router.keys.shape[:2]))
+    products = router.keys[0] @ router.keys[0].T - torch.eye(3)
+    assert products.abs().max() > 1e-3  # orthogonal before it began
+    assert router.cross_norms["text"].running_var.std() > 0
+    same = changed(config, output=str(tmp_path / "again"))
+    train(same, report=lambda line: None)
+    again = FusionModel.from_pretrained(tmp_path / "again")
+    assert torch.equal(again.fusion.prompts.router.keys, router.keys)
+
+
+def test_head_and_router_learn_at_multiples_of_the_rate(weights, tables, tmp_path):
+    config = config_of(weights, tables, tmp_path)
+    groups = FusionModel.build(config, ["red", "blue"]).parameter_groups()
+    assert {name for name, _ in groups["head"]} == {"head.linear.weight", "head.linear.bias"}
+    assert all(name.startswith("fusion.prompts.router.") for name, _ in groups["router"])
+    assert not any("router" in name or "head" in name for name, _ in groups["main"])
+    plain = changed(config, training={"head_factor": 1, "router_factor": 1})
+    assert set(FusionModel.build(plain, ["red", "blue"]).parameter_groups()) == {
+        "main",
+        "complementary",
+        "encoder",
+    }
+
+
+@pytest.mark.parametrize(
+    "fusion",
+    [
+        {"method": "sequential", "joining": "added"},
+        {"method": "unimodal"},
+        {"method": "concat"},
+        {"method": "inputs", "length": 2},
+        {"method": "inputs", "length": 2, "deep": True},
+        {"method": "inputs", "length": 2, "blind": True},
+        {"method": "pmf", "length": 2, "exchange_layers": 2},
+    ],
+    ids=lambda fusion: "-".join(map(str, fusion.values())),
+)
+def test_every_prompted_method_can_begin_quiet(weights, tables, tmp_path, fusion):
+    """Offsets of -infinity are no prompts at all, of 0 those as published; and they learn."""
+    content = tiny_run(weights, tables, tmp_path / "run")
+    content["fusion"] = {"main": "image", **fusion, "start": "quiet"}
+    content["inputs"]["text"]["encoder"]["tuning"] = "frozen" if fusion["method"] == "pmf" else "prompt"
+    if fusion["method"] in ("unimodal", "concat"):
+        content["inputs"]["image"]["encoder"]["tuning"] = "prompt"
+    quiet = Config.parse(content, "a test")
+    content["fusion"]["start"] = "published"
+    published = Config.parse(content, "a test")
+    torch.manual_seed(0)
+    loud = FusionModel.build(published, ["red", "blue"]).eval()
+    model = FusionModel.build(quiet, ["red", "blue"]).eval()
+    missing = model.load_state_dict(loud.state_dict(), strict=False).missing_keys
+    assert missing
+    assert all("offsets" in key for key in missing)
+    batch = {
+        "image": {"pixel_values": torch.randn(2, 3, 32, 32)},
+        "text": {
+            "input_ids": torch.tensor([[2, 5, 6, 3], [2, 7, 3, 0]]),
+            "attention_mask": torch.ones(2, 4).long(),
+        },
+    }
+    batch = {name: batch[name] for name in model.fusion.encoders}
+    parameters = dict(model.named_parameters())
+    begun = model(**batch).logits
+    expected = loud(**batch).logits
+    assert (begun - expected).abs().max() > 1e-6
+    begun.square().sum().backward()
+    assert all(parameters[key].grad.abs().sum() > 0 for key in missing)
+    with torch.no_grad():
+        for key in missing:
+            parameters[key].zero_()
+    torch.testing.assert_close(model(**batch).logits, expected, atol=2e-6, rtol=1e-5)
