@@ -317,8 +317,8 @@ def test_figures_take_whatever_there_is():
     assert numbers["f1"] == {"a": pytest.approx(2 / 3), "b": 1.0}
 
 
-def summary_of(scores: numpy.ndarray, labels: list[str]) -> str:
-    """What the report says first of experts with these scores (N, L, k)."""
+def summary_of(scores: numpy.ndarray, labels: list[str], **columns: list[str]) -> str:
+    """What the report says first of experts with these scores (N, L, k); other columns by name."""
     shares = routing.importance(scores)
     similarity = numpy.zeros((scores.shape[1], scores.shape[2], scores.shape[2]))
     experts = Experts(
@@ -327,6 +327,7 @@ def summary_of(scores: numpy.ndarray, labels: list[str]) -> str:
         routing.effective_experts(shares),
         routing.score_entropy(scores),
         routing.mutual_information(scores, labels),
+        {name: routing.mutual_information(scores, values) for name, values in columns.items()},
         similarity,
         routing.top_samples(scores, 1),
     )
@@ -353,4 +354,7 @@ def test_the_report_begins_with_what_experts_do_or_that_they_do_nothing():
     assert "next to nothing of its label" in summary_of(random, ["same"] * 40)
     split = random.copy()
     split[:, 1] = numpy.eye(4)[[0, 1] * 20]
-    assert "by label most in layer 2 (0.9" in summary_of(split, labels)
+    assert "by label most in layer 2: knowing the expert says 0.9" in summary_of(split, labels)
+    assert "bits of it, of 2.00 that 4 experts could" in summary_of(split, labels)
+    assert "by asks most in layer 2" in summary_of(split, ["same"] * 40, asks=labels)
+    assert "nothing of its label or asks" in summary_of(random, ["same"] * 40, asks=["same"] * 40)

@@ -115,7 +115,7 @@ def test_full_questions_are_answered_by_the_scene():
         "over": (-1, 0),
     }
     for rng, scene in drawn(questions.full_scene, 2000):
-        kind, text, answer = questions.full_question(rng, scene)
+        text, kind, _, answer = questions.full_question(rng, scene)
         types[kind] += 1
         named = max(
             (thing for thing in scene.things if re.search(rf"\b{thing.kind}\b", text)),
@@ -232,3 +232,20 @@ def test_fewer_kinds_are_some_of_all(tmp_path):
     assert shown < set(kinds("full"))
     with pytest.raises(UserError, match="take 12 to"):
         build_scenes(tmp_path / "none", SceneSettings("full", kinds=3, **TINY))
+
+
+def test_what_a_question_asks_stands_beside_it_however_it_is_put(tmp_path):
+    """`asks` is the place, by one name for it, or the direction, or as the type."""
+    build_scenes(tmp_path / "easy", SceneSettings(**{**TINY, "train": 60}))
+    for row in rows(tmp_path / "easy" / "train.csv"):
+        place = row["asks"].replace("top", "(top|upper)").replace("bottom", "(bottom|lower)")
+        assert re.search(place, row["question"])
+    build_scenes(tmp_path / "full", SceneSettings(level="full", **{**TINY, "train": 40}))
+    asked = {(row["type"], row["asks"]) for row in rows(tmp_path / "full" / "train.csv")}
+    assert {"left", "right", "above", "below"} == {asks for kind, asks in asked if kind == "neighbour"}
+    assert len([asks for kind, asks in asked if kind == "position"]) == 9
+    assert {asks for kind, asks in asked if kind not in ("neighbour", "position")} == {
+        "count",
+        "colour",
+        "size",
+    }

@@ -217,13 +217,20 @@ def _experts(page: Page, predictor: Predictor, found: Explanation, pictures: _Pi
         page.figure("training", course, caption)
     page.figure("similarity", figures.similarity(experts.similarity), "How alike the experts themselves are.")
     page.table(
-        ["layer", "effective experts", "entropy of a row's scores (nats)", "information on the label (bits)"],
+        [
+            "layer",
+            "effective experts",
+            "entropy of a row's scores (nats)",
+            "information on the label (bits)",
+            *(f"on {column}" for column in experts.columns),
+        ],
         [
             (
                 layer + 1,
                 f"{experts.effective[layer]:.2f}",
                 f"{experts.entropy[layer]:.3f}",
                 "-" if experts.information is None else f"{experts.information[layer]:.3f}",
+                *(f"{bits[layer]:.3f}" for bits in experts.columns.values()),
             )
             for layer in range(len(experts.importance))
         ],

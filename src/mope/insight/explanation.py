@@ -24,6 +24,8 @@ from mope.tasks.metrics import compute_metrics
 TOP = 8
 """Samples shown of each expert."""
 
+_FEW = 30  # values of a column that experts may split rows by
+
 
 @dataclass
 class Experts:
@@ -36,6 +38,8 @@ class Experts:
         entropy: mean entropy of a sample's scores in nats (L,).
         information: mutual information of expert and label in bits (L,), for several labels to a row the mean
             over labels of that with having the label; None where rows have no labels by name.
+        columns: mutual information of expert and another column of the table (L,), by its name; of columns
+            with a few values.
         similarity: cosine similarity of the experts (L, k, k).
         top: places of the samples scored highest (L, k, n).
         words: what stands out in their texts, by layer and expert: (word, z).
@@ -47,6 +51,7 @@ class Experts:
     effective: Floats
     entropy: Floats
     information: Floats | None
+    columns: dict[str, Floats]
     similarity: Floats
     top: NDArray[numpy.integer]
     words: list[list[list[tuple[str, float]]]] = field(default_factory=list)
@@ -110,6 +115,7 @@ class Explanation:
             experts = {name: getattr(self.experts, name).tolist() for name in arrays}
             information = self.experts.information
             experts["information"] = None if information is None else information.tolist()
+            experts["columns"] = {name: bits.tolist() for name, bits in self.experts.columns.items()}
             experts["top_rows"] = numpy.asarray(self.table.numbers)[self.experts.top].tolist()
             experts["words"], experts["labels"] = self.experts.words, self.experts.labels
         return {
@@ -227,11 +233,26 @@ def _experts(
         routing.effective_experts(shares),
         routing.score_entropy(scores),
         None if named is None else _information(scores, named, predictor.settings.task == "multilabel"),
+        _by_column(scores, table, predictor),
         routing.similarity([layer.detach().float().cpu().numpy() for layer in prompts.experts.prompts]),
         routing.top_samples(scores, TOP),
         _stand_out(scores, said),
         _stand_out(scores, named or [[] for _ in said]),
     )
+
+
+def _by_column(scores: Floats, table: Table, predictor: "Predictor") -> dict[str, Floats]:
+    """Information on each column that is neither an input nor the label, and has a few values."""
+    settings = predictor.settings
+    known = {settings.data.label, *(entry.column for entry in settings.inputs.values())}
+    found = {}
+    for name in table.columns:
+        if name in known:
+            continue
+        values = [str(value) for value in table.column(name)]
+        if 1 < len(set(values)) <= min(_FEW, len(values) // 2):
+            found[name] = routing.mutual_information(scores, values)
+    return found
 
 
 def _information(scores: Floats, named: Sequence[Sequence[str]], several: bool) -> Floats:

@@ -1,5 +1,7 @@
 """What a report says first, in plain words."""
 
+import math
+
 import numpy
 
 from mope.insight.explanation import Experts, Explanation
@@ -50,10 +52,17 @@ def _of_experts(experts: Experts) -> str:
     # A row's own mixture has as many experts as all rows together: then all have the same one.
     if float((numpy.exp(experts.entropy) / experts.effective).min()) > _ALIKE:
         return f"{text} But every row gets nearly the same mixture, so they don't specialise."
-    if experts.information is None:
+    known = dict(experts.columns) if experts.information is None else {"label": experts.information}
+    known |= experts.columns
+    if not known:
         return text
-    layer = int(experts.information.argmax())
-    bits = float(experts.information[layer])
+    column = max(known, key=lambda name: float(known[name].max()))
+    layer, bits = int(known[column].argmax()), float(known[column].max())
     if bits < _BITS:
-        return f"{text} Which expert a row gets says next to nothing of its label ({bits:.2f} bits at most)."
-    return f"{text} They split the rows by label most in layer {layer + 1} ({bits:.2f} bits)."
+        said = f"says next to nothing of its {' or '.join(known)} ({bits:.2f} bits at most)"
+        return f"{text} Which expert a row gets {said}."
+    most = math.log2(count)
+    return (
+        f"{text} They split the rows by {column} most in layer {layer + 1}: knowing the expert says "
+        f"{bits:.2f} bits of it, of {most:.2f} that {count} experts could."
+    )

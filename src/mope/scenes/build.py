@@ -26,7 +26,7 @@ from mope.scenes.glyphs import ATTRIBUTION, kinds
 Level = Literal["easy", "full"]
 SceneTask = Literal["questions", "entailment", "segmentation"]
 MANIFEST = "manifest.json"
-_VERSION = 1
+_VERSION = 2
 _HELD_OUT = 10  # one pair of kinds in this many is kept for the test on unseen pairs
 
 
@@ -217,14 +217,22 @@ def _texts(
             kind, text = entailment.entailment_sentence(rng, scene, label, pool, allowed)
             yield {"sentence": text, "type": kind, "label": label}
     elif settings.level == "easy":
-        kind, text, answer = questions.easy_question(rng, scene)
-        yield {"question": text, "type": kind, "answer": answer}
+        yield _row(questions.easy_question(rng, scene))
     else:
         found: dict[str, dict[str, str]] = {}
         for _ in range(4):
-            kind, text, answer = questions.full_question(rng, scene)
-            found.setdefault(text, {"question": text, "type": kind, "answer": answer})
+            question = questions.full_question(rng, scene)
+            found.setdefault(question.text, _row(question))
         yield from found.values()
+
+
+def _row(question: questions.Question) -> dict[str, str]:
+    return {
+        "question": question.text,
+        "type": question.type,
+        "asks": question.asks,
+        "answer": question.answer,
+    }
 
 
 def _allowed(settings: SceneSettings, split: str) -> questions.Allowed:

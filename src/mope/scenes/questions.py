@@ -2,12 +2,30 @@
 
 import random
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from mope.scenes.compose import COLOURS, TEXTURES, Cell, Scene, Thing
-from mope.scenes.words import NUMBERS, a, place_words
+from mope.scenes.words import NUMBERS, a, place_name, place_words
 
 Allowed = Callable[[Sequence[str]], bool]
 """Whether these kinds may be seen together."""
+
+
+class Question(NamedTuple):
+    """A question about a scene.
+
+    Attributes:
+        text: as it is put.
+        type: position, neighbour, count, colour or size.
+        asks: what it asks, however it is put: a place, a direction, or as `type`.
+        answer: the right one.
+    """
+
+    text: str
+    type: str
+    asks: str
+    answer: str
+
 
 POSITION = (
     "what is in the {place}?",
@@ -24,6 +42,7 @@ NEIGHBOUR = {
     (1, 0): ("what is below the {kind}?", "what is directly under the {kind}?"),
     (-1, 0): ("what is above the {kind}?", "what is directly over the {kind}?"),
 }
+_DIRECTIONS = {(0, 1): "right", (0, -1): "left", (1, 0): "below", (-1, 0): "above"}
 COUNT = (
     "how many things like {a} are there?",
     "count them: how often is there {a}?",
@@ -41,10 +60,10 @@ def easy_scene(rng: random.Random, kinds: Sequence[str], allowed: Allowed) -> Sc
     return Scene(2, things, texture=rng.choice(TEXTURES))
 
 
-def easy_question(rng: random.Random, scene: Scene) -> tuple[str, str, str]:
-    """(type, question, answer): what is in one corner."""
+def easy_question(rng: random.Random, scene: Scene) -> Question:
+    """What is in one corner."""
     thing = rng.choice(scene.things)
-    return "position", rng.choice(CORNER).format(place=place_words(rng, thing.cell, scene.grid)), thing.kind
+    return _of_place(rng, scene, thing, CORNER)
 
 
 def full_scene(rng: random.Random, kinds: Sequence[str], allowed: Allowed) -> Scene:
@@ -61,19 +80,23 @@ def full_scene(rng: random.Random, kinds: Sequence[str], allowed: Allowed) -> Sc
     return Scene(3, tuple(things), texture=rng.choice(TEXTURES))
 
 
-def full_question(rng: random.Random, scene: Scene) -> tuple[str, str, str]:
-    """(type, question, answer) by position, neighbour, count, colour or size."""
+def full_question(rng: random.Random, scene: Scene) -> Question:
+    """A question by position, neighbour, count, colour or size."""
     makers = [_position, _neighbour, _count, _colour, _size]
     rng.shuffle(makers)
     return next(found for maker in makers if (found := maker(rng, scene)) is not None)
 
 
-def _position(rng: random.Random, scene: Scene) -> tuple[str, str, str]:
-    thing = rng.choice(scene.things)
-    return "position", rng.choice(POSITION).format(place=place_words(rng, thing.cell, scene.grid)), thing.kind
+def _position(rng: random.Random, scene: Scene) -> Question:
+    return _of_place(rng, scene, rng.choice(scene.things), POSITION)
 
 
-def _neighbour(rng: random.Random, scene: Scene) -> tuple[str, str, str] | None:
+def _of_place(rng: random.Random, scene: Scene, thing: Thing, texts: Sequence[str]) -> Question:
+    text = rng.choice(texts).format(place=place_words(rng, thing.cell, scene.grid))
+    return Question(text, "position", place_name(thing.cell, scene.grid), thing.kind)
+
+
+def _neighbour(rng: random.Random, scene: Scene) -> Question | None:
     pairs = [
         (thing, step, beside)
         for thing in _single(scene)
@@ -83,29 +106,30 @@ def _neighbour(rng: random.Random, scene: Scene) -> tuple[str, str, str] | None:
     if not pairs:
         return None
     thing, step, beside = rng.choice(pairs)
-    return "neighbour", rng.choice(NEIGHBOUR[step]).format(kind=thing.kind), beside.kind
+    text = rng.choice(NEIGHBOUR[step]).format(kind=thing.kind)
+    return Question(text, "neighbour", _DIRECTIONS[step], beside.kind)
 
 
-def _count(rng: random.Random, scene: Scene) -> tuple[str, str, str]:
+def _count(rng: random.Random, scene: Scene) -> Question:
     kind = rng.choice(sorted({thing.kind for thing in scene.things}))
     number = sum(thing.kind == kind for thing in scene.things)
-    return "count", rng.choice(COUNT).format(a=a(kind)), NUMBERS[number]
+    return Question(rng.choice(COUNT).format(a=a(kind)), "count", "count", NUMBERS[number])
 
 
-def _colour(rng: random.Random, scene: Scene) -> tuple[str, str, str] | None:
+def _colour(rng: random.Random, scene: Scene) -> Question | None:
     single = [thing for thing in _single(scene) if thing.colour is not None]
     if not single:
         return None
     thing = rng.choice(single)
-    return "colour", rng.choice(COLOUR).format(kind=thing.kind), thing.colour or ""
+    return Question(rng.choice(COLOUR).format(kind=thing.kind), "colour", "colour", thing.colour or "")
 
 
-def _size(rng: random.Random, scene: Scene) -> tuple[str, str, str] | None:
+def _size(rng: random.Random, scene: Scene) -> Question | None:
     single = _single(scene)
     if not single:
         return None
     thing = rng.choice(single)
-    return "size", rng.choice(SIZE).format(kind=thing.kind), "big" if thing.big else "small"
+    return Question(rng.choice(SIZE).format(kind=thing.kind), "size", "size", "big" if thing.big else "small")
 
 
 def _single(scene: Scene) -> list[Thing]:

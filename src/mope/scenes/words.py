@@ -14,6 +14,11 @@ def place_words(rng: random.Random, cell: Cell, grid: int) -> str:
     return f"{rng.choice(_ROWS[grid][cell[0]])} {_COLUMNS[grid][cell[1]]}"
 
 
+def place_name(cell: Cell, grid: int) -> str:
+    """A cell by one name, however `place_words` says it."""
+    return f"{_ROWS[grid][cell[0]][-1]} {_COLUMNS[grid][cell[1]]}"
+
+
 def a(kind: str) -> str:
     """A kind with its article."""
     return f"{'an' if kind[0] in 'aeio' or kind.startswith('umb') else 'a'} {kind}"
