@@ -45,7 +45,8 @@ def test_a_row_s_prediction_does_not_depend_on_its_batch_or_padding(predictor, t
         (alone,) = predictor.predict(table.select([index]))
         assert close(alone, together[index])
         for one, other in zip(alone.routing, together[index].routing, strict=True):
-            assert one == pytest.approx(other, abs=1e-5)
+            # Standardising blows rounding up by a feature's inverse deviation.
+            assert one == pytest.approx(other, abs=1e-4)
 
 
 def test_two_predictions_are_equal_and_so_are_those_of_a_reloaded_run(predictor, run, tables):

@@ -245,3 +245,49 @@ def test_every_prompted_method_can_begin_quiet(weights, tables, tmp_path, fusion
         for key in missing:
             parameters[key].zero_()
     torch.testing.assert_close(model(**batch).logits, expected, atol=2e-6, rtol=1e-5)
+
+
+def test_a_grown_model_keeps_its_experts_and_begins_as_it_was(weights, tables, tmp_path):
+    config = config_of(weights, tables, tmp_path)
+    train(config, report=lambda line: None)
+    old = FusionModel.from_pretrained(config.output)
+    wanted = changed(config, fusion={"experts": 6}, training={"begin_from": config.output})
+    model = FusionModel.build(wanted, old.task.labels)
+    model.begin_from(config.output)
+    model.eval()
+    before, after = old.fusion.prompts, model.fusion.prompts
+    assert torch.equal(after.router.keys[:, :3], before.router.keys)
+    for layer, experts in enumerate(after.experts.prompts):
+        assert torch.equal(experts[:3], before.experts.prompts[layer])
+        assert torch.equal(experts[3:], before.experts.prompts[layer])
+    apart = (after.router.keys[:, 3:] - before.router.keys).abs()
+    assert 0.02 < apart.mean() < 0.3
+    # With the keys of the copies where they were, a row's mixture is the same.
+    with torch.no_grad():
+        after.router.keys[:, 3:] = before.router.keys
+    batch = {
+        "image": {"pixel_values": torch.randn(2, 3, 28, 28)},
+        "text": {
+            "input_ids": torch.tensor([[2, 5, 3], [2, 7, 3]]),
+            "attention_mask": torch.ones(2, 3).long(),
+        },
+    }
+    torch.testing.assert_close(model(**batch).logits, old(**batch).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_growing_trains_on_and_says_what_does_not_fit(weights, tables, tmp_path):
+    config = config_of(weights, tables, tmp_path)
+    first = train(config, report=lambda line: None)
+    grown = changed(
+        config,
+        fusion={"experts": 6},
+        training={"begin_from": config.output, "epochs": 1, "learning_rate": 1e-6, "head_factor": 1.0},
+        output=str(tmp_path / "grown"),
+    )
+    assert train(grown, report=lambda line: None)["validation"]["loss"] == pytest.approx(
+        first["validation"]["loss"], rel=0.05
+    )
+    for fusion, said in (({"experts": 4}, "has 3: take a multiple"), ({"length": 3}, "another model's")):
+        wrong = changed(grown, fusion=fusion, output=str(tmp_path / "wrong"))
+        with pytest.raises(UserError, match=said):
+            train(wrong, report=lambda line: None)

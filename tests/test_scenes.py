@@ -95,7 +95,7 @@ def drawn(maker, count, *args):
 def test_easy_questions_are_answered_by_the_corner():
     asked = Counter()
     for rng, scene in drawn(questions.easy_scene, 2000):
-        _, text, answer = questions.easy_question(rng, scene)
+        text, _, _, answer = questions.easy_question(rng, scene)
         row = 0 if "upper" in text or "top" in text else 1
         column = 0 if "left" in text else 1
         assert scene.at((row, column)).kind == answer

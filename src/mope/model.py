@@ -23,9 +23,12 @@ from mope.files import replacing
 from mope.fusion import FUSIONS, Fusion, FusionOutput
 from mope.heads import LinearHead, MaskHead
 from mope.prompts import importance_loss
+from mope.prompts.grow import grow
 from mope.run import CONFIG, WEIGHTS, read_run
 from mope.tasks import Task, build_task
 
+_PROMPTS = "fusion.prompts."
+_KEYS = f"{_PROMPTS}router.keys"
 _FACTORED = {"head": "head.", "router": "fusion.prompts.router."}
 """What the parameters' names begin with whose learning rate is a multiple of the main one."""
 
@@ -301,6 +304,23 @@ class FusionModel(nn.Module):
             raise UserError(f"{Path(folder) / WEIGHTS} can't be read ({error}): copy the run anew.") from None
         model.load_trained_state(state)
         return model.eval()
+
+    def begin_from(self, folder: str | Path) -> None:
+        """Take over what another run has learned, to go on from there; its experts may be fewer.
+
+        Raises:
+            UserError: the folder holds no run, or one of other labels, inputs or sizes.
+        """
+        _, run = read_run(folder)
+        if list(run["labels"]) != list(self.task.labels):
+            raise UserError(
+                f"training.begin_from: {folder} has other labels, {', '.join(run['labels'][:5])}."
+            )
+        state = load_file(Path(folder) / WEIGHTS)
+        fusion = self.settings.fusion
+        if isinstance(fusion, SequentialConfig) and _KEYS in state and _KEYS in self.state_dict():
+            state = grow(state, fusion.experts, _PROMPTS)
+        self.load_trained_state(state)
 
     def _pinned(self) -> Config:
         """The config with each hub encoder at the commit it was loaded from."""

@@ -125,6 +125,8 @@ class SegmentationConfig(Section):
 class TrainingConfig(Section):
     """The optimisation (section IV-B of the paper)."""
 
+    begin_from: Annotated[str | None, Field(json_schema_extra=PATH)] = None
+    """A run to go on from, whose experts may be fewer (a divisor of `fusion.experts`); null to begin anew."""
     solver: Literal["adamw", "lbfgs"] = "adamw"
     """Steps over batches by AdamW, or L-BFGS over all rows at once, for a linear head on frozen features."""
     epochs: Annotated[float, Field(gt=0)] = 10

@@ -91,11 +91,13 @@ def _descend(
 ) -> Learned:
     """Train by gradient steps, with checkpoints."""
     folder = Path(config.output)
+    checkpoint = last_checkpoint(folder / CHECKPOINTS)
+    if checkpoint is None and config.training.begin_from is not None:
+        model.begin_from(config.training.begin_from)
+    elif checkpoint is None and model.begins_from_rows:
+        _begin(config, model, datasets["train"], device)
     trainer = _trainer(config, model, datasets, device, report)
     _write_config(config)
-    checkpoint = last_checkpoint(folder / CHECKPOINTS)
-    if checkpoint is None and model.begins_from_rows:
-        _begin(config, model, datasets["train"], device)
     reset_peak_memory(device)
     # Each process draws dropout, routing noise and augmentation of its own; weights and order are shared.
     set_seed(config.training.seed, device_specific=True)

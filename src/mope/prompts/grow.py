@@ -1,0 +1,49 @@
+"""More experts for a trained model: the old ones are kept, new ones begin as their copies."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mope.errors import UserError
+
+_APART = 0.1
+"""Standard deviation of what is added to a new key's elements, beside keys of length 1."""
+
+
+def grow(
+    state: Mapping[str, Tensor], experts: int, prefix: str = "", apart: float = _APART
+) -> dict[str, Tensor]:
+    """A state whose prompts have more experts.
+
+    The first k are as they were. Each of the others is the copy of one of them, so the model begins nearly as
+    it was: a row's mixture changes by as much as the new keys lie apart from the old. That lets the router
+    tell them apart from the first step on; with keys alike, copies would be given the same rows forever.
+
+    Args:
+        state: tensors by name; those of `Experts` and `Router` that have an axis of experts are grown.
+        experts: how many there are to be, a multiple of those there are.
+        prefix: what the names of `FusionPrompts`' tensors begin with.
+        apart: how far new keys lie from the old.
+
+    Raises:
+        UserError: the number isn't a multiple.
+    """
+    keys = f"{prefix}router.keys"
+    if keys not in state:
+        raise UserError("A run without a router has no experts to be grown: train anew.")
+    there = state[keys].shape[1]
+    if experts % there:
+        raise UserError(
+            f"fusion.experts is {experts}, but the run to begin from has {there}: take a multiple of it."
+        )
+    grown = dict(state)
+    copies = experts // there
+    added = state[keys].repeat(1, copies, 1)
+    noise = apart * torch.randn_like(added)
+    noise[:, :there] = 0
+    grown[keys] = added + noise
+    for name, tensor in state.items():
+        if name.startswith(f"{prefix}experts.prompts."):
+            grown[name] = tensor.repeat(copies, 1, 1)
+    return grown
