@@ -14,6 +14,7 @@ from mope.data.table import open_table
 from mope.errors import UserError
 from mope.heads import LinearHead
 from mope.methods import find_method
+from mope.model import FusionModel
 from mope.tasks import build_task
 from mope.training import train
 from mope.training.probe import STRENGTHS, fit_probe
@@ -76,3 +77,19 @@ def test_what_else_would_learn_is_refused(config):
     prompted = changed(config, inputs__text__encoder={"tuning": "prompt"})
     with pytest.raises(UserError, match=r"a linear head alone, but fusion\.encoders\.text.* would learn"):
         train(prompted, report=quiet)
+
+
+def test_a_head_may_begin_as_a_probe_of_all_features(weights, tables, tmp_path):
+    """At a rate of next to nothing the run ends as it began: as the probe, over every input's feature."""
+    content = tiny_run(weights, tables, tmp_path / "run", epochs=1, learning_rate=1e-9, head_start="probe")
+    content["training"]["complementary_learning_rate"] = 1e-9
+    content["fusion"] |= {"head_sees": "all", "start": "quiet"}
+    lines = []
+    result = train(Config.parse(content, "a test"), report=lines.append)
+    (line,) = [line for line in lines if line.startswith("linear probe")]
+    assert f"accuracy {result['validation']['accuracy']:.3f}" in line
+    model = FusionModel.from_pretrained(tmp_path / "run")
+    assert model.head.linear.in_features == model.fusion.feature_dim == 2 * 32
+    content["output"], content["training"]["head_start"] = str(tmp_path / "random"), "random"
+    random = train(Config.parse(content, "a test"), report=quiet)
+    assert random["validation"]["loss"] > result["validation"]["loss"]

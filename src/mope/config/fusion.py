@@ -34,6 +34,8 @@ class SequentialConfig(_Fusion):
     """Width d_c of the cross-modal routing embedding."""
     intra_dim: Annotated[int, Field(ge=0)] = 2
     """Width d_i of the intra-modal routing embedding."""
+    head_sees: Literal["main", "all"] = "main"
+    """What the head is given: the main encoder's feature, as published, or the others' features beside it."""
     joining: Literal["beside", "added"] = "beside"
     """Whether the dynamic prompt stands beside the static one (Eq. 2), or is added to it, from zero."""
     standardise: bool = True

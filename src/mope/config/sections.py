@@ -139,6 +139,8 @@ class TrainingConfig(Section):
     """Of the other inputs' encoders: prompts, and what else is added to them."""
     encoder_learning_rate: Annotated[float, Field(gt=0)] = 3e-5
     """Of encoders' own weights, where an encoder is tuned in full."""
+    head_start: Literal["random", "probe"] = "random"
+    """Where a linear head begins: at random, or fitted to the features that the model begins with."""
     head_factor: Annotated[float, Field(gt=0)] = 5.0
     """The linear head's learning rate, as a multiple of `learning_rate`; 1 as published."""
     router_factor: Annotated[float, Field(gt=0)] = 0.1

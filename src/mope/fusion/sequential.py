@@ -22,6 +22,8 @@ class Sequential(Fusion):
         encoders: tuned encoders by input name; the main one's own prompts, if any, aren't used.
         main: name of the main input.
         prompts: the prompts of the main encoder.
+        sees_all: whether the guides' features stand beside the main encoder's in the fused one, so that a
+            linear head has at once what late fusion has.
 
     Attributes:
         guides: names of the inputs that guide it; none where no prompt depends on them, and then they aren't
@@ -31,9 +33,15 @@ class Sequential(Fusion):
     has_maps = True
     reentrant = True
 
-    def __init__(self, encoders: Mapping[str, TunedEncoder], main: str, prompts: FusionPrompts):
+    def __init__(
+        self,
+        encoders: Mapping[str, TunedEncoder],
+        main: str,
+        prompts: FusionPrompts,
+        sees_all: bool = False,
+    ):
         super().__init__()
-        self.main = main
+        self.main, self.sees_all = main, sees_all
         self.encoders = nn.ModuleDict(dict(encoders))
         self.prompts = prompts
         self.guides = [name for name in self.encoders if name != main] if prompts.reads_features else []
@@ -65,13 +73,22 @@ class Sequential(Fusion):
             standardise=settings.standardise,
             similarity=settings.similarity,
         )
-        return cls(tune(config, encoders, without_stand_in=[main]), main, prompts)
+        tuned = tune(config, encoders, without_stand_in=[main])
+        return cls(tuned, main, prompts, settings.head_sees == "all")
+
+    @property
+    def feature_dim(self) -> int:
+        widths = {name: self.encoder(name).pooled_dim for name in [self.main, *self.guides]}
+        return sum(widths.values()) if self.sees_all else widths[self.main]
 
     def forward(self, batch: Batch) -> FusionOutput:
         psi = {name: self.feature(name, batch) for name in self.guides}
         source = self.prompts.bind(psi, self.missing(batch))
         output = self.encoders[self.main](batch[self.main], prompts=source, maps=self.gives_maps)
-        return FusionOutput(output.pooled, output.tokens, source.scores, output.stages)
+        features = output.pooled
+        if self.sees_all:
+            features = torch.cat([features.float(), *(psi[name].float() for name in self.guides)], dim=1)
+        return FusionOutput(features, output.tokens, source.scores, output.stages)
 
     @property
     def begins_from_rows(self) -> bool:

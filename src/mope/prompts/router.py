@@ -186,7 +186,7 @@ class Router(nn.Module):
 
 
 def _norm(dim: int) -> BatchNorm:
-    """What standardises a feature. In the first layers the class token hardly varies (1e-5), and tells much."""
+    """What standardises a feature. The class token hardly varies in the first layers, but tells much."""
     return BatchNorm(dim, eps=1e-6, affine=False)
 
 

@@ -67,7 +67,8 @@ def tune(
     searches = {
         row.label: partial(_tune_row, study, row, storage, folder, runner, report)
         for row in study.rows
-        if rows is None or row.label in rows
+        # What L-BFGS fits has no learning rate.
+        if (rows is None or row.label in rows) and row_config(study, row).training.solver == "adamw"
     }
     known = _known(file)
     for label, found in runner.each(searches):

@@ -30,7 +30,7 @@ from mope.run import CHECKPOINTS, CONFIG
 from mope.tasks.metrics import compute_metrics, deciding_metric
 from mope.training.arguments import training_arguments
 from mope.training.folder import check_folder, last_checkpoint, result_of, write_run
-from mope.training.probe import features_of, fit_probe, require_probe
+from mope.training.probe import features_of, fit_probe, require_linear, require_probe
 from mope.training.rows import Rows, first_batches, prepare
 from mope.training.trainer import FusionTrainer, ProgressBar
 
@@ -96,6 +96,8 @@ def _descend(
         model.begin_from(config.training.begin_from)
     elif checkpoint is None and model.begins_from_rows:
         _begin(config, model, datasets["train"], device)
+    if checkpoint is None and config.training.head_start == "probe":
+        _fit_head(config, model, datasets, device, report)
     trainer = _trainer(config, model, datasets, device, report)
     _write_config(config)
     reset_peak_memory(device)
@@ -113,9 +115,19 @@ def _probe(
     config: Config, model: FusionModel, datasets: Mapping[str, Rows], device: torch.device, report: Report
 ) -> Learned:
     """Fit a linear head to frozen features."""
-    require_probe(model, datasets["train"])
+    require_probe(model)
     _write_config(config)
     reset_peak_memory(device)
+    history = _fit_head(config, model, datasets, device, report)
+    best = next(entry for entry in history if entry["step"])
+    return history, best["step"], {"step_milliseconds": None, "waiting_share": None}
+
+
+def _fit_head(
+    config: Config, model: FusionModel, datasets: Mapping[str, Rows], device: torch.device, report: Report
+) -> list[dict[str, Any]]:
+    """Fit the linear head to the features that the model has now, see `fit_probe`."""
+    require_linear(model, datasets["train"])
     metric, greater = deciding_metric(model.task, config.training.metric)
     model.to(device)
     together = partial(collate, readers=datasets["train"].readers, task=model.task)
@@ -128,7 +140,7 @@ def _probe(
     history = fit_probe(model, *features["train"], *features["validation"], metric, greater)
     best = next(entry for entry in history if entry["step"])
     report(f"linear probe  penalty {best['penalty']:g}  validation {metric} {best[f'eval_{metric}']:.3f}")
-    return history, best["step"], {"step_milliseconds": None, "waiting_share": None}
+    return history
 
 
 def _write_config(config: Config) -> None:

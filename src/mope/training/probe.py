@@ -23,23 +23,32 @@ STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 each fit goes on from the one before."""
 
 
-def require_probe(model: FusionModel, train: Any) -> None:
-    """Make sure that a linear head is all that learns.
+def require_linear(model: FusionModel, train: Any) -> None:
+    """Make sure that there is a linear head, and rows to fit it to.
 
     Raises:
-        UserError: it isn't, or the rows come as a stream.
+        UserError: there isn't.
+    """
+    if not isinstance(model.head, LinearHead):
+        raise UserError("The task's head isn't linear: set training.head_start to random.")
+    if not isinstance(train, RowDataset):
+        raise UserError("A probe needs all rows at once: set data.streaming to false.")
+
+
+def require_probe(model: FusionModel) -> None:
+    """Make sure that a head is all that learns.
+
+    Raises:
+        UserError: it isn't.
     """
     learning = [
         name for name, p in model.named_parameters() if p.requires_grad and not name.startswith("head.")
     ]
-    if learning or not isinstance(model.head, LinearHead):
-        what = f"{learning[0]} would learn, too" if learning else "the task's head isn't linear"
+    if learning:
         raise UserError(
-            f"training.solver: lbfgs trains a linear head alone, but {what}: set training.solver to adamw, "
-            "or take --method Probe."
+            f"training.solver: lbfgs trains a linear head alone, but {learning[0]} would learn, too: set "
+            "training.solver to adamw, or take --method Probe."
         )
-    if not isinstance(train, RowDataset):
-        raise UserError("training.solver: lbfgs needs all rows at once: set data.streaming to false.")
 
 
 def fit_probe(
