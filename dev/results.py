@@ -18,7 +18,7 @@ ROWS = {
     "runs/demo_image_only": "picture alone (P-ImgOnly)",
     "runs/demo_text_only": "question alone (P-TextOnly)",
 }
-ROWS["runs/demo"] = "**both (MoPE, k=4)**"
+ROWS["runs/demo"] = "**both (MoPE-clusters, k=4)**"
 STUDY, STUDY_END = re.compile(r"<!-- table: (\S+) -->\n"), "<!-- end of table -->\n"
 BEGIN, END = "<!-- results: make results -->\n", "<!-- end of results -->\n"
 
@@ -62,12 +62,38 @@ def fill_studies(page: Path) -> None:
     written = [parts[0]]
     for folder, rest in zip(parts[1::2], parts[2::2], strict=True):
         table, end, after = rest.partition(STUDY_END)
-        file = Path(folder, "table.md")
-        if end and file.is_file():
-            table = file.read_text(encoding="utf-8").split("\n", 2)[2].strip() + "\n"
+        found = _table(Path(folder))
+        if end and found:
+            table = found
             print(f"{page}: the table of {folder}")
         written += [f"<!-- table: {folder} -->\n", table, end, after]
     page.write_text("".join(written), encoding="utf-8")
+
+
+def _table(folder: Path) -> str | None:
+    """The table of a study's folder, or of a report's: what its experts do in each layer."""
+    if (file := folder / "table.md").is_file():
+        return file.read_text(encoding="utf-8").split("\n", 2)[2].strip() + "\n"
+    if not (file := folder / "numbers.json").is_file():
+        return None
+    numbers = json.loads(file.read_text())
+    experts = numbers["experts"]
+    columns = {"label": experts["information"], **experts["columns"]}
+    layers = range(len(experts["effective"]))
+    lines = [
+        "| layer | " + " | ".join(str(layer + 1) for layer in layers) + " |",
+        "|---|" + "---|" * len(layers),
+        _line("effective experts", experts["effective"]),
+        *(_line(f"bits on `{name}`", values) for name, values in columns.items()),
+        "",
+        f"{numbers['rows']} test rows, accuracy {numbers['metrics']['accuracy']:.3f}; "
+        f"{date.fromtimestamp(file.stat().st_mtime):%Y-%m-%d}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, values: list[float]) -> str:
+    return f"| {name} | " + " | ".join(f"{value:.2f}" for value in values) + " |"
 
 
 if __name__ == "__main__":

@@ -51,4 +51,4 @@ def test_the_study_of_the_documentation_can_be_read(config, tmp_path):
     (tmp_path / "demo.yaml").write_text(config.dump())
     (tmp_path / "studies" / "mine.yaml").write_text(text)
     assert len(cells(Study.load(tmp_path / "studies" / "mine.yaml"))) == 4 * 3 * 2
-    assert len(cells(Study.load(tmp_path / "studies" / "mine.yaml", quick=True))) == 3
+    assert len(cells(Study.load(tmp_path / "studies" / "mine.yaml", quick=True))) == 4

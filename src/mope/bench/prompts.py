@@ -88,14 +88,15 @@ class _Bench:
         encoder.encoder.freeze(frozen_dtype(self.settings.precision, self.device))
         return encoder, self.prompts(encoder, self.settings.experts)
 
-    def prompts(self, encoder: TunedEncoder, experts: int) -> FusionPrompts:
-        """MoPE's prompts for an encoder."""
+    def prompts(self, encoder: TunedEncoder, experts: int, **routing: Any) -> FusionPrompts:
+        """MoPE's prompts for an encoder, routed as published or by other settings of `FusionPrompts`."""
         return FusionPrompts(
             encoder.encoder.layer_dims,
             {"text": FEATURE_DIM},
             length=self.settings.length,
             experts=experts,
             patch_area=encoder.encoder.patch_area,
+            **routing,
         ).to(self.device)
 
     def autocast(self) -> Any:
@@ -157,9 +158,11 @@ def measure_routing(bench: _Bench, forward: float) -> dict[str, float]:
         encoder(
             {"pixel_values": bench.pixels}, prompts=PromptFunction(lambda layer, feature: x0.append(feature))
         )
+    kinds: dict[str, tuple[int, dict[str, Any]]] = {str(k): (k, {}) for k in (4, 8, 16, 32, 64, 128)}
+    kinds["4, clusters"] = (4, {"standardise": True, "similarity": "cosine", "temperature": 0.2})
     runs = {}
-    for experts in (4, 8, 16, 32, 64, 128):
-        prompts = bench.prompts(encoder, experts).eval()
+    for name, (experts, settings) in kinds.items():
+        prompts = bench.prompts(encoder, experts, **settings).eval()
         router, mixture = prompts.router, prompts.experts
         if router is None or mixture is None:
             raise ValueError("routing takes two experts or more")
@@ -170,9 +173,9 @@ def measure_routing(bench: _Bench, forward: float) -> dict[str, float]:
             for layer, feature in enumerate(x0):
                 mixture(layer, router(layer, cross, feature.float())).to(feature.dtype)
 
-        runs[str(experts)] = route
+        runs[name] = route
     seconds = bench.take_turns(runs, 3 * bench.settings.repeats, "routing")
-    return {experts: value / forward for experts, value in seconds.items()}
+    return {name: value / forward for name, value in seconds.items()}
 
 
 TRAINING = ("prompted", "full sdpa", "full eager")
