@@ -139,10 +139,15 @@ def test_a_run_with_experts_runs_without_this_library(config, to):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
-    ["SeqFuse", "ImgOnly", "LateConcat", "PromptFuse-deep", "BlindPrompt", "MMBT", "PMF"],
+    ["MoPE", "SeqFuse", "ImgOnly", "LateConcat", "PromptFuse-deep", "BlindPrompt", "MMBT", "PMF"],
 )
 def test_other_methods(config, method):
     check(find_method(method).apply(config))
+
+
+@pytest.mark.slow
+def test_quiet_prompts_and_a_head_that_sees_all(config):
+    check(config.with_settings({"fusion.start": "quiet", "fusion.head_sees": "all"}))
 
 
 @pytest.mark.slow
@@ -251,8 +256,9 @@ def fixed(config: Config, tmp_path: Path) -> Config:
 
 
 @pytest.mark.slow
-def test_a_swin_as_the_main_encoder(config, tmp_path):
-    check(fixed(swin(config), tmp_path))
+@pytest.mark.parametrize("start", ["published", "quiet"])
+def test_a_swin_as_the_main_encoder(config, tmp_path, start):
+    check(fixed(swin(config), tmp_path).with_settings({"fusion.start": start}))
 
 
 @pytest.fixture

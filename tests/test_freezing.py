@@ -69,6 +69,8 @@ def test_the_loss_in_a_run_is_that_of_the_checkpoint_it_writes(weights, swin, ta
     """In bf16, where frozen weights are held in it: no optimizer's step goes unseen."""
     content = tiny_run(weights, tables, tmp_path / "run", precision="bf16", epochs=3, learning_rate=0.01)
     content["training"] |= {"encoder_learning_rate": 0.01, "complementary_learning_rate": 0.01, "patience": 9}
+    # A kept feature was computed in another batch, whose rounding differs in the last bit.
+    content["data"]["cache_features"] = False
     image, text = (content["inputs"][name]["encoder"] for name in ("image", "text"))
     if tuning == "swin":
         image["weights"], image["tuning"] = swin, "full"

@@ -84,7 +84,10 @@ def test_norms_see_the_rows_of_all_processes(weights, tables, tmp_path):
         content["inputs"]["text"]["encoder"]["tuning"] = "frozen"  # no dropout on what the mapper sees
         run([content], tmp_path / f"jobs{processes}", processes)
         state = load_file(tmp_path / f"run{processes}" / "model.safetensors")
-        found.append({name: tensor for name, tensor in state.items() if "running" in name})
+        # What enters a layer depends on the noise and the dropout of those before it, each process's own.
+        known = {name for name in state if "running" in name and "intra_norms" not in name}
+        assert any("cross_norms" in name for name in known)
+        found.append({name: state[name] for name in known})
     assert {name.rpartition(".")[2] for name in found[0]} == {"running_mean", "running_var"}
     for name, tensor in found[0].items():
         torch.testing.assert_close(found[1][name], tensor, rtol=1e-5, atol=1e-6)

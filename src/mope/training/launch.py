@@ -149,7 +149,7 @@ def _write_config(config: Config) -> None:
 
 
 def _begin(config: Config, model: FusionModel, rows: Rows, device: torch.device) -> None:
-    """Let the model start from the first training rows, the same in every process."""
+    """Let the model start from some training rows, the same in every process."""
     batches = first_batches(
         rows, _BEGINS_FROM, 2 * config.training.batch_size, config.training.seed, model.task
     )
