@@ -78,10 +78,7 @@ def batch_of(rows: int = 6) -> dict:
     mask[1, 3:] = 0
     return {
         "image": {"pixel_values": torch.randn(rows, 3, 28, 28, generator=generator)},
-        "text": {
-            "input_ids": torch.randint(5, 13, (rows, 5), generator=generator),
-            "attention_mask": mask,
-        },
+        "text": {"input_ids": torch.randint(5, 13, (rows, 5), generator=generator), "attention_mask": mask},
     }
 
 
