@@ -116,7 +116,7 @@ def test_bench_prompts(capsys):
     assert main(arguments) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["inference"]["ratio"] == result["inference"]["prompted"] / result["inference"]["bare"]
-    assert list(result["routing"]) == ["4", "8", "16", "32", "64", "128"]
+    assert list(result["routing"]) == ["4", "8", "16", "32", "64", "128", "4, clusters"]
     training = result["training"]
     assert training["time_ratio"] == training["seconds"]["prompted"] / training["seconds"][training["full"]]
     assert all(memory > 1 for memory in training["peak_mebibytes"].values())
