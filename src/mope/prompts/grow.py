@@ -11,9 +11,7 @@ _APART = 0.1
 """Standard deviation of what is added to a new key's elements, beside keys of length 1."""
 
 
-def grow(
-    state: Mapping[str, Tensor], experts: int, prefix: str = "", apart: float = _APART
-) -> dict[str, Tensor]:
+def grow(state: Mapping[str, Tensor], experts: int, prefix: str = "") -> dict[str, Tensor]:
     """A state whose prompts have more experts.
 
     The first k are as they were. Each of the others is the copy of one of them, so the model begins nearly as
@@ -24,7 +22,6 @@ def grow(
         state: tensors by name; those of `Experts` and `Router` that have an axis of experts are grown.
         experts: how many there are to be, a multiple of those there are.
         prefix: what the names of `FusionPrompts`' tensors begin with.
-        apart: how far new keys lie from the old.
 
     Raises:
         UserError: the number isn't a multiple.
@@ -40,7 +37,7 @@ def grow(
     grown = dict(state)
     copies = experts // there
     added = state[keys].repeat(1, copies, 1)
-    noise = apart * torch.randn_like(added)
+    noise = _APART * torch.randn_like(added)
     noise[:, :there] = 0
     grown[keys] = added + noise
     for name, tensor in state.items():
