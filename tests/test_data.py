@@ -177,7 +177,8 @@ def test_images_are_turned_upright(tmp_path):
 
 def test_texts():
     assert open_text(" a ", Path()) == " a "
-    for cell, reason in ((None, "empty text"), ("  ", "empty text"), (3.5, "wrong type: float")):
+    assert [open_text(cell, Path()) for cell in (3.5, 3.0, True)] == ["3.5", "3", "true"]  # as a CSV file's
+    for cell, reason in ((None, "empty text"), ("  ", "empty text"), ([3.5], "wrong type: list")):
         with pytest.raises(BadCell, match=reason):
             open_text(cell, Path())
 

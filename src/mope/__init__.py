@@ -9,6 +9,7 @@ if TYPE_CHECKING:
         Config,
         DataConfig,
         EncoderConfig,
+        FieldConfig,
         InputConfig,
         InputsConfig,
         PmfConfig,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from mope.errors import UserError
     from mope.methods import register_method
     from mope.model import FusionModel
-    from mope.predictions import Prediction
+    from mope.predictions import Prediction, Predictions
     from mope.predictor import Predictor, evaluate
     from mope.training import train
 
@@ -33,11 +34,13 @@ _HOMES = {
     "Config": "config",
     "DataConfig": "config",
     "EncoderConfig": "config",
+    "FieldConfig": "config",
     "FusionModel": "model",
     "InputConfig": "config",
     "InputsConfig": "config",
     "PmfConfig": "config",
     "Prediction": "predictions",
+    "Predictions": "predictions",
     "Predictor": "predictor",
     "RegisteredConfig": "config",
     "SegmentationConfig": "config",
@@ -59,11 +62,13 @@ __all__ = [
     "Config",
     "DataConfig",
     "EncoderConfig",
+    "FieldConfig",
     "FusionModel",
     "InputConfig",
     "InputsConfig",
     "PmfConfig",
     "Prediction",
+    "Predictions",
     "Predictor",
     "RegisteredConfig",
     "SegmentationConfig",

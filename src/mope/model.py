@@ -17,6 +17,7 @@ from mope.config import Config, InputConfig, SequentialConfig
 from mope.encoders import Encoder, load_encoder
 from mope.encoders.preparation import ImageSettings, image_settings
 from mope.encoders.sources import version_of
+from mope.encoders.tables import table_encoder
 from mope.encoders.weights import empty_encoder
 from mope.errors import UserError
 from mope.files import replacing
@@ -235,9 +236,9 @@ class FusionModel(nn.Module):
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Trained parameters with their names, by learning rate.
 
-        "encoder" are the weights of encoders that are tuned in full; "complementary" what else is trained of
-        the other inputs' encoders; "head" and "router" what a factor of the main rate is for, if it isn't 1;
-        "main" the rest.
+        "encoder" are the weights of pre-trained encoders that are tuned in full; "complementary" what else is
+        trained of the other inputs' encoders; "head" and "router" what a factor of the main rate is for, if
+        it isn't 1; "main" the rest.
         """
         groups: dict[str, list[tuple[str, nn.Parameter]]] = {"main": [], "complementary": [], "encoder": []}
         training = self.settings.training
@@ -249,6 +250,7 @@ class FusionModel(nn.Module):
             f"fusion.encoders.{name}.encoder."
             for name in names
             if self.settings.inputs[name].encoder.tuning == "full"
+            and self.settings.inputs[name].kind != "table"
         )
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
@@ -330,9 +332,9 @@ class FusionModel(nn.Module):
             settings.revision = self.fusion.encoder(name).encoder.commit or settings.revision
             if settings.weights and settings.weights.startswith((".", "~")):
                 settings.weights = str(Path(settings.weights).expanduser().absolute())
-        for split in ("train", "validation", "test"):
-            if (file := getattr(config.data, split)) is not None:
-                setattr(config.data, split, str(Path(file).absolute()))
+        for place in ("train", "validation", "test", "folder"):
+            if (path := getattr(config.data, place)) is not None:
+                setattr(config.data, place, str(Path(path).absolute()))
         return config
 
     def _versions(self) -> dict[str, str]:
@@ -347,6 +349,8 @@ class FusionModel(nn.Module):
 
 def _load(input: InputConfig) -> Encoder:
     settings = input.encoder
+    if input.kind == "table":
+        return table_encoder(input.columns, settings.architecture)
     return load_encoder(
         settings.weights,
         revision=settings.revision,
@@ -367,6 +371,9 @@ def empty_model(config: Config, labels: Sequence[str]) -> FusionModel:
     encoders = {}
     for name in _method(config).needs(config):
         settings = config.inputs[name].encoder
+        if config.inputs[name].kind == "table":
+            encoders[name] = table_encoder(config.inputs[name].columns, settings.architecture).to("meta")
+            continue
         encoders[name] = empty_encoder(
             settings.weights,
             revision=settings.revision,

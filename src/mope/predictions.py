@@ -3,11 +3,11 @@
 import csv
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, Value
 
@@ -16,6 +16,9 @@ from mope.errors import UserError
 from mope.files import replacing
 from mope.media.images import open_image
 from mope.media.masks import open_mask, overlay, save_mask
+
+if TYPE_CHECKING:
+    import pandas
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 
@@ -36,6 +39,40 @@ class Prediction:
     probabilities: dict[str, float] = field(default_factory=dict)
     routing: list[list[float]] = field(default_factory=list)
     error: str | None = None
+
+
+class Predictions(list[Prediction]):
+    """Predictions in the order of their rows.
+
+    Args:
+        predictions: one per row.
+        classes: the task's labels in order; none where it has none by name.
+    """
+
+    def __init__(self, predictions: Iterable[Prediction] = (), classes: Sequence[str] = ()):
+        super().__init__(predictions)
+        self.classes = list(classes)
+
+    @property
+    def labels(self) -> list[Any]:
+        """The predicted labels; None of a row that can't be used."""
+        return [prediction.label for prediction in self]
+
+    def to_pandas(self, routing: bool = False) -> "pandas.DataFrame":
+        """A frame with the columns of `as_rows`: `label`, `probability_LABEL`, ..., `error`."""
+        import pandas
+
+        return pandas.DataFrame(as_rows(self, self.classes, routing))
+
+    def __repr__(self) -> str:
+        failed = sum(prediction.error is not None for prediction in self)
+        few = ", ".join(str(label) for label in self.labels[:5])
+        more = ", ..." if len(self) > 5 else ""
+        bad = f"; {failed} can't be used" if failed else ""
+        return f"<{len(self)} predictions: {few}{more}{bad}>"
+
+    def _repr_html_(self) -> str:
+        return self.to_pandas().head(20).to_html(max_cols=12)
 
 
 def require_writable(out: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset as HubDataset
@@ -13,16 +13,20 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mope.data.dataset import RowDataset, collate
+from mope.data.frames import by_input, frame_rows
 from mope.data.readers import Reader, build_readers
-from mope.data.splits import Report, check_split, open_splits
+from mope.data.splits import Report, cells_of, check_split, open_splits
 from mope.data.table import MemoryTable, Table, open_table
 from mope.device import Precision, autocast, frozen_dtype, pick_device
 from mope.errors import UserError
 from mope.media.cells import BadCell, is_missing
 from mope.media.images import picture_size
 from mope.model import FusionModel
-from mope.predictions import Prediction, as_dataset
+from mope.predictions import Prediction, Predictions, as_dataset
 from mope.tasks.metrics import compute_metrics
+
+if TYPE_CHECKING:
+    import pandas
 
 
 class _Tolerant(Dataset):
@@ -75,19 +79,34 @@ class Predictor:
             {name: self.settings.inputs[name] for name in self.model.fusion.encoders}
         )
 
-    def predict(self, rows: Table | Sequence[Mapping[str, Any]]) -> list[Prediction]:
+    def __repr__(self) -> str:
+        settings = self.settings
+        inputs = ", ".join(f"{name} ({settings.inputs[name].kind})" for name in self.readers)
+        labels = self.model.task.labels
+        shown = ", ".join(labels[:5]) + (f", ... ({len(labels)})" if len(labels) > 5 else "")
+        return f"<Predictor of {self.run}: {settings.task} from {inputs}; {shown}; on {self.device}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy in another process reads the run's folder again."""
+        options = {"precision": self.precision, "batch_size": self.batch_size, "workers": self.workers}
+        return _again, (str(self.run.absolute()), {"device": str(self.device), **options})
+
+    def predict(self, rows: Any, folder: str | Path | None = None) -> Predictions:
         """Predict rows: one prediction per row, in order; a row that can't be used says why.
 
         Args:
-            rows: a table, or mappings with the run's columns. An image is a path, bytes or a PIL image.
+            rows: a file's name, a pandas or polars frame, a `datasets.Dataset`, a list of mappings, or one
+                mapping, which is one row. Cells are by column or by input name. A picture is
+                a path, bytes, a PIL image, or an array or tensor of its pixels.
+            folder: what paths in the rows are relative to; None for their file's folder, or the current one.
 
         Raises:
-            UserError: a column is missing.
+            UserError: it is no table, or a column is missing.
         """
-        if len(rows) == 0:
-            return []
-        source = rows if isinstance(rows, Table) else MemoryTable(rows)
-        predictions = [Prediction() for _ in range(len(rows))]
+        source = self._rows([rows] if isinstance(rows, Mapping) else rows, folder)
+        predictions = Predictions((Prediction() for _ in range(len(source))), self.model.task.classes)
+        if not predictions:
+            return predictions
         for places, batch, errors in self.batches(RowDataset(source, self.readers)):
             for place, error in errors.items():
                 predictions[place].error = error
@@ -96,6 +115,31 @@ class Predictor:
                 for place, prediction in zip(places, found, strict=True):
                     predictions[place] = prediction
         return predictions
+
+    def predict_proba(self, rows: Any, folder: str | Path | None = None) -> "pandas.DataFrame":
+        """The probability of each label, a column each, in the order of the rows; see `predict`.
+
+        Raises:
+            UserError: the task has no labels by name; or see `predict`.
+        """
+        import pandas
+
+        classes = self.model.task.classes
+        if not classes:
+            raise UserError(f"A {self.settings.task} has no probabilities: use predict.")
+        rows = [rows] if isinstance(rows, Mapping) else rows
+        found = [prediction.probabilities for prediction in self.predict(rows, folder)]
+        return pandas.DataFrame([[one.get(name) for name in classes] for one in found], columns=classes)
+
+    def _rows(self, rows: Any, folder: str | Path | None) -> Table:
+        """Rows of any kind as a table, by column."""
+        if isinstance(rows, str | Path | Table | HubDataset):
+            return open_table(rows, self.settings.data.trusted, self.settings.data.encoding, folder)
+        found = frame_rows(rows)
+        if isinstance(found, HubDataset):
+            return Table(found, Path(folder or ""))
+        columns = {name: reader.columns for name, reader in self.readers.items()}
+        return MemoryTable([by_input(row, columns) for row in found], Path(folder or ""))
 
     def predict_batch(
         self, batch: Mapping[str, Mapping[str, Tensor]], sizes: Sequence[tuple[int, int]] | None = None
@@ -118,17 +162,18 @@ class Predictor:
             for place, label in enumerate(labels)
         ]
 
-    def table(self, data: str | Path | None = None) -> Table:
+    def table(self, data: Any = None, folder: str | Path | None = None) -> Table:
         """A table as the run's config reads tables.
 
         Args:
-            data: its file; None for the test rows of the run's config.
+            data: its file, or rows in memory, see `open_table`; None for the test rows of the run's config.
+            folder: what paths in it are relative to; None for the file's folder, or the current one.
 
         Raises:
             UserError: it can't be read, or the config names no test rows.
         """
         if data is not None:
-            return open_table(data, self.settings.data.trusted, self.settings.data.encoding)
+            return open_table(data, self.settings.data.trusted, self.settings.data.encoding, folder)
         splits = open_splits(self.settings)
         if "test" not in splits:
             raise UserError(f"The config of {self.run} names no test rows: say which with --data FILE.")
@@ -159,8 +204,8 @@ class Predictor:
         """(height, width) of rows' pictures, where masks are wanted."""
         if self.settings.picture is None:
             return None
-        column = self.readers[self.settings.picture].column
-        return [picture_size(rows[place][column], rows.folder) for place in places]
+        cell = self.readers[self.settings.picture].cell
+        return [picture_size(cell(rows[place]), rows.folder) for place in places]
 
     def outcomes(self, table: Table) -> tuple[Tensor, Tensor]:
         """What `Task.condense` gives of the logits and targets of a table whose rows can all be used."""
@@ -203,6 +248,10 @@ class Predictor:
         yield from tqdm(loader, desc=f"predicting {dataset.table.name}", leave=False, disable=quiet)
 
 
+def _again(run: str, options: dict[str, Any]) -> Predictor:
+    return Predictor(run, **options)
+
+
 def _collate(
     samples: Sequence[tuple[int, Any, str | None]], readers: Mapping[str, Reader], task: Any
 ) -> tuple[list[int], dict[str, Any] | None, dict[int, str]]:
@@ -215,8 +264,9 @@ def _collate(
 
 def evaluate(
     run: str | Path,
-    data: str | Path | None = None,
+    data: Any = None,
     *,
+    folder: str | Path | None = None,
     skip_bad_rows: bool = False,
     by_pattern: bool = False,
     device: str | None = None,
@@ -226,7 +276,8 @@ def evaluate(
 
     Args:
         run: the run's folder.
-        data: a table; None for the test rows of the run's config.
+        data: a table's file, or rows in memory; None for the test rows of the run's config.
+        folder: what paths in it are relative to; None for the file's folder, or the current one.
         skip_bad_rows: leave out rows that can't be used, and say how many; else they are refused.
         by_pattern: also give the metrics of the rows that have the same inputs, by what these are.
         device: see `Predictor`.
@@ -238,8 +289,8 @@ def evaluate(
     predictor = Predictor(run, device=device, workers=1)
     settings = predictor.settings.model_copy(deep=True)
     settings.data.bad_rows = "skip" if skip_bad_rows else "refuse"
-    columns = {settings.inputs[name].column: settings.inputs[name].kind for name in predictor.readers}
-    table = check_split(settings, predictor.table(data), columns, predictor.model.task, report)
+    columns = cells_of(settings.inputs[name] for name in predictor.readers)
+    table = check_split(settings, predictor.table(data, folder), columns, predictor.model.task, report)
     logits, targets = predictor.outcomes(table)
     task = predictor.model.task
     result: dict[str, Any] = {**compute_metrics(task, logits, targets), "rows": len(table)}
@@ -256,5 +307,5 @@ def evaluate(
 
 def _pattern(row: Mapping[str, Any], readers: Mapping[str, Reader]) -> str:
     """Names of the inputs that a row has, such as `image+text`."""
-    there = [name for name, reader in readers.items() if not is_missing(row.get(reader.column))]
+    there = [name for name, reader in readers.items() if not is_missing(reader.cell(row))]
     return "+".join(there) or "none"

@@ -65,15 +65,26 @@ def difference(before: Config, now: Config, free: Collection[str] = ()) -> str |
         now: as it is now.
         free: more keys that may differ.
     """
-    return _first_difference(_comparable(before), _comparable(now), {*_FREE, *free}, "")
+    one, other = _comparable(before), _comparable(now)
+    for name in one["inputs"].keys() & other["inputs"].keys():
+        _fill_kinds(one["inputs"][name]["columns"], other["inputs"][name]["columns"])
+    return _first_difference(one, other, {*_FREE, *free}, "")
+
+
+def _fill_kinds(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """What a table's columns hold is found when a run begins: where it isn't said, it is as in the other."""
+    for column in one.keys() & other.keys():
+        one[column] = one[column] or other[column]
+        other[column] = other[column] or one[column]
 
 
 def _comparable(config: Config) -> dict[str, Any]:
     settings = config.model_dump()
-    for split in ("train", "validation", "test"):
-        if settings["data"][split] is not None:
-            settings["data"][split] = Path(settings["data"][split]).resolve()
+    for place in ("train", "validation", "test", "folder"):
+        if settings["data"][place] is not None:
+            settings["data"][place] = Path(settings["data"][place]).resolve()
     for values in settings["inputs"].values():
+        values["columns"] = {name: field["kind"] for name, field in values["columns"].items()}
         encoder = values["encoder"]
         encoder.pop("revision")  # pinned when the run began
         if (encoder["weights"] or "").startswith((".", "~", "/")):
@@ -99,15 +110,16 @@ def model_card(model: Any, metrics: Mapping[str, Any]) -> str:
     """The README of a run's folder: what it is, how good, and how to use it."""
     settings = model.settings
     inputs = "\n".join(
-        f"| {name}{' (main)' if name == settings.fusion.main else ''} | {entry.kind} | `{entry.column}` | "
-        f"`{entry.encoder.weights or 'random weights'}` | {entry.encoder.tuning} |"
+        f"| {name}{' (main)' if name == settings.fusion.main else ''} | {entry.kind} | "
+        f"{', '.join(f'`{column}`' for column in entry.cells)} | "
+        f"`{entry.encoder.weights or 'no weights'}` | {entry.encoder.tuning} |"
         for name, entry in settings.inputs.items()
     )
     validation = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics["validation"].items())
     labels = ", ".join(f"`{label}`" for label in model.task.labels[:30])
     more = ", ..." if len(model.task.labels) > 30 else ""
     share = metrics["trainable"] / (metrics["trainable"] + metrics["frozen"])
-    row = {entry.column: "..." for entry in settings.inputs.values()}
+    row = {column: "..." for entry in settings.inputs.values() for column in entry.cells}
     return f"""---
 library_name: mope
 tags: [multimodal, prompt-tuning, {settings.task}]

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
+from mope.data.check import SUFFIXES
 from mope.data.dataset import collate
+from mope.data.splits import cells_of
 from mope.errors import UserError
 from mope.media.cells import is_missing, source_of
 from mope.predictor import Predictor
@@ -93,12 +95,12 @@ def _rows(predictor: Predictor, count: int) -> list[dict[str, Any]]:
     for place in range(min(count, len(table))):
         row = table[place]
         cells: dict[str, Any] = {}
-        for entry in entries:
-            cell = row.get(entry.column)
-            if entry.kind != "text" and not is_missing(cell):
-                source = source_of(cell, table.folder, entry.kind)
+        for column, kind in cells_of(entries).items():
+            cell = row.get(column)
+            if kind in SUFFIXES and not is_missing(cell):
+                source = source_of(cell, table.folder, kind)
                 cell = source.read_bytes() if isinstance(source, Path) else source.getvalue()
-            cells[entry.column] = cell
+            cells[column] = cell
         found.append(cells)
     return [found[place % len(found)] for place in range(count)]
 
@@ -106,7 +108,7 @@ def _rows(predictor: Predictor, count: int) -> list[dict[str, Any]]:
 def _body(predictor: Predictor, row: dict[str, Any]) -> bytes:
     cells = {}
     for name, reader in predictor.readers.items():
-        cell = row[reader.column]
+        cell = reader.cell(row)
         cells[name] = base64.b64encode(cell).decode() if isinstance(cell, bytes) else cell
     return json.dumps({"row": cells}).encode()
 
@@ -145,7 +147,7 @@ def _single(
     seconds: dict[str, list[float]] = {"bare": [], "served": []}
     for turn in range(-5, repeats):  # the first few warm both up
         place = turn % len(cells)
-        sample = {name: r.sample(cells[place][r.column], Path()) for name, r in predictor.readers.items()}
+        sample = {name: r.sample(r.cell(cells[place]), Path()) for name, r in predictor.readers.items()}
         batch = collate([sample], predictor.readers, None)
         times = []
         for step in (

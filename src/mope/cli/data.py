@@ -76,7 +76,7 @@ def data_describe(options: argparse.Namespace) -> None:
     """`mope data describe FILE`."""
     from mope.data.check import guess_columns
     from mope.data.describe import as_rows, describe, write_report
-    from mope.data.splits import open_splits
+    from mope.data.splits import cells_of, open_splits
     from mope.data.table import open_table
 
     if options.out and not options.out.endswith(".html"):
@@ -90,7 +90,7 @@ def data_describe(options: argparse.Namespace) -> None:
         tables = open_splits(config, streamed=True)
         if not tables:
             raise UserError(f"The config {options.file} names no tables.")
-        columns = {entry.column: entry.kind for entry in config.inputs.values()}
+        columns = cells_of(config.inputs.values())
         label = config.data.label if config.has_classes else None
     else:
         table = open_table(options.file, not options.untrusted, options.encoding)

@@ -14,6 +14,7 @@ from mope.config.fusion import (
 from mope.config.sections import (
     DataConfig,
     EncoderConfig,
+    FieldConfig,
     InputConfig,
     Section,
     SegmentationConfig,
@@ -26,6 +27,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EncoderConfig",
+    "FieldConfig",
     "FusionConfig",
     "InputConfig",
     "InputsConfig",

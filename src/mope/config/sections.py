@@ -2,11 +2,21 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 PATH: JsonDict = {"path": True}
+
+
+def _labels(value: Any) -> Any:
+    """A YAML label such as 1 or true is the text of that label, as it would be in a CSV file."""
+    return [_label(v) for v in value] if isinstance(value, list) else value
+
+
+def _label(value: Any) -> Any:
+    return ("true" if value else "false") if isinstance(value, bool) else str(value)
 
 
 class Section(BaseModel):
@@ -34,14 +44,42 @@ class EncoderConfig(Section):
     """Width of a trained linear projection of a black-box encoder's feature; null for none."""
 
 
-class InputConfig(Section):
-    """A named input: a column of the table, its kind and its encoder."""
+class FieldConfig(Section):
+    """A column of a table input; what isn't said of it is found in the training rows."""
 
-    kind: Literal["image", "text", "audio", "video"]
-    """What the column holds."""
-    column: str
+    kind: Literal["number", "category", "date"] | None = None
+    """What the column holds; null for what its cells look like."""
+    centre: float | None = None
+    """Number, date: what is taken off it; of a date in days since 1970."""
+    scale: Annotated[float, Field(gt=0)] | None = None
+    """Number, date: what it is divided by then."""
+    edges: list[float] = []
+    """Number: edges of the bins of its piecewise-linear embedding, in these units."""
+    values: Annotated[list[str], BeforeValidator(_labels)] | None = None
+    """Category: the values that are known; all others are one."""
+
+
+def _fields(value: Any) -> Any:
+    """Columns by name, also from a list of names, or from names and kinds."""
+    if isinstance(value, list):
+        return {str(name): {} for name in value}
+    if isinstance(value, dict):
+        return {
+            str(name): {"kind": one} if isinstance(one, str) else one or {} for name, one in value.items()
+        }
+    return value
+
+
+class InputConfig(Section):
+    """A named input: a column of the table, its kind and its encoder; or several columns as one input."""
+
+    kind: Literal["image", "text", "audio", "video", "table"]
+    """What the column holds; `table` for numbers, categories and dates in `columns`."""
+    column: str = ""
     """The column's name."""
-    encoder: EncoderConfig
+    columns: Annotated[dict[str, FieldConfig], BeforeValidator(_fields)] = {}
+    """Table: its columns, as a list of names or with what they hold."""
+    encoder: EncoderConfig = EncoderConfig()
     """What encodes it."""
     size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
     """Image, video: side in pixels given to the encoder, or [height, width]; null for its weights' own."""
@@ -62,14 +100,36 @@ class InputConfig(Section):
     seconds: Annotated[float, Field(gt=0)] = 10.0
     """Audio: length after which it is cut off."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, settings: Any) -> Any:
+        """A table's encoder is trained from the start; any other input has a column and an encoder."""
+        if not isinstance(settings, dict):
+            return settings
+        if settings.get("kind") == "table":
+            if not settings.get("columns"):
+                raise ValueError("a table input has `columns`, a list of names")
+            if settings.get("column"):
+                raise ValueError("a table input has `columns`, a list of names, and no `column`")
+            return {"encoder": {"tuning": "full"}, **settings}
+        if settings.get("columns"):
+            raise ValueError(f"`columns` are for kind: table; a {settings.get('kind')} has one `column`")
+        if missing := [key for key in ("column", "encoder") if key not in settings]:
+            raise PydanticCustomError("missing", "field required", {"key": missing[0]})
+        return settings
 
-def _labels(value: Any) -> Any:
-    """A YAML label such as 1 or true is the text of that label, as it would be in a CSV file."""
-    return [_label(v) for v in value] if isinstance(value, list) else value
+    @model_validator(mode="after")
+    def _trained(self) -> "InputConfig":
+        if self.kind == "table" and (self.encoder.tuning != "full" or self.encoder.weights is not None):
+            raise ValueError("a table's encoder has no weights to begin with: its tuning is full")
+        return self
 
-
-def _label(value: Any) -> Any:
-    return ("true" if value else "false") if isinstance(value, bool) else str(value)
+    @property
+    def cells(self) -> dict[str, str]:
+        """What each of its columns holds, by name; `value` where that is still to be found."""
+        if self.kind != "table":
+            return {self.column: self.kind}
+        return {name: field.kind or "value" for name, field in self.columns.items()}
 
 
 class DataConfig(Section):
@@ -81,6 +141,8 @@ class DataConfig(Section):
     """Table of validation rows; without one, `validation_share` of the training rows is held out."""
     test: Annotated[str | None, Field(json_schema_extra=PATH)] = None
     """Table of test rows, which training never reads."""
+    folder: Annotated[str | None, Field(json_schema_extra=PATH)] = None
+    """What paths in the tables are relative to; null for each table's own folder."""
     split_column: str | None = None
     """Column of `train` that says train, validation or test, instead of a file per split."""
     validation_share: Probability = 0.1

@@ -20,6 +20,7 @@ from mope.config.fusion import METHODS, REGISTERED, FusionConfig, SequentialConf
 from mope.config.sections import (
     PATH,
     DataConfig,
+    FieldConfig,
     InputConfig,
     Section,
     SegmentationConfig,
@@ -164,6 +165,10 @@ def _typed(key: str, text: str) -> Any:
         raise UserError(f"--{key} can't be '{text}': a list is [a, b], a mapping {{a: b}}.") from None
 
 
+_NAMED: tuple[type[Section], ...] = (InputConfig, FieldConfig)
+"""Sections of which there are any number, by a user's names."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """A setting, as it is listed.
@@ -188,7 +193,7 @@ def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[Settin
         if len(sections) > 1:
             yield from _fusion_fields(f"{key}.")
         elif sections:
-            yield from fields(sections[0], f"{key}.NAME." if sections[0] is InputConfig else f"{key}.")
+            yield from fields(sections[0], f"{key}.NAME." if sections[0] in _NAMED else f"{key}.")
         else:
             yield Setting(key, _text(info), info.get_default(call_default_factory=True))
 
@@ -225,8 +230,9 @@ def _sections(info: FieldInfo | None) -> list[type[Section]]:
     """The sections a field may hold, directly or as the values of a mapping; none for a value."""
     if info is None:
         return []
-    if info.annotation == dict[str, InputConfig]:
-        return [InputConfig]
+    for section in _NAMED:
+        if info.annotation == dict[str, section]:
+            return [section]
     kinds = get_args(info.annotation) or (info.annotation,)
     bare = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds]
     return [kind for kind in bare if isinstance(kind, type) and issubclass(kind, Section)]
@@ -236,8 +242,8 @@ def _walk(model: type[BaseModel], path: Sequence[Any]) -> list[type[BaseModel]]:
     """The sections that may be at a location in the settings; those of fusion methods by method."""
     models: list[type[BaseModel]] = [model]
     for part in path:
-        if models == [InputConfig] and part not in InputConfig.model_fields:
-            continue  # an input's name
+        if len(models) == 1 and models[0] in _NAMED and part not in models[0].model_fields:
+            continue  # an input's or a column's name
         models = [found for model in models for found in _sections(model.model_fields.get(str(part)))]
     return models
 
@@ -265,7 +271,8 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
         else:
             text = f"there is no setting '{key}'; {hint}"
     elif first["type"] == "missing":
-        text = f"'{key}' is missing."
+        inner = first.get("ctx", {}).get("key")
+        text = f"'{key}{f'.{inner}' if inner else ''}' is missing."
     elif first["type"] == "value_error":
         text = f"{first.get('ctx', {}).get('error')}."
     else:
@@ -280,7 +287,7 @@ def _resolve_paths(settings: Any, model: type[BaseModel], folder: Path) -> None:
     for name, value in settings.items():
         info = model.model_fields.get(name)
         section = next(iter(_sections(info)), None)
-        if section is InputConfig and isinstance(value, dict):
+        if section in _NAMED and isinstance(value, dict):
             for entry in value.values():
                 _resolve_paths(entry, section, folder)
         elif section is not None:

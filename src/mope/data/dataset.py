@@ -50,7 +50,7 @@ class RowReader:
     def columns(self) -> list[str]:
         """Columns that are needed: all but those of which every cell may be missing."""
         label = [self.label] if self.task is not None and self.label is not None else []
-        return [*(reader.column for reader in self.readers.values() if not reader.learns), *label]
+        return [*(column for reader in self.readers.values() for column in reader.required), *label]
 
     def __call__(self, row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         """The sample of a row whose paths are relative to the folder.
@@ -63,7 +63,7 @@ class RowReader:
         if self.task is not None and self.label is not None:
             target = sample["labels"] = self.task.encode(row.get(self.label), folder)
         for name, reader in self.readers.items():
-            cell = row.get(reader.column)
+            cell = reader.cell(row)
             if name == self.picture and target is not None:
                 assert isinstance(reader, ImageReader)
                 sample[name], sample["labels"] = reader.read_pair(cell, target, folder, self.train)
@@ -208,7 +208,8 @@ class StreamDataset(IterableDataset):
         self.batch, self.seed = config.training.batch_size, config.training.seed
         self.held, self.skip = data.shuffle_buffer, data.bad_rows == "skip"
         self.rank, self.processes, self.epoch = 0, 1, 0
-        self._columns = {*read.columns, *(reader.column for reader in read.readers.values())}
+        every = (column for reader in read.readers.values() for column in reader.columns)
+        self._columns = {*read.columns, *every}
         # Shared with the loader's workers, which find these out.
         self._length = torch.tensor(stream.length or 0).share_memory_()
         self._skipped = SkippedRows(data.workers)

@@ -20,6 +20,7 @@ from mope.media.audio import open_audio
 from mope.media.cells import BadCell, is_missing
 from mope.media.images import open_image
 from mope.media.texts import open_text
+from mope.media.values import VALUES, is_nothing
 from mope.media.video import open_video
 from mope.tasks import label_text
 
@@ -45,7 +46,7 @@ class _Rows(Dataset):
 
 def _note(cell: Any, kind: str, folder: Path) -> dict[str, Any]:
     """Sizes of a cell and a hash of what it shows; or that it is missing or broken."""
-    if is_missing(cell):
+    if is_missing(cell) or (kind in VALUES and is_nothing(cell)):
         return {"state": "missing"}
     try:
         if kind == "image":
@@ -58,6 +59,9 @@ def _note(cell: Any, kind: str, folder: Path) -> dict[str, Any]:
             frames = open_video(cell, folder)
             content = b"".join(frame.tobytes() for frame in frames)
             sizes = {"width": frames[0].width, "height": frames[0].height}
+        elif kind in VALUES:
+            value = VALUES[kind](cell, folder)
+            content, sizes = str(value).encode(), {kind: value} if isinstance(value, float) else {}
         else:
             text = open_text(cell, folder)
             content, sizes = (

@@ -55,7 +55,7 @@ def hold_out(splits: dict[str, Table], config: Config, report: Callable[[str], N
 
 def groups_of(table: Table, config: Config) -> list[int]:
     """Which rows belong together: a number for each row, the same for rows of one group."""
-    columns = [entry.column for entry in config.inputs.values() if entry.kind != "text"]
+    columns = [entry.column for entry in config.inputs.values() if entry.kind not in ("text", "table")]
     if config.data.group is not None:
         table.require(config.data.group)
         columns.append(config.data.group)

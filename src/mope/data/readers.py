@@ -4,8 +4,9 @@ A reader says why a cell can't be used (`problem`), turns one that can into a sa
 batch. A new kind is a new reader in `READERS`.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,32 +19,48 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers import Wav2Vec2FeatureExtractor
 
-from mope.config import InputConfig
+from mope.config import FieldConfig, InputConfig
 from mope.encoders.preparation import image_settings, load_extractor, load_tokenizer
+from mope.encoders.tables import DATE_NUMBERS
 from mope.encoders.tuning import PRESENT
 from mope.errors import UserError
 from mope.files import cache_folder
 from mope.media.audio import open_audio, reduce_noise
 from mope.media.cache import PixelCache, content_key
-from mope.media.cells import is_missing
+from mope.media.cells import BadCell, Cells, is_missing
 from mope.media.images import open_pixels, picture_size
 from mope.media.masks import Mask, require_size
 from mope.media.texts import open_text
+from mope.media.values import VALUES
 from mope.media.video import FRAMES, open_video
 
 
 class Reader(ABC):
     """Reads one named input.
 
+    Args:
+        config: the input.
+
     Attributes:
-        column: the table's column.
+        columns: the table's columns that it reads, mostly one.
         learns: whether a stand-in is learned for missing cells.
         drop: share of training rows from which the input is taken away.
     """
 
-    column: str
     learns: bool = False
     drop: float = 0.0
+
+    def __init__(self, config: InputConfig):
+        self.columns = list(config.cells)
+
+    @property
+    def required(self) -> list[str]:
+        """Columns that must be there."""
+        return [] if self.learns else self.columns
+
+    def cell(self, row: Mapping[str, Any]) -> Any:
+        """What a row has for it; None where it hasn't the column."""
+        return row.get(self.columns[0])
 
     def sample(self, cell: Any, folder: Path, train: bool = False) -> Any:
         """A cell as a sample, as `read`; None for one that is missing, if a stand-in is learned for it."""
@@ -88,7 +105,7 @@ class ImageReader(Reader):
     """
 
     def __init__(self, config: InputConfig):
-        self.column = config.column
+        super().__init__(config)
         encoder = config.encoder
         published = image_settings(encoder.weights, encoder.revision, encoder.architecture)
         size = config.size or published.size
@@ -171,13 +188,13 @@ class TextReader(Reader):
     """Texts, tokenised as the encoder was trained."""
 
     def __init__(self, config: InputConfig):
-        self.column = config.column
+        super().__init__(config)
         self.max_length = config.max_length
         self.tokenizer = load_tokenizer(config.encoder.weights, config.encoder.revision)
         limit = self.tokenizer.model_max_length
         if self.max_length > limit:
             raise UserError(
-                f"The column '{self.column}' has max_length {self.max_length}; its encoder takes {limit}."
+                f"The column '{config.column}' has max_length {self.max_length}; its encoder takes {limit}."
             )
 
     def read(self, cell: Any, folder: Path, train: bool = False) -> str:
@@ -223,7 +240,7 @@ class AudioReader(Reader):
     """Audio, as a path or as bytes, in one channel at the encoder's rate; a sample is float32 (samples,)."""
 
     def __init__(self, config: InputConfig):
-        self.column = config.column
+        super().__init__(config)
         self.seconds, self.denoise = config.seconds, config.denoise
         encoder = config.encoder
         self.extractor: Any = load_extractor(encoder.weights, encoder.revision, encoder.architecture)
@@ -245,11 +262,83 @@ class AudioReader(Reader):
         return dict(self.extractor(list(samples), sampling_rate=self.rate, return_tensors="pt", **options))
 
 
+_UNSEEN = 0.02
+"""Share of a table's training cells that are taken as missing, or as a category that isn't known, so that
+these have learned embeddings wherever they turn up."""
+
+_FAR = 10.0
+"""Scales from the centre beyond which a number is as far as it gets."""
+
+
+class TableReader(Reader):
+    """Numbers, categories and dates of several columns, as what the training rows said of each.
+
+    A sample is (numbers, categories): float32 (n,), NaN where one is missing, and int64 (m,), 0 for a missing
+    one, 1 for one that isn't known.
+    """
+
+    def __init__(self, config: InputConfig):
+        super().__init__(config)
+        self.fields = config.columns
+        self.places = {
+            name: {value: place for place, value in enumerate(field.values or [], 2)}
+            for name, field in self.fields.items()
+        }
+
+    @property
+    def required(self) -> list[str]:
+        """None: a column that isn't there is as one whose cells are empty; one of them must be."""
+        return []
+
+    def cell(self, row: Mapping[str, Any]) -> Any:
+        return Cells({name: row.get(name) for name in self.columns})
+
+    def read(self, cell: Any, folder: Path, train: bool = False) -> tuple[list[float], list[int]]:
+        numbers: list[float] = []
+        categories: list[int] = []
+        for name, field in self.fields.items():
+            try:
+                value = VALUES[field.kind or "value"](cell[name], folder)
+            except BadCell as error:
+                raise BadCell(f"{name}: {error}") from None
+            unseen = train and float(torch.rand(())) < _UNSEEN
+            if field.kind == "category":
+                known = self.places[name].get(value, 1) if value is not None else 0
+                categories.append(int(torch.randint(2, ())) if unseen else known)
+            else:
+                numbers += _numbers(field, None if unseen else value)
+        return numbers, categories
+
+    def blank(self) -> tuple[list[float], list[int]]:
+        return self.read(Cells(dict.fromkeys(self.columns)), Path())
+
+    def collate(self, samples: Sequence[tuple[list[float], list[int]]]) -> dict[str, Tensor]:
+        return {
+            "numbers": torch.tensor([numbers for numbers, _ in samples], dtype=torch.float32),
+            "categories": torch.tensor([categories for _, categories in samples], dtype=torch.int64),
+        }
+
+
+def _numbers(field: FieldConfig, value: float | None) -> list[float]:
+    """What a number or a date becomes: standardised; of a date also where in year, week and day it is."""
+    assert field.centre is not None
+    assert field.scale is not None
+    if value is None:
+        return [math.nan] * (1 if field.kind == "number" else DATE_NUMBERS)
+    found = [min(max((value - field.centre) / field.scale, -_FAR), _FAR)]
+    if field.kind == "date":
+        for days in (365.25, 7, 1):
+            angle = 2 * math.pi * (value % days) / days
+            found += [math.sin(angle), math.cos(angle)]
+    return found
+
+
 READERS: dict[str, Callable[[InputConfig], Reader]] = {
     "image": ImageReader,
     "text": TextReader,
     "audio": AudioReader,
     "video": VideoReader,
+    "table": TableReader,
 }
 """By the kind of an input."""
 

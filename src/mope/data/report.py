@@ -7,7 +7,8 @@ from typing import Any
 
 from mope.config import Config
 from mope.data.check import Problem, check_rows, find_problems, guess_columns
-from mope.data.splits import label_names, open_splits, row_check
+from mope.data.fields import find_fields
+from mope.data.splits import cells_of, label_names, open_splits, row_check
 from mope.data.table import open_table
 from mope.errors import UserError
 from mope.tasks import Classification, build_task
@@ -83,8 +84,10 @@ def check_config(file: str | Path) -> list[TableReport]:
     known = label_names(config, splits["train"]) if "train" in splits or config.data.labels else None
     if known is None:
         raise UserError(f"{file} names no training rows and no data.labels, so no label is known.")
+    if "train" in splits:
+        config = find_fields(config, splits["train"])
     task = build_task(config, known)
-    columns = {entry.column: entry.kind for entry in config.inputs.values()}
+    columns = cells_of(config.inputs.values())
     reports = []
     for table in splits.values():
         problems = check_rows(table, row_check(config, columns, task), config.data.workers)

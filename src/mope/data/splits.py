@@ -1,12 +1,12 @@
 """From a config to the tables of its splits, checked and with their labels known."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from datasets import IterableDataset
 
-from mope.config import Config
+from mope.config import Config, InputConfig
 from mope.data.check import RowCheck, check_rows, usable
 from mope.data.stream import Stream
 from mope.data.table import SPLITS, Table, open_table
@@ -44,13 +44,14 @@ def open_splits(
         named = {split: getattr(data, split) for split in SPLITS if getattr(data, split) is not None}
     if tables is not None or data.split_column is None:
         return {
-            split: open_table(source, data.trusted, data.encoding)
+            split: open_table(source, data.trusted, data.encoding, data.folder)
             for split, source in named.items()
             if opened(split, source)
         }
     if set(named) != {"train"}:
         raise UserError("With data.split_column all rows come from data.train: name no other table.")
-    return open_table(named["train"], data.trusted, data.encoding).split(data.split_column)
+    table = open_table(named["train"], data.trusted, data.encoding, data.folder)
+    return table.split(data.split_column)
 
 
 def draw(table: Table, count: int | None, seed: int) -> Table:
@@ -100,16 +101,25 @@ def picture_column(config: Config) -> str | None:
     return None if config.picture is None else config.inputs[config.picture].column
 
 
+def cells_of(inputs: Iterable[InputConfig]) -> dict[str, str]:
+    """What the columns of inputs hold, by name."""
+    return {column: kind for entry in inputs for column, kind in entry.cells.items()}
+
+
 def row_check(config: Config, columns: Mapping[str, str], task: Task, thorough: bool = True) -> RowCheck:
     """What a config asks of a row.
 
     Args:
         config: says which cells may be missing, and which column is the label's.
-        columns: kind of each input's column.
+        columns: what each input's columns hold.
         task: knows the labels.
         thorough: whether cells are decoded, or their headers read.
     """
-    missing = {entry.column: entry.missing for entry in config.inputs.values()}
+    missing = {
+        column: "learn" if entry.kind == "table" else entry.missing
+        for entry in config.inputs.values()
+        for column in entry.cells
+    }
     encode = task.encode if thorough else task.peek
     return RowCheck(columns, config.data.label, encode, missing, picture_column(config), thorough)
 

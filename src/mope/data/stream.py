@@ -13,6 +13,7 @@ from typing import Any, TextIO
 import datasets
 
 from mope.config import Config
+from mope.data.frames import name_of
 from mope.data.shards import find_files, is_shard, read_shard
 from mope.data.table import (
     Table,
@@ -54,6 +55,7 @@ class Stream:
         source: a file, a folder or a pattern of files (see `find_files`), or a dataset.
         trusted: whether paths in rows may leave their file's folder.
         encoding: of CSV and JSONL files; None for UTF-8, or UTF-16 where a file is.
+        folder: what paths in rows are relative to; None for their file's folder.
 
     Raises:
         UserError: there is no such file, or it is of no kind that is read.
@@ -64,8 +66,9 @@ class Stream:
         source: str | Path | datasets.Dataset | datasets.IterableDataset,
         trusted: bool = True,
         encoding: str | None = None,
+        folder: str | Path | None = None,
     ):
-        self.trusted, self.encoding = trusted, encoding
+        self.trusted, self.encoding, self.home = trusted, encoding, folder
         self.parts: Sequence[Part]
         if isinstance(source, datasets.IterableDataset):
             rows = source.with_format(None)
@@ -137,6 +140,7 @@ class Stream:
             yield Item(f"{name}, row {number}", folder, lambda columns, row=row: row)
 
     def _folder(self, folder: Path) -> Path:
+        folder = folder if self.home is None else Path(self.home)
         return folder if self.trusted else UntrustedFolder(folder)
 
     def _rows(self, part: Part) -> Iterator[dict[str, Any]]:
@@ -146,9 +150,14 @@ class Stream:
                 yield from part.rows_at(range(start, min(start + 256, len(part))))
         elif isinstance(part, datasets.IterableDataset):
             # By batches, for a worker would be given only some of the shards else; we share out the rows.
+            labels = {n: f for n, f in (part.features or {}).items() if isinstance(f, datasets.ClassLabel)}
             for batch in part.iter(batch_size=32):
+                columns = {
+                    column: [name_of(labels[column], cell) for cell in cells] if column in labels else cells
+                    for column, cells in dict(batch).items()
+                }
                 yield from (
-                    dict(zip(batch, cells, strict=True)) for cells in zip(*batch.values(), strict=True)
+                    dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)
                 )
         elif part.suffix.lower() == ".parquet":
             yield from _parquet_rows(part)
@@ -235,7 +244,7 @@ def open_stream(config: Config, tables: Mapping[str, Any] | None = None) -> Stre
             "A stream's labels aren't counted beforehand, so data.class_weights can't be balanced: give each "
             "label's weight."
         )
-    stream = Stream(source, data.trusted, data.encoding)
+    stream = Stream(source, data.trusted, data.encoding, data.folder)
     if data.train_rows is None and stream.length is None:
         raise UserError(
             f"{stream.name} doesn't say how many rows it has: set data.train_rows to the rows per epoch."

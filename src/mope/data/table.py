@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from datasets import Dataset, IterableDataset, load_from_disk
 from datasets.features import Audio, Image, Video
 
+from mope.data.frames import frame_rows, label_columns
 from mope.data.shards import find_files, is_shard, read_shard
 from mope.errors import UserError
 from mope.media.cells import BadCell, UntrustedFolder
@@ -39,7 +40,7 @@ class Table:
         name: str = "the table",
         numbers: Sequence[int] | None = None,
     ):
-        rows = rows.with_format(None)
+        rows = label_columns(rows.with_format(None))
         for column, feature in rows.features.items():
             if isinstance(feature, Image | Audio | Video):
                 rows = rows.cast_column(column, type(feature)(decode=False))
@@ -114,24 +115,35 @@ def require(table: str, columns: Sequence[str], names: Iterable[str]) -> None:
             raise UserError(f"{table} has no column '{name}': it has {', '.join(columns)}.")
 
 
-def open_table(source: str | Path | Dataset, trusted: bool = True, encoding: str | None = None) -> Table:
-    """Read a table: a .csv, .jsonl or .parquet file, .tar shards, a folder of `Dataset.save_to_disk`, or a
-    `Dataset`.
+def open_table(
+    source: Any, trusted: bool = True, encoding: str | None = None, folder: str | Path | None = None
+) -> Table:
+    """Read a table: a .csv, .jsonl or .parquet file, .tar shards, a folder of `Dataset.save_to_disk`; or rows
+    in memory: a `Dataset`, a pandas or polars frame, a list of mappings.
 
-    Every cell of a CSV file is text. Paths in a file are relative to it.
+    Every cell of a CSV file is text. Paths in a file are relative to it, of rows in memory to the current
+    folder.
 
     Args:
         source: which.
         trusted: whether paths may leave the table's folder.
         encoding: of a CSV or JSONL file; None for UTF-8, or UTF-16 where a file is.
+        folder: what paths in the rows are relative to, instead.
 
     Raises:
         UserError: it can't be read as what its name says, or has no rows.
     """
-    if isinstance(source, Dataset):
-        return Table(source, Path() if trusted else UntrustedFolder())
+    if isinstance(source, Table):
+        return source
     if isinstance(source, IterableDataset):
         raise UserError("Only training rows can be a stream: give a datasets.Dataset for the others.")
+    if not isinstance(source, str | Path):
+        found = source if isinstance(source, Dataset) else frame_rows(source)
+        rows = found if isinstance(found, Dataset) else dataset_of(found)
+        if len(rows) == 0:
+            raise UserError("The table has no rows.")
+        home = Path(folder or "")
+        return Table(rows, home if trusted else UntrustedFolder(home))
     files = find_files(source)
     for file in files:
         if not file.exists():
@@ -140,22 +152,23 @@ def open_table(source: str | Path | Dataset, trusted: bool = True, encoding: str
     texts = {".csv": _read_csv, ".jsonl": _read_jsonl}
     suffix = file.suffix.lower()
     if all(map(is_shard, files)):
-        rows, folder, file = _read_shards(files), file.parent, Path(source)
+        rows, own, file = _read_shards(files), file.parent, Path(source)
     elif len(files) > 1:
         raise UserError(f"{source} names several files, which are a table only if they are .tar shards.")
     elif file.is_dir():
-        rows, folder = read_folder(file), file
+        rows, own = read_folder(file), file
     elif suffix in texts:
-        rows, folder = texts[suffix](file, read_text(file, encoding)), file.parent
+        rows, own = texts[suffix](file, read_text(file, encoding)), file.parent
     elif suffix == ".parquet":
-        rows, folder = _read_parquet(file), file.parent
+        rows, own = _read_parquet(file), file.parent
     else:
         raise UserError(
             f"{file} is no table this library reads: name a .csv, .jsonl or .parquet file, or .tar shards."
         )
     if len(rows) == 0:
         raise UserError(f"{file} has no rows.")
-    return Table(rows, folder if trusted else UntrustedFolder(folder), str(file))
+    home = own if folder is None else Path(folder)
+    return Table(rows, home if trusted else UntrustedFolder(home), str(file))
 
 
 def read_text(file: Path, encoding: str | None = None) -> str:
@@ -330,12 +343,28 @@ def dataset_of(rows: Sequence[Mapping[str, Any]], name: str = "the rows") -> Dat
     names = list(dict.fromkeys(key for row in rows for key in row))
     columns = {}
     for key in names:
-        values = [row.get(key) for row in rows]
+        values = _alike([row.get(key) for row in rows])
         try:
             columns[key] = pyarrow.array(values)
         except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
             columns[key] = _mixed(values, key, name)
     return Dataset(pyarrow.table(columns))
+
+
+def _alike(values: list[Any]) -> list[Any]:
+    """Cells of which some name a file and some hold its content, which Arrow would take for one."""
+    kinds = {type(value) for value in values}
+    if not {str, bytes} <= kinds:
+        return values
+    return [
+        {
+            "path": value if isinstance(value, str) else None,
+            "bytes": value if isinstance(value, bytes) else None,
+        }
+        if isinstance(value, str | bytes)
+        else value
+        for value in values
+    ]
 
 
 def _mixed(values: list[Any], key: str, name: str) -> Any:

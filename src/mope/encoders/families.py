@@ -13,7 +13,7 @@ ARGUMENT = "mope"
 """The keyword argument that travels through a model: a `PromptSource` to its layers, and from a layer to its
 attention what that has to be told."""
 
-Kind = Literal["image", "text", "audio", "video"]
+Kind = Literal["image", "text", "audio", "video", "table"]
 Pooling = Literal["cls", "mean", "pooler"]
 Insertion = Literal["prefix", "tokens"]
 

@@ -52,6 +52,15 @@ def _modality(predictor: Predictor, name: str, reader: Reader) -> dict[str, Any]
     entry = predictor.settings.inputs[name]
     encoder = entry.encoder
     facts: dict[str, Any] = {"kind": entry.kind, "column": entry.column, "encoder": encoder.weights}
+    if entry.kind == "table":
+        fields = {column: field.model_dump(exclude_defaults=True) for column, field in entry.columns.items()}
+        facts = {
+            "kind": "table",
+            "columns": fields,
+            "numbers": "(value - centre) / scale of each number and date, in order, at most 10 either way; "
+            "NaN for a missing one; after a date sine and cosine of its place in 365.25, 7 and 1 days",
+            "categories": "a value's place among `values`, from 2; 0 for a missing one, 1 for another",
+        }
     if entry.missing == "learn":
         facts["missing"] = (
             f"{name}_present is false where the input isn't there; its tensors may then be blank"

@@ -8,6 +8,7 @@ import numpy
 from numpy.typing import NDArray
 
 from mope.data.dataset import RowDataset
+from mope.data.splits import cells_of
 from mope.data.table import MemoryTable, Table
 from mope.errors import UserError
 from mope.insight import routing, words
@@ -244,7 +245,7 @@ def _experts(
 def _by_column(scores: Floats, table: Table, predictor: "Predictor") -> dict[str, Floats]:
     """Information on each column that is neither an input nor the label, and has a few values."""
     settings = predictor.settings
-    known = {settings.data.label, *(entry.column for entry in settings.inputs.values())}
+    known = {settings.data.label, *cells_of(settings.inputs.values())}
     found = {}
     for name in table.columns:
         if name in known:

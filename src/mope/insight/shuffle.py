@@ -68,7 +68,7 @@ class Shuffled(Table):
 def shuffle_inputs(
     predictor: "Predictor", table: Table, plain: tuple[Tensor, Tensor], resamples: int = 200
 ) -> list[Loss]:
-    """The metric with each input shuffled, and with each pair of them.
+    """The metric with each input shuffled, with each pair of them, and with each column of a table input.
 
     The picture that masks belong to keeps its place: another one's mask would be of another size.
 
@@ -83,9 +83,12 @@ def shuffle_inputs(
     metric, _ = deciding_metric(task, settings.training.metric)
     chosen: list[tuple[str, ...]] = [(name,) for name in names]
     chosen += combinations(names, 2)
+    parts = {inputs: [c for name in inputs for c in predictor.readers[name].columns] for inputs in chosen}
+    for name in names:
+        if len(columns := predictor.readers[name].columns) > 1:
+            parts |= {(f"{name}.{column}",): [column] for column in columns}
     found = []
-    for inputs in chosen:
-        columns = [predictor.readers[name].column for name in inputs]
+    for inputs, columns in parts.items():
         moved = predictor.outcomes(Shuffled(table, columns))
         found.append(_loss(task, metric, inputs, plain, moved, resamples))
     return found

@@ -10,12 +10,18 @@ class BadCell(ValueError):
     """A cell that can't be used; the message says why."""
 
 
+class Cells(dict[str, Any]):
+    """The cells of a row that are one input, by column."""
+
+
 class UntrustedFolder(type(Path())):
     """The folder of a table from somebody else, whose paths may name nothing outside it."""
 
 
 def is_missing(cell: Any) -> bool:
     """Whether a cell holds nothing: null, NaN, an empty or blank text, no bytes and no path."""
+    if isinstance(cell, Cells):
+        return all(map(is_missing, cell.values()))
     if isinstance(cell, dict):
         return not (cell.get("bytes") or cell.get("path"))
     if isinstance(cell, float):
@@ -33,6 +39,8 @@ def source_of(cell: Any, folder: Path, kind: str) -> Path | io.BytesIO:
         cell = cell.get("bytes") or cell.get("path")
     if is_missing(cell):
         raise BadCell(f"no {kind}: the cell is empty")
+    if isinstance(cell, Path):
+        cell = str(cell)
     if isinstance(cell, bytes):
         return io.BytesIO(cell)
     if not isinstance(cell, str):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mope.media.cells import BadCell, is_missing
+from mope.media.values import value_text
 
 # No text has them by intention, and no tokenizer needs them: C0 but tab and line ends, C1 but next line (what
 # Windows-1252 holds when it is read as Latin-1), and lone halves of pairs, which can't be encoded.
@@ -19,6 +20,8 @@ def open_text(cell: Any, folder: Path) -> str:
     """
     if is_missing(cell):
         raise BadCell("empty text")
+    if isinstance(cell, int | float):
+        cell = value_text(cell)  # as a CSV file would have it
     if not isinstance(cell, str):
         raise BadCell(f"wrong type: {type(cell).__name__} where text is expected")
     text = _CONTROL.sub("", cell)

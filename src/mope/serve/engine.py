@@ -155,9 +155,11 @@ class Engine:
                 ) from None
         return Sample(inputs, size)
 
-    def _cell(self, name: str, value: str | bytes | None) -> str | bytes | None:
+    def _cell(self, name: str, value: Any) -> Any:
         """What a reader is given: never a text for media, which it would take for a path."""
         kind = self.kinds[name]
+        if kind == "table":
+            return self.predictor.readers[name].cell(value or {})
         if value is None:
             return value
         if kind == "text":
@@ -187,7 +189,10 @@ class Engine:
 
     def attention(self, row: Row) -> Any:
         """Attention over a usable row's main picture, (rows, columns); None where it can't be had."""
-        cells = {self.predictor.readers[name].column: self._cell(name, row.get(name)) for name in self.kinds}
+        cells: dict[str, Any] = {}
+        for name, kind in self.kinds.items():
+            cell = self._cell(name, row.get(name))
+            cells |= cell if kind == "table" else {self.predictor.readers[name].columns[0]: cell}
         try:
             return self.batcher.call(lambda: attention_of(self.predictor, [cells])).result()[0]
         except UserError:

@@ -5,6 +5,7 @@ import io
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fastapi import FastAPI
 from mope.config import Config, SequentialConfig
 from mope.errors import UserError
 from mope.media.cells import BadCell, is_missing, source_of
+from mope.media.values import VALUES
 from mope.predictions import Prediction
 from mope.serve import views
 from mope.serve.engine import Engine
@@ -87,6 +89,10 @@ class _Page:
         self.engine, self.folder = engine, folder
         self.settings: Config = engine.predictor.settings
         self.names = [name for name in self.settings.inputs if name in engine.kinds]
+        self.slots: list[tuple[str, str | None]] = []
+        for name in self.names:
+            columns = self.settings.inputs[name].columns
+            self.slots += [(name, column) for column in columns] or [(name, None)]
         main = self.settings.fusion.main
         self.has_routing = self._has_routing()
         self.looks = engine.kinds.get(main) == "image" and self.settings.picture is None
@@ -106,7 +112,7 @@ class _Page:
             gradio.Markdown(f"# {name}\n{self._about()}")
             with gradio.Row():
                 with gradio.Column():
-                    widgets = [self._widget(key) for key in self.names]
+                    widgets = [self._widget(*slot) for slot in self.slots]
                     button = gradio.Button("Predict", variant="primary", elem_id="predict")
                     self._add_examples(widgets)
                 with gradio.Column():
@@ -142,10 +148,12 @@ class _Page:
         )
         return f"{task[0].upper()}{task[1:]} from {kinds}. The same as JSON: [/docs](/docs)."
 
-    def _widget(self, name: str) -> Any:
+    def _widget(self, name: str, column: str | None) -> Any:
         import gradio
 
         kind = self.engine.kinds[name]
+        if column is not None:
+            return self._field(name, column)
         label = f"{name} (may be left out)" if self.settings.inputs[name].missing == "learn" else name
         if kind == "text":
             limit = self.engine.settings.characters
@@ -162,6 +170,21 @@ class _Page:
         if kind == "audio":
             return gradio.Audio(**options, type="filepath", sources=["upload"], editable=False)
         return gradio.Video(**options, sources=["upload"], height=320)
+
+    def _field(self, name: str, column: str) -> Any:
+        """The widget of a table's column; it may be left empty."""
+        import gradio
+
+        field = self.settings.inputs[name].columns[column]
+        options: dict[str, Any] = {
+            "label": f"{column} (may be left out)",
+            "elem_id": f"input-{name}-{column}",
+        }
+        if field.kind == "number":
+            return gradio.Number(**options)
+        if field.kind == "category":
+            return gradio.Dropdown(field.values or [], value=None, allow_custom_value=True, **options)
+        return gradio.Textbox(placeholder="2026-11-26", max_length=40, **options)
 
     def _answer_widget(self) -> Any:
         import gradio
@@ -187,8 +210,12 @@ class _Page:
         import gradio
 
         row: Row = {}
-        for name, value in zip(self.names, values, strict=True):
-            if self.engine.kinds[name] == "text" or not value:
+        tables: dict[str, dict[str, Any]] = {}
+        for (name, column), value in zip(self.slots, values, strict=True):
+            if column is not None:
+                row[name] = tables.setdefault(name, {})
+                tables[name][column] = value
+            elif self.engine.kinds[name] == "text" or not value:
                 row[name] = value or None
             elif is_inside(value, self.folder):
                 row[name] = Path(value).read_bytes()
@@ -243,17 +270,23 @@ class _Page:
             table = self.engine.predictor.table()
             for place in range(min(_EXAMPLES, len(table))):
                 row = table[place]
-                cells = {name: row.get(self.engine.predictor.readers[name].column) for name in self.names}
                 rows.append(
-                    [self._example(f"{place}-{name}", name, cells[name], table.folder) for name in cells]
+                    [self._example(place, name, column, row, table.folder) for name, column in self.slots]
                 )
         except (UserError, BadCell, OSError):
             return rows
         return rows
 
-    def _example(self, stem: str, name: str, cell: Any, folder: Path) -> Any:
+    def _example(
+        self, place: int, name: str, column: str | None, row: Mapping[str, Any], folder: Path
+    ) -> Any:
         """A cell as a widget takes it: of media a copy, in the folder that Gradio may serve."""
         kind = self.engine.kinds[name]
+        if column is not None:
+            held = self.settings.inputs[name].columns[column].kind or "category"
+            value = VALUES[held](row.get(column), folder)
+            return str(row[column]) if held == "date" and value is not None else value
+        cell = self.engine.predictor.readers[name].cell(row)
         if kind == "text" or is_missing(cell):
             return cell if isinstance(cell, str) else None
         source = source_of(cell, folder, kind)
@@ -262,6 +295,6 @@ class _Page:
         else:
             content, suffix = source.read_bytes(), source.suffix
         # Pages of one process have one folder: a run's examples are kept apart by its id.
-        copy = self.folder / f"example-{id(self)}-{stem}{suffix}"
+        copy = self.folder / f"example-{id(self)}-{place}-{name}{suffix}"
         copy.write_bytes(content)
         return str(copy)

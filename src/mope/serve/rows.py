@@ -19,12 +19,13 @@ from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from mope.config import Config, InputConfig
+from mope.config import Config, FieldConfig, InputConfig
 from mope.serve.limits import Refusal
 from mope.serve.settings import ServeSettings
 
-Row = dict[str, str | bytes | None]
-"""Cells by input name: a text; of media the bytes, or base64 of them; None for a missing one."""
+Row = dict[str, str | bytes | Mapping[str, Any] | None]
+"""Cells by input name: a text; of media the bytes, or base64 of them; of a table values by column; None for a
+missing one."""
 
 _STRICT = ConfigDict(extra="forbid", populate_by_name=False)
 _SHAPE = 'a body is {"row": {...}} or {"rows": [{...}, ...]}'
@@ -48,6 +49,7 @@ class RowParser:
         self.inputs, self.settings = dict(inputs), settings
         # An input's name may be one that a model of pydantic's has itself, so that it is only an alias.
         self._places = {name: f"input_{place}" for place, name in enumerate(self.inputs)}
+        self._most_parts = 1 + sum(len(entry.cells) for entry in self.inputs.values())
         columns: dict[str, Any] = {
             self._places[name]: self._field(entry, name) for name, entry in self.inputs.items()
         }
@@ -64,8 +66,11 @@ class RowParser:
 
     def _field(self, entry: InputConfig, name: str) -> tuple[Any, Any]:
         """Type and field of an input's values."""
-        if entry.kind == "text":
-            value: Any = Annotated[str, Field(max_length=self.settings.characters)]
+        if entry.kind == "table":
+            value: Any = self._columns(entry, name)
+            text = "Values by column"
+        elif entry.kind == "text":
+            value = Annotated[str, Field(max_length=self.settings.characters)]
             text = "A text"
         else:
             value = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
@@ -73,6 +78,18 @@ class RowParser:
         if entry.missing != "learn":
             return value, Field(alias=name, description=f"{text}.")
         return value | None, Field(None, alias=name, description=f"{text}; null or left out for none.")
+
+    def _columns(self, entry: InputConfig, name: str) -> Any:
+        """The model of a table input: each of its values may be left out."""
+        text: Any = Annotated[str, Field(max_length=self.settings.characters)]
+        types: dict[str | None, Any] = {"number": float | text, "category": text | bool | float, "date": text}
+        fields: dict[str, Any] = {
+            f"column_{place}": (types[field.kind] | None, Field(None, alias=column, description=_said(field)))
+            for place, (column, field) in enumerate(entry.columns.items())
+        }
+        return create_model(
+            f"Table_{self._places[name]}", __config__=_STRICT, __doc__="Values by column.", **fields
+        )
 
     def parse(self, body: bytes) -> list[Row]:
         """The rows of a JSON body.
@@ -120,7 +137,11 @@ class RowParser:
                 raise Refusal(422, "shape", text)
 
     def _cells(self, row: Any) -> Row:
-        return {name: getattr(row, place) for name, place in self._places.items()}
+        cells = {name: getattr(row, place) for name, place in self._places.items()}
+        return {
+            name: cell.model_dump(by_alias=True) if isinstance(cell, BaseModel) else cell
+            for name, cell in cells.items()
+        }
 
     async def parse_form(self, request: Request) -> Row:
         """The row of a form: a part per input, a file or a text.
@@ -130,8 +151,8 @@ class RowParser:
         """
         try:
             form = await request.form(
-                max_files=len(self.inputs) + 1,
-                max_fields=len(self.inputs) + 1,
+                max_files=self._most_parts,
+                max_fields=self._most_parts,
                 max_part_size=self.settings.bytes,
             )
         except FormParserError as error:
@@ -155,11 +176,25 @@ class RowParser:
                     raise Refusal(422, "shape", f"The part '{name}' isn't text in UTF-8.") from None
         try:
             # The model looks at names and texts; content that came as a file is put back after it.
-            plain = {name: part if isinstance(part, str) else "" for name, part in parts.items()}
+            plain = self._nested(
+                {name: part if isinstance(part, str) else "" for name, part in parts.items()}
+            )
             row = self._cells(self._row.model_validate(plain))
         except ValidationError as error:
             raise self._refused(error) from None
         return {**row, **{name: part for name, part in parts.items() if isinstance(part, bytes)}}
+
+    def _nested(self, parts: Mapping[str, str]) -> dict[str, Any]:
+        """A form's parts as a row has them: `INPUT.COLUMN` is a table's value, an empty one is none."""
+        tables = {name: entry for name, entry in self.inputs.items() if entry.kind == "table"}
+        row: dict[str, Any] = {name: {} for name, entry in tables.items() if entry.missing != "learn"}
+        for name, part in parts.items():
+            table, dot, column = name.partition(".")
+            if dot and table in tables:
+                row.setdefault(table, {})[column] = part or None
+            else:
+                row[name] = part
+        return row
 
     def _refused(self, error: ValidationError) -> Refusal:
         first: Any = error.errors(include_url=False, include_input=False)[0]
@@ -168,6 +203,9 @@ class RowParser:
         place = place[1:] if place[:1] in (["rows"], ["row"]) and len(place) > 1 else place
         row = f"Row {place[1] + 1}" if len(place) > 1 and isinstance(place[1], int) else "The row"
         name = _cut(str(place[-1])) if place else ""
+        table = next((one for one in place if one in self.inputs and self.inputs[one].kind == "table"), None)
+        if table is not None and place[-1] != table:
+            return self._refused_column(row, table, str(place[place.index(table) + 1]), first)
         known = ", ".join(self.inputs)
         limit = self.settings
         if first["type"] == "union_tag_not_found" or (len(place) == 1 and name in ("row", "rows")):
@@ -187,21 +225,49 @@ class RowParser:
             text = f"{row}: {first['msg'][0].lower()}{first['msg'][1:]}."
         return Refusal(422, "shape", text)
 
+    def _refused_column(self, row: str, table: str, column: str, error: Mapping[str, Any]) -> Refusal:
+        if column not in self.inputs[table].columns:
+            known = ", ".join(self.inputs[table].columns)
+            return Refusal(422, "shape", f"{row}: '{table}' has no column '{_cut(column)}': it has {known}.")
+        name = _cut(f"{table}.{column}")
+        if error["type"] == "string_too_long":
+            text = f"{row}: '{name}' is longer than {self.settings.characters:,} characters."
+        else:
+            text = f"{row}: '{name}' must be {_said(self.inputs[table].columns[column])}, or null."
+        return Refusal(422, "shape", text)
+
     def body_schema(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The `content` of the request in OpenAPI, and the schemas it refers to."""
         template = "#/components/schemas/{model}"
         schema = self._body.json_schema(ref_template=template)
-        parts = {
-            name: {"type": "string", "maxLength": self.settings.characters}
-            if entry.kind == "text"
-            else {"type": "string", "format": "binary", "description": f"A file with the {entry.kind}."}
-            for name, entry in self.inputs.items()
-        }
+        text = {"type": "string", "maxLength": self.settings.characters}
+        parts: dict[str, Any] = {}
+        for name, entry in self.inputs.items():
+            if entry.kind == "table":
+                parts |= {
+                    f"{name}.{column}": {**text, "description": _said(field)}
+                    for column, field in entry.columns.items()
+                }
+            elif entry.kind == "text":
+                parts[name] = text
+            else:
+                parts[name] = {
+                    "type": "string",
+                    "format": "binary",
+                    "description": f"A file with the {entry.kind}.",
+                }
         form: dict[str, Any] = {"type": "object", "properties": parts, "additionalProperties": False}
-        if required := [name for name, entry in self.inputs.items() if entry.missing != "learn"]:
+        required = [name for name, entry in self.inputs.items() if entry.missing != "learn" and name in parts]
+        if required:
             form["required"] = required
         definitions = schema.pop("$defs", {})
         return {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}, definitions
+
+
+def _said(field: FieldConfig) -> str:
+    """What a column of a table takes."""
+    words = {"number": "a number", "category": "a text", "date": "a date such as 2026-11-26"}
+    return words[field.kind or "category"]
 
 
 def _cut(name: str) -> str:

@@ -8,14 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from mope.media.values import value_text
+
 
 def label_text(value: Any) -> str:
     """A label as text, the same for 3, 3.0 and "3", for True and "true"."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
+    return value_text(value)
 
 
 def sorted_labels(labels: set[str]) -> list[str]:

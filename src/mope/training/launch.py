@@ -70,6 +70,7 @@ def train(
     device = pick_device(config.training.device)
     set_seed(config.training.seed)
     model, datasets = prepare(config, tables, report)
+    config = model.settings
     if config.data.cache_features:
         model.keep_features(cache_folder() / "features")
     model.freeze(frozen_dtype(config.training.precision, device))

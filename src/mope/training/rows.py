@@ -1,16 +1,17 @@
 """The rows of a training: opened, checked, drawn, and the model that their labels ask for."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import torch
 
-from mope.config import Config
+from mope.config import Config, InputConfig
 from mope.data.dataset import RowDataset, RowReader, StreamDataset, collate
+from mope.data.fields import find_fields
 from mope.data.holdout import hold_out
 from mope.data.readers import Reader, TextReader, build_readers
-from mope.data.splits import Report, check_split, draw, label_names, open_splits, row_check
+from mope.data.splits import Report, cells_of, check_split, draw, label_names, open_splits, row_check
 from mope.data.stream import Stream, open_stream
 from mope.data.table import Table
 from mope.errors import UserError
@@ -49,11 +50,13 @@ def prepare(
     What is cheap to find wrong is found first: tables and columns before weights, weights before every row.
     """
     needed = needed_inputs(config)
-    columns = {settings.column: settings.kind for settings in needed.values()}
     label = config.data.label
     train, validation = _sources(config, tables, report)
     for source in (train, validation):
-        source.require(*(s.column for s in needed.values() if s.missing != "learn"), label)
+        source.require(*_required(needed.values()), label)
+    config = find_fields(config, train)
+    needed = needed_inputs(config)
+    columns = cells_of(needed.values())
     model = FusionModel.build(config, label_names(config, train))
     task = model.task
     if isinstance(train, Table):
@@ -82,6 +85,13 @@ def prepare(
     }
 
 
+def _required(inputs: Iterable[InputConfig]) -> Iterator[str]:
+    """Columns that training rows must have."""
+    for entry in inputs:
+        if entry.missing != "learn" or entry.kind == "table":
+            yield from entry.cells
+
+
 def first_batches(rows: Rows, count: int, size: int, seed: int, task: Task) -> Iterator[dict[str, Any]]:
     """Batches of so many training rows: of a table drawn by seed, of a stream its first."""
     rows = rows.apart()
@@ -108,8 +118,8 @@ def _first_labels(rows: StreamDataset, report: Report) -> Iterator[Any]:
 def _say_changed_texts(readers: Mapping[str, Reader], table: Table, report: Report) -> None:
     """Say of how many training texts control characters are taken out, or the end."""
     for name, reader in readers.items():
-        if isinstance(reader, TextReader) and reader.column in table.columns:
-            texts = [text for text in table.column(reader.column) if isinstance(text, str)]
+        if isinstance(reader, TextReader) and (column := reader.columns[0]) in table.columns:
+            texts = [text for text in table.column(column) if isinstance(text, str)]
             if count := sum(map(has_controls, texts)):
                 report(
                     f"{table.name}: {count} of {len(texts)} texts of '{name}' have control characters, which "
