@@ -151,6 +151,18 @@ def test_a_row_depends_on_its_own_values_alone():
     assert together.isfinite().all()
 
 
+def test_attention_is_the_packages():
+    from rtdl_revisiting_models import MultiheadAttention
+
+    from mope.encoders.fttransformer import _Attention
+
+    theirs = MultiheadAttention(d_embedding=16, n_heads=4, dropout=0.1).eval()
+    ours = _Attention(d_embedding=16, n_heads=4, dropout=0.1).eval()
+    ours.load_state_dict(theirs.state_dict())
+    few, many = torch.randn(3, 1, 16), torch.randn(3, 5, 16)
+    torch.testing.assert_close(ours(few, many), theirs(few, many))
+
+
 def test_a_missing_number_is_not_the_centre():
     encoder = _encoder().eval()
     numbers = torch.zeros(2, 8)
@@ -314,5 +326,5 @@ def test_the_page_has_a_widget_per_column(with_facts):
     page = _Page(app.state.engine, Path(with_facts.output))
     kinds = [type(page._widget(*slot)) for slot in page.slots]
     assert kinds == [gradio.Image, gradio.Textbox, gradio.Number, gradio.Dropdown, gradio.Textbox]
-    assert [example[2:] for example in page._examples()][0][1] in ["a", "b", "c"]
+    assert page._examples()[0][3] in ["a", "b", "c"]
     app.state.engine.close()

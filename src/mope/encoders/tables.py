@@ -44,7 +44,9 @@ class TableEncoder(Encoder):
         super().__init__()
         try:
             from rtdl_num_embeddings import PiecewiseLinearEmbeddings
-            from rtdl_revisiting_models import CategoricalEmbeddings, FTTransformerBackbone
+            from rtdl_revisiting_models import CategoricalEmbeddings
+
+            from mope.encoders.fttransformer import Backbone
         except ImportError:
             raise UserError(
                 "A table input needs the extra 'tabular': pip install rtdl_num_embeddings "
@@ -63,7 +65,7 @@ class TableEncoder(Encoder):
         self.absent = nn.Parameter(torch.empty(len(bins), width).uniform_(-1, 1) / width**0.5)
         self.categories = CategoricalEmbeddings(counts, width) if counts else None
         self.first = nn.Parameter(torch.empty(width).uniform_(-1, 1) / width**0.5)
-        self.backbone = FTTransformerBackbone(
+        self.backbone = Backbone(
             d_out=None,
             n_blocks=blocks,
             d_block=width,
