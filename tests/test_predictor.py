@@ -83,7 +83,7 @@ def test_rows_may_be_mappings_with_paths_bytes_or_pictures(predictor, tables):
     predictions = predictor.predict([{"picture": cell, "question": question} for cell in cells])
     assert all(close(p, predictions[0]) for p in predictions)
     assert predictor.predict([]) == []
-    with pytest.raises(UserError, match="the rows has no column 'question': it has picture"):
+    with pytest.raises(UserError, match="The table has no column 'question': it has picture"):
         predictor.predict([{"picture": str(file)}])
 
 

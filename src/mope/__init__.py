@@ -1,6 +1,7 @@
 """Fuse separately pre-trained encoders into one multimodal model by training under 1 % of its parameters."""
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from mope.errors import UserError
     from mope.methods import register_method
     from mope.model import FusionModel
+    from mope.planning import Plan, fit, plan
     from mope.predictions import Prediction, Predictions
     from mope.predictor import Predictor, evaluate
     from mope.training import train
@@ -39,6 +41,7 @@ _HOMES = {
     "InputConfig": "config",
     "InputsConfig": "config",
     "PmfConfig": "config",
+    "Plan": "planning",
     "Prediction": "predictions",
     "Predictions": "predictions",
     "Predictor": "predictor",
@@ -51,7 +54,9 @@ _HOMES = {
     "UserError": "errors",
     "VideoEncoder": "encoders",
     "evaluate": "predictor",
+    "fit": "planning",
     "load_encoder": "encoders",
+    "plan": "planning",
     "register_method": "methods",
     "train": "training",
 }
@@ -66,6 +71,7 @@ __all__ = [
     "FusionModel",
     "InputConfig",
     "InputsConfig",
+    "Plan",
     "PmfConfig",
     "Prediction",
     "Predictions",
@@ -79,13 +85,17 @@ __all__ = [
     "UserError",
     "VideoEncoder",
     "evaluate",
+    "fit",
     "load_encoder",
+    "plan",
     "register_method",
     "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("mope")
     if name not in _HOMES:
         raise AttributeError(f"module 'mope' has no attribute '{name}'")
     return getattr(importlib.import_module(f"mope.{_HOMES[name]}"), name)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from mope.cli import data, encoders, export, insight, runs, serve, studies
+from mope.cli import data, encoders, export, fit, insight, runs, serve, studies
 from mope.errors import UserError
 
 
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
-    for group in (runs, serve, export, studies, insight, data, encoders):
+    for group in (fit, runs, serve, export, studies, insight, data, encoders):
         group.add(verbs)
     return parser
 

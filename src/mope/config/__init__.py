@@ -20,7 +20,7 @@ from mope.config.sections import (
     SegmentationConfig,
     TrainingConfig,
 )
-from mope.config.settings import Config, Setting, explain, fields
+from mope.config.settings import Config, Setting, explain, fields, typed
 
 __all__ = [
     "ConcatConfig",
@@ -43,4 +43,5 @@ __all__ = [
     "fields",
     "of_older_version",
     "only_own",
+    "typed",
 ]

@@ -193,6 +193,8 @@ class TrainingConfig(Section):
     """Steps over batches by AdamW, or L-BFGS over all rows at once, for a linear head on frozen features."""
     epochs: Annotated[float, Field(gt=0)] = 10
     """At most this many passes over the training rows."""
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    """Time for everything, in which the schedule runs through, unless `epochs` end sooner; null for any."""
     batch_size: PositiveInt = 16
     """Rows per step and device."""
     learning_rate: Annotated[float, Field(gt=0)] = 4e-4

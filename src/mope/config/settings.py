@@ -110,7 +110,7 @@ class Config(Section):
         settings = read_yaml(file, "config", "at least `inputs` and `fusion`")
         _resolve_paths(settings, cls, file.parent)
         for key, value in overrides:
-            _set(settings, key, _typed(key, value))
+            _set(settings, key, typed(key, value))
         return cls.parse(settings, f"{file} and the command line" if overrides else str(file))
 
     @classmethod
@@ -140,14 +140,14 @@ class Config(Section):
 
     def with_typed(self, overrides: Sequence[tuple[str, str]]) -> "Config":
         """A copy with typed `(dotted key, value)` pairs."""
-        return self.with_settings({key: _typed(key, value) for key, value in overrides}, "the command line")
+        return self.with_settings({key: typed(key, value) for key, value in overrides}, "the command line")
 
     def dump(self) -> str:
         """The settings as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _typed(key: str, text: str) -> Any:
+def typed(key: str, text: str) -> Any:
     """What is typed for a setting: of a setting that is text the very text, else its value as YAML.
 
     Raises:

@@ -1,6 +1,7 @@
 """Tables of rows: CSV, JSONL, Parquet, WebDataset shards, or a saved `datasets.Dataset`."""
 
 import codecs
+import difflib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -112,7 +113,10 @@ def require(table: str, columns: Sequence[str], names: Iterable[str]) -> None:
     """Make sure that names are among a table's columns; see `Table.require`."""
     for name in names:
         if name not in columns:
-            raise UserError(f"{table} has no column '{name}': it has {', '.join(columns)}.")
+            near = difflib.get_close_matches(name, columns, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(columns)}."
+            table = table.replace("the ", "The ", 1) if table.startswith("the ") else table
+            raise UserError(f"{table} has no column '{name}': {hint}")
 
 
 def open_table(
@@ -311,7 +315,7 @@ class MemoryTable(Table):
         folder: Path = Path(),
         numbers: Sequence[int] | None = None,
     ):
-        self.rows, self.folder, self.name = rows, folder, "the rows"  # type: ignore[assignment]
+        self.rows, self.folder, self.name = rows, folder, "the table"  # type: ignore[assignment]
         self.numbers = list(numbers) if numbers is not None else list(range(1, len(rows) + 1))
 
     def __getitem__(self, index: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from mope.model import FusionModel
 from mope.run import CHECKPOINTS, CONFIG, METRICS, difference, model_card, read_metrics, read_run
 
 # What may differ when a run is continued: none of it changes what was learned so far.
-_FREE_ON_RESUME = tuple(f"training.{key}" for key in ("epochs", "patience", "precision", "device"))
+_FREE_ON_RESUME = tuple(f"training.{key}" for key in ("epochs", "minutes", "patience", "precision", "device"))
 
 
 def check_folder(folder: Path, config: Config, resume: bool, report: Report) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Training: from a config to a run's folder."""
 
+import math
 import os
 import sys
 import time
@@ -29,6 +30,7 @@ from mope.model import FusionModel
 from mope.run import CHECKPOINTS, CONFIG
 from mope.tasks.metrics import compute_metrics, deciding_metric
 from mope.training.arguments import training_arguments
+from mope.training.budget import Budget
 from mope.training.folder import check_folder, last_checkpoint, result_of, write_run
 from mope.training.probe import features_of, fit_probe, require_linear, require_probe
 from mope.training.rows import Rows, first_batches, prepare
@@ -77,7 +79,7 @@ def train(
     _say_plan(model, datasets, device, report)
     counts = {f"{split}_rows": len(rows) for split, rows in datasets.items()}
     learn = _probe if config.training.solver == "lbfgs" else _descend
-    history, best, times = learn(config, model, datasets, device, report)
+    history, best, times = learn(config, model, datasets, device, report, started)
     if (skipped := datasets["train"].skipped()) is not None:
         report(skipped)
     metric = deciding_metric(model.task, config.training.metric)[0]
@@ -88,7 +90,12 @@ def train(
 
 
 def _descend(
-    config: Config, model: FusionModel, datasets: Mapping[str, Rows], device: torch.device, report: Report
+    config: Config,
+    model: FusionModel,
+    datasets: Mapping[str, Rows],
+    device: torch.device,
+    report: Report,
+    started: float,
 ) -> Learned:
     """Train by gradient steps, with checkpoints."""
     folder = Path(config.output)
@@ -99,7 +106,7 @@ def _descend(
         _begin(config, model, datasets["train"], device)
     if checkpoint is None and config.training.head_start == "probe":
         _fit_head(config, model, datasets, device, report)
-    trainer = _trainer(config, model, datasets, device, report)
+    trainer = _trainer(config, model, datasets, device, report, started)
     _write_config(config)
     reset_peak_memory(device)
     # Each process draws dropout, routing noise and augmentation of its own; weights and order are shared.
@@ -113,7 +120,12 @@ def _descend(
 
 
 def _probe(
-    config: Config, model: FusionModel, datasets: Mapping[str, Rows], device: torch.device, report: Report
+    config: Config,
+    model: FusionModel,
+    datasets: Mapping[str, Rows],
+    device: torch.device,
+    report: Report,
+    started: float,
 ) -> Learned:
     """Fit a linear head to frozen features."""
     require_probe(model)
@@ -160,9 +172,18 @@ def _begin(config: Config, model: FusionModel, rows: Rows, device: torch.device)
 
 
 def _trainer(
-    config: Config, model: FusionModel, datasets: Mapping[str, Rows], device: torch.device, report: Report
+    config: Config,
+    model: FusionModel,
+    datasets: Mapping[str, Rows],
+    device: torch.device,
+    report: Report,
+    started: float,
 ) -> FusionTrainer:
-    folder = Path(config.output)
+    folder, settings = Path(config.output), config.training
+    budget = None
+    if settings.minutes is not None:
+        steps = math.ceil(len(datasets["validation"]) / (2 * settings.batch_size))
+        budget = Budget(60 * settings.minutes, started, settings.warmup, settings.schedule, 2 * steps)
     metric, greater = deciding_metric(model.task, config.training.metric)
     trainer = FusionTrainer(
         model,
@@ -177,6 +198,7 @@ def _trainer(
             *([ProgressBar()] if sys.stderr.isatty() else []),
         ],
         report=report,
+        budget=budget,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

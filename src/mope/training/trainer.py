@@ -17,14 +17,25 @@ from mope.data.splits import Report
 from mope.model import FusionModel
 from mope.prompts import importance, variation
 from mope.run import WEIGHTS
+from mope.training.budget import Budget
 
 
 class FusionTrainer(Trainer):
     """A `Trainer` whose optimizer has the three learning rates of the config, and whose checkpoints
     hold only what was trained."""
 
-    def __init__(self, model: FusionModel, *args: Any, report: Report = print, **kwargs: Any):
+    def __init__(
+        self,
+        model: FusionModel,
+        *args: Any,
+        report: Report = print,
+        budget: Budget | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(model, *args, **kwargs)
+        self.budget = budget
+        if budget is not None:
+            self.add_callback(budget)
         self.model_accepts_loss_kwargs = False
         self.report = report
         self._timer = _StepTimer()
@@ -71,6 +82,7 @@ class FusionTrainer(Trainer):
 
     def _start_epoch(self) -> None:
         self._losses: dict[str, Tensor] = {}
+        self._rates: dict[str, float] = {}
         self._importance: Tensor | None = None
         self._imbalance: Tensor | None = None
         self._steps, self._started = 0, time.monotonic()
@@ -118,6 +130,19 @@ class FusionTrainer(Trainer):
             self.optimizer = cls([group for group in groups if group["params"]], **options)
         return self.optimizer
 
+    def _param_groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups if self.optimizer is not None else []
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The schedule over the steps, or over the time that there is."""
+        if self.budget is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        found: Any = optimizer or self.optimizer
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(found, self.budget.factor)
+        return self.lr_scheduler
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -129,6 +154,7 @@ class FusionTrainer(Trainer):
         output = model(**inputs)
         if model.training:
             self._steps += 1
+            self._rates = {group["name"]: group["lr"] for group in self._param_groups()}
             for name, value in output.losses.items():
                 self._losses[name] = self._losses.get(name, 0) + value.detach()
             if output.scores:
@@ -168,8 +194,9 @@ class FusionTrainer(Trainer):
 
     def _epoch_logs(self) -> dict[str, float]:
         logs = {f"train_{name}_loss": float(total) / self._steps for name, total in self._losses.items()}
-        for group in self.optimizer.param_groups:
-            logs[f"{group['name']}_learning_rate"] = group["lr"]
+        # Those of the last step: the schedule has gone on since, at the end to zero.
+        for name, rate in self._rates.items():
+            logs[f"{name}_learning_rate"] = rate
         logs["seconds"] = time.monotonic() - self._started
         if self._importance is not None:
             logs["experts"] = self._importance.shape[1]
