@@ -1,5 +1,6 @@
 """The linear probe: what it fits, what it refuses, and that its run is a run like any other."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,14 +11,14 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from mope import Predictor
 from mope.config import Config
+from mope.data.dataset import RowDataset, collate
 from mope.data.table import open_table
 from mope.errors import UserError
 from mope.heads import LinearHead
 from mope.methods import find_method
-from mope.model import FusionModel
 from mope.tasks import build_task
 from mope.training import train
-from mope.training.probe import STRENGTHS, fit_probe
+from mope.training.probe import STRENGTHS, features_of, fit_probe
 
 
 def fitted(labels, targets, task="classification", metric="accuracy", greater=True):
@@ -80,16 +81,22 @@ def test_what_else_would_learn_is_refused(config):
 
 
 def test_a_head_may_begin_as_a_probe_of_all_features(weights, tables, tmp_path):
-    """At a rate of next to nothing the run ends as it began: as the probe, over every input's feature."""
+    """At a rate of next to nothing the run ends as it began: as scikit-learn's regression on its features."""
     content = tiny_run(weights, tables, tmp_path / "run", epochs=1, learning_rate=1e-9, head_start="probe")
     content["training"]["complementary_learning_rate"] = 1e-9
     content["fusion"] |= {"head_sees": "all", "start": "quiet"}
-    lines = []
-    result = train(Config.parse(content, "a test"), report=lines.append)
-    (line,) = [line for line in lines if line.startswith("linear probe")]
-    assert f"accuracy {result['validation']['accuracy']:.3f}" in line
-    model = FusionModel.from_pretrained(tmp_path / "run")
+    result = train(Config.parse(content, "a test"), report=quiet)
+    predictor = Predictor(tmp_path / "run", device="cpu")
+    model = predictor.model
     assert model.head.linear.in_features == model.fusion.feature_dim == 2 * 32
+    table = open_table(tables / "train.csv")
+    rows = RowDataset(table, predictor.readers, model.task, "colour")
+    together = partial(collate, readers=predictor.readers, task=model.task)
+    features, targets = features_of(model, rows, together, 16, torch.device("cpu"), 0)
+    features = (features - features.mean(0)) / features.std(0, correction=0)
+    reference = LogisticRegression(C=1 / (0.1 * len(rows)), max_iter=1000, tol=1e-8).fit(features, targets)
+    found = [[p.probabilities[name] for name in model.task.classes] for p in predictor.predict(table)]
+    assert np.allclose(reference.predict_proba(features), found, atol=2e-3)
     content["output"], content["training"]["head_start"] = str(tmp_path / "random"), "random"
     random = train(Config.parse(content, "a test"), report=quiet)
     assert random["validation"]["loss"] > result["validation"]["loss"]

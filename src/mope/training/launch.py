@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import send_to_device, set_seed
+from torch.utils.data import Subset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import (
@@ -32,8 +33,8 @@ from mope.tasks.metrics import compute_metrics, deciding_metric
 from mope.training.arguments import training_arguments
 from mope.training.budget import Budget
 from mope.training.folder import check_folder, last_checkpoint, result_of, write_run
-from mope.training.probe import features_of, fit_probe, require_linear, require_probe
-from mope.training.rows import Rows, first_batches, prepare
+from mope.training.probe import features_of, fit_probe, require_linear, require_probe, start_head
+from mope.training.rows import Rows, drawn, first_batches, prepare
 from mope.training.trainer import FusionTrainer, ProgressBar
 
 Learned = tuple[list[dict[str, Any]], int | None, dict[str, float | None]]
@@ -41,6 +42,9 @@ Learned = tuple[list[dict[str, Any]], int | None, dict[str, float | None]]
 
 _BEGINS_FROM = 512
 """Rows that a model which begins from rows is shown."""
+
+_HEAD_BEGINS_FROM = 1024
+"""Rows that a head which begins as a probe is fitted to."""
 
 
 def train(
@@ -105,7 +109,7 @@ def _descend(
     elif checkpoint is None and model.begins_from_rows:
         _begin(config, model, datasets["train"], device)
     if checkpoint is None and config.training.head_start == "probe":
-        _fit_head(config, model, datasets, device, report)
+        _start_head(config, model, datasets["train"], device)
     trainer = _trainer(config, model, datasets, device, report, started)
     _write_config(config)
     reset_peak_memory(device)
@@ -129,6 +133,7 @@ def _probe(
 ) -> Learned:
     """Fit a linear head to frozen features."""
     require_probe(model)
+    require_linear(model, datasets["train"])
     _write_config(config)
     reset_peak_memory(device)
     history = _fit_head(config, model, datasets, device, report)
@@ -136,11 +141,22 @@ def _probe(
     return history, best["step"], {"step_milliseconds": None, "waiting_share": None}
 
 
+def _start_head(config: Config, model: FusionModel, rows: Rows, device: torch.device) -> None:
+    """Fit the linear head to what some training rows' features say, before anything else learns."""
+    require_linear(model, rows)
+    model.to(device)
+    chosen = drawn(len(rows), _HEAD_BEGINS_FROM, config.training.seed)
+    with torch.autocast(device.type, torch.bfloat16, use_bf16(config.training.precision, device)):
+        together = partial(collate, readers=rows.readers, task=model.task)
+        size = 2 * config.training.batch_size
+        found = features_of(model, Subset(rows, chosen), together, size, device, config.data.workers)
+    start_head(model, *found)
+
+
 def _fit_head(
     config: Config, model: FusionModel, datasets: Mapping[str, Rows], device: torch.device, report: Report
 ) -> list[dict[str, Any]]:
     """Fit the linear head to the features that the model has now, see `fit_probe`."""
-    require_linear(model, datasets["train"])
     metric, greater = deciding_metric(model.task, config.training.metric)
     model.to(device)
     together = partial(collate, readers=datasets["train"].readers, task=model.task)

@@ -23,6 +23,11 @@ STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 each fit goes on from the one before."""
 
 
+_START = 0.1
+"""The weight for a head through which others learn afterwards: one that knows its rows by heart would leave
+them nothing to learn from."""
+
+
 def require_linear(model: FusionModel, train: Any) -> None:
     """Make sure that there is a linear head, and rows to fit it to.
 
@@ -54,6 +59,27 @@ def require_probe(model: FusionModel) -> None:
         )
 
 
+def start_head(model: FusionModel, features: Tensor, targets: Tensor) -> None:
+    """Let a linear head begin where it is best for the features (N, D) that the model begins with."""
+    mean, deviation = _spread(features)
+    head = _fit(model.task, (features - mean) / deviation, targets, _START, None)
+    _take_over(model, head, mean, deviation)
+
+
+def _spread(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each feature."""
+    variance, mean = torch.var_mean(features, dim=0, correction=0)
+    return mean, variance.sqrt().clamp(min=1e-6)
+
+
+@torch.no_grad()
+def _take_over(model: FusionModel, head: nn.Linear, mean: Tensor, deviation: Tensor) -> None:
+    """Let the model's head do for features as they are what another does for standardised ones."""
+    weight = head.weight / deviation
+    model.head.linear.weight.copy_(weight)  # type: ignore[union-attr]
+    model.head.linear.bias.copy_(head.bias - weight @ mean)  # type: ignore[union-attr]
+
+
 def fit_probe(
     model: FusionModel,
     features: Tensor,
@@ -78,8 +104,7 @@ def fit_probe(
         For each strength its validation metrics, named as the trainer names them; the best one's `step` is 1,
         the others' is 0.
     """
-    deviation, mean = torch.var_mean(features, dim=0, correction=0)
-    deviation = deviation.sqrt().clamp(min=1e-6)
+    mean, deviation = _spread(features)
     features, unseen = (features - mean) / deviation, (unseen - mean) / deviation
     heads: list[nn.Linear] = []
     history = []
@@ -92,10 +117,7 @@ def fit_probe(
         history.append({"epoch": 1.0, "step": 0, "penalty": strength, **values})
     best = (max if greater else min)(range(len(history)), key=lambda i: history[i][f"eval_{metric}"])
     history[best]["step"] = 1
-    with torch.no_grad():
-        weight = heads[best].weight / deviation
-        model.head.linear.weight.copy_(weight)  # type: ignore[union-attr]
-        model.head.linear.bias.copy_(heads[best].bias - weight @ mean)  # type: ignore[union-attr]
+    _take_over(model, heads[best], mean, deviation)
     return history
 
 

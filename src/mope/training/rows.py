@@ -92,12 +92,16 @@ def _required(inputs: Iterable[InputConfig]) -> Iterator[str]:
             yield from entry.cells
 
 
+def drawn(rows: int, count: int, seed: int) -> list[int]:
+    """Places of so many rows, by seed."""
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed))[:count].tolist()
+
+
 def first_batches(rows: Rows, count: int, size: int, seed: int, task: Task) -> Iterator[dict[str, Any]]:
     """Batches of so many training rows: of a table drawn by seed, of a stream its first."""
     rows = rows.apart()
     if isinstance(rows, RowDataset):
-        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count].tolist()
-        samples: Iterator[Any] = (rows[index] for index in drawn)
+        samples: Iterator[Any] = (rows[index] for index in drawn(len(rows), count, seed))
     else:
         samples = islice(rows, count)
     while chunk := list(islice(samples, size)):
