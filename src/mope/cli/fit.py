@@ -1,12 +1,10 @@
 """`mope fit`: a table in, a model out."""
 
 import argparse
-import functools
 import json
-import sys
 from typing import Any
 
-from mope.cli.output import add_plugin, add_verb, load_plugins, print_table
+from mope.cli.output import add_plugin, add_verb, load_plugins, print_table, reporter
 from mope.errors import UserError
 
 
@@ -64,29 +62,17 @@ def fit(options: argparse.Namespace) -> None:
         if options.write:
             print(f"The config is in {options.write}. Next: mope train {options.write}")
         return
-    say = functools.partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
-    predictor = planning.fit(options.table, options.label, **asked, report=_say(say))
+    predictor = planning.fit(options.table, options.label, **asked, report=reporter(options))
     result = read_metrics(predictor.run)
     if options.json:
         print(json.dumps(result, indent=2))
+    if options.json or options.quiet:
         return
     print_table(
         ["validation", f"epoch {result['best_epoch']:.3g}"],
         [[name, f"{value:.4f}"] for name, value in result["validation"].items()],
     )
     print(f"The run is in {predictor.run}. Next: mope predict {predictor.run} FILE")
-
-
-def _say(say: Any) -> Any:
-    """Print lines without breaking a progress bar that is being drawn."""
-
-    def report(line: str) -> None:
-        from tqdm import tqdm
-
-        with tqdm.external_write_mode():
-            say(line)
-
-    return report
 
 
 def _pairs(flag: str, words: list[str]) -> dict[str, str]:

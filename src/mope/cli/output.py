@@ -21,13 +21,28 @@ def add_verb(
         else None,
         allow_abbrev=False,
     )
-    if name == "train":
+    if name in ("train", "fit"):
         verb.add_argument(
             "--settings", action=_ListSettings, nargs=0, help="list every setting of a config, and exit"
         )
     verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    if name in ("train", "fit"):
+        verb.add_argument("--quiet", action="store_true", help="say nothing but what goes wrong")
     verb.set_defaults(run_verb=function, overrides=overrides)
     return verb
+
+
+def reporter(options: argparse.Namespace) -> Any:
+    """What takes lines that are said: it prints them without breaking a progress bar that is being drawn."""
+    stream = sys.stderr if options.json else sys.stdout
+
+    def report(line: str) -> None:
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode():
+            print(line, file=stream, flush=True)
+
+    return (lambda line: None) if options.quiet else report
 
 
 def add_plugin(verb: argparse.ArgumentParser) -> None:

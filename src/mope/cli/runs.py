@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mope.cli.output import add_method, add_plugin, add_table, add_verb, load_plugins, print_table
+from mope.cli.output import add_method, add_plugin, add_table, add_verb, load_plugins, print_table, reporter
 from mope.errors import UserError
 
 
@@ -77,18 +77,14 @@ def _config(options: argparse.Namespace) -> Any:
 
 def train(options: argparse.Namespace) -> None:
     """`mope train CONFIG`."""
-    import functools
-
     from mope.training import train as run
 
     config = _drop(_config(options), options.drop_modality)
     first = os.environ.get("RANK", "0") == "0"  # of several processes under torchrun, one speaks
-    say = functools.partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
-    result = run(config, resume=options.resume, report=_tqdm_write(say) if first else _say_nothing)
-    if not first:
-        return
-    if options.json:
+    result = run(config, resume=options.resume, report=reporter(options) if first else _say_nothing)
+    if first and options.json:
         print(json.dumps(result, indent=2))
+    if not first or options.json or options.quiet:
         return
     print_table(
         ["validation", f"epoch {result['best_epoch']:.3g}"],
@@ -112,18 +108,6 @@ def _drop(config: Any, words: list[str]) -> Any:
 
 def _say_nothing(line: str) -> None:
     """Take a line and keep it."""
-
-
-def _tqdm_write(say: Any) -> Any:
-    """Print a line without breaking a progress bar that is being drawn."""
-
-    def report(line: str) -> None:
-        from tqdm import tqdm
-
-        with tqdm.external_write_mode():
-            say(line)
-
-    return report
 
 
 def evaluate(options: argparse.Namespace) -> None:

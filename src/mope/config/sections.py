@@ -197,6 +197,8 @@ class TrainingConfig(Section):
     """Time for everything, in which the schedule runs through, unless `epochs` end sooner; null for any."""
     batch_size: PositiveInt = 16
     """Rows per step and device."""
+    accumulate: PositiveInt = 1
+    """Batches whose gradients make one step."""
     learning_rate: Annotated[float, Field(gt=0)] = 4e-4
     """Of what belongs to the main input: prompts, experts, routers, mappers, head."""
     complementary_learning_rate: Annotated[float, Field(gt=0)] = 5e-4
@@ -221,8 +223,11 @@ class TrainingConfig(Section):
     """Epochs without a better validation metric after which training stops."""
     metric: str | None = None
     """Validation metric that decides; null for the task's own."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic: bf16 autocast where the machine has it, or as said."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic: bf16 autocast where the machine has it, or as said; fp16 takes a GPU."""
+    report_to: list[str] = ["tensorboard"]
+    """Where losses and rates go: tensorboard, in the run's folder; wandb, mlflow or another that transformers
+    knows and that is installed."""
     seed: int = 0
     """Of weights, order and dropout."""
     device: str | None = None

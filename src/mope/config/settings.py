@@ -261,6 +261,8 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
         sections = [fusion_section(method)] if method else _walk(model, location[:-1])
         names = [name for section in sections for name in section.model_fields]
         near = difflib.get_close_matches(str(location[-1]), names, n=1)
+        if len(location) == 1:
+            near = _elsewhere(str(location[0])) or near
         hint = f"did you mean '{near[0]}'?" if near else f"it may be {', '.join(names)}."
         having = [name for name, section in METHODS.items() if location[-1] in section.model_fields]
         if method and having:
@@ -278,6 +280,12 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
     else:
         text = f"'{key}' is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
     return text if count == 1 else f"{text} ({count - 1} more like this.)"
+
+
+def _elsewhere(name: str) -> list[str]:
+    """The setting of this name in a section, for one that is named without: `epochs` is `training.epochs`."""
+    keys = [setting.key for setting in fields() if setting.key.rpartition(".")[2] == name]
+    return sorted(keys, key=lambda key: key.startswith("inputs."))[:1]
 
 
 def _resolve_paths(settings: Any, model: type[BaseModel], folder: Path) -> None:

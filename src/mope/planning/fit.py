@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
-from tqdm import tqdm
+from transformers import TrainerCallback
 
 from mope.config import Config
 from mope.data.dataset import collate
@@ -19,6 +19,7 @@ from mope.data.splits import Report
 from mope.data.table import Table, open_table
 from mope.device import autocast, frozen_dtype, pick_device
 from mope.errors import UserError
+from mope.logs import say
 from mope.media.cells import is_missing
 from mope.planning.columns import look
 from mope.planning.plan import Plan, make_config, rows_per_batch
@@ -43,7 +44,8 @@ def fit(
     settings: Mapping[str, Any] | None = None,
     output: str | Path | None = None,
     folder: str | Path | None = None,
-    report: Report = tqdm.write,
+    report: Report = say,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Predictor:
     """Train a model on a table, with everything decided that isn't said.
 
@@ -63,7 +65,8 @@ def fit(
         settings: any other settings, by dotted key.
         output: the run's folder; None for a new one in `runs/`.
         folder: what paths in the rows are relative to; None for their file's folder, or the current one.
-        report: takes each line that is said.
+        report: takes each line that is said; by default the logger "mope" does.
+        callbacks: transformers' callbacks of its `Trainer`.
 
     Raises:
         UserError: nothing can be learned from the table, or something in it or in what is said is wrong.
@@ -89,7 +92,7 @@ def fit(
     if config.training.minutes is not None:
         left = config.training.minutes - (time.monotonic() - started) / 60
         config = config.with_settings({"training.minutes": max(left, 0.1)})
-    train(config, made.tables or None, report=report)
+    train(config, made.tables or None, report=report, callbacks=callbacks)
     return Predictor(config.output)
 
 

@@ -1,12 +1,17 @@
 """A config's settings as transformers' training arguments."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import TrainingArguments
+from torch.utils.tensorboard import SummaryWriter
+from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, TensorBoardCallback
 
 from mope.config import Config
-from mope.device import use_bf16
+from mope.device import require_fp16, use_bf16
+from mope.encoders.preparation import first_line
+from mope.errors import UserError
 from mope.run import CHECKPOINTS
 
 
@@ -29,6 +34,8 @@ def training_arguments(
         warmup_steps=settings.warmup,  # a share, since it is below one
         max_grad_norm=settings.clip,
         bf16=use_bf16(settings.precision, device),
+        fp16=settings.precision == "fp16" and require_fp16(device).type != "cpu",
+        gradient_accumulation_steps=settings.accumulate,
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=2,
@@ -51,3 +58,24 @@ def training_arguments(
     # Several GPUs are used by `torchrun`, one process each; never by threads of this one.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def reporters(names: Sequence[str], folder: Path) -> list[TrainerCallback]:
+    """What sends losses and rates on, by name.
+
+    Raises:
+        UserError: transformers knows none of that name, or its package isn't installed.
+    """
+    found: list[TrainerCallback] = []
+    for name in names:
+        if name == "tensorboard":
+            found.append(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(INTEGRATION_TO_CALLBACK)
+            raise UserError(f"training.report_to names '{name}': take of {known}.")
+        try:
+            found.append(INTEGRATION_TO_CALLBACK[name]())
+        except (ImportError, RuntimeError) as error:
+            raise UserError(f"training.report_to: {name} can't be used: {first_line(error)}") from None
+    return found

@@ -4,7 +4,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,25 +13,20 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import send_to_device, set_seed
+from torch import Tensor
 from torch.utils.data import Subset
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
-from transformers import (
-    EarlyStoppingCallback,
-    EvalPrediction,
-    PrinterCallback,
-)
-from transformers.integrations.integration_utils import TensorBoardCallback
+from transformers import EarlyStoppingCallback, EvalPrediction, PrinterCallback, TrainerCallback
 
 from mope.config import Config
 from mope.data.dataset import StreamDataset, collate
 from mope.data.splits import Report
-from mope.device import frozen_dtype, pick_device, reset_peak_memory, use_bf16
+from mope.device import autocast, frozen_dtype, pick_device, reset_peak_memory, use_bf16
 from mope.files import cache_folder, replacing
+from mope.logs import say
 from mope.model import FusionModel
 from mope.run import CHECKPOINTS, CONFIG
 from mope.tasks.metrics import compute_metrics, deciding_metric
-from mope.training.arguments import training_arguments
+from mope.training.arguments import reporters, training_arguments
 from mope.training.budget import Budget
 from mope.training.folder import check_folder, last_checkpoint, result_of, write_run
 from mope.training.probe import features_of, fit_probe, require_linear, require_probe, start_head
@@ -52,15 +48,18 @@ def train(
     tables: Mapping[str, Any] | None = None,
     *,
     resume: bool = False,
-    report: Report = tqdm.write,
+    report: Report = say,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, Any]:
     """Train a model and write its run's folder.
 
     Args:
         config: the settings.
-        tables: by split, instead of the config's: files, `Dataset`s, to train on also an `IterableDataset`.
+        tables: by split, instead of the config's: whatever `open_table` takes, to train on also an
+            `IterableDataset`.
         resume: continue an unfinished run in the folder; a finished one is left as it is.
-        report: takes each line that is said.
+        report: takes each line that is said; by default the logger "mope" does.
+        callbacks: transformers' callbacks of its `Trainer`, beside the library's own.
 
     Returns:
         The content of `metrics.json`: the validation metrics of the best epoch, and the history.
@@ -82,8 +81,8 @@ def train(
     model.freeze(frozen_dtype(config.training.precision, device))
     _say_plan(model, datasets, device, report)
     counts = {f"{split}_rows": len(rows) for split, rows in datasets.items()}
-    learn = _probe if config.training.solver == "lbfgs" else _descend
-    history, best, times = learn(config, model, datasets, device, report, started)
+    job = _Job(config, model, datasets, device, report, started, callbacks)
+    history, best, times = job.probe() if config.training.solver == "lbfgs" else job.descend()
     if (skipped := datasets["train"].skipped()) is not None:
         report(skipped)
     metric = deciding_metric(model.task, config.training.metric)[0]
@@ -93,131 +92,122 @@ def train(
     return result
 
 
-def _descend(
-    config: Config,
-    model: FusionModel,
-    datasets: Mapping[str, Rows],
-    device: torch.device,
-    report: Report,
-    started: float,
-) -> Learned:
-    """Train by gradient steps, with checkpoints."""
-    folder = Path(config.output)
-    checkpoint = last_checkpoint(folder / CHECKPOINTS)
-    if checkpoint is None and config.training.begin_from is not None:
-        model.begin_from(config.training.begin_from)
-    elif checkpoint is None and model.begins_from_rows:
-        _begin(config, model, datasets["train"], device)
-    if checkpoint is None and config.training.head_start == "probe":
-        _start_head(config, model, datasets["train"], device)
-    trainer = _trainer(config, model, datasets, device, report, started)
-    _write_config(config)
-    reset_peak_memory(device)
-    # Each process draws dropout, routing noise and augmentation of its own; weights and order are shared.
-    set_seed(config.training.seed, device_specific=True)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if (collapse := trainer.collapse()) is not None:
-        report(collapse)
-    history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    times = {"step_milliseconds": trainer.step_milliseconds, "waiting_share": trainer.waiting_share}
-    return history, trainer.state.best_global_step, times
+@dataclass(frozen=True)
+class _Job:
+    """A training that begins.
 
+    Attributes:
+        config: the settings.
+        model: untrained.
+        datasets: rows by split.
+        device: where it runs.
+        report: takes each line that is said.
+        started: when, on the monotonic clock.
+        callbacks: of the caller's.
+    """
 
-def _probe(
-    config: Config,
-    model: FusionModel,
-    datasets: Mapping[str, Rows],
-    device: torch.device,
-    report: Report,
-    started: float,
-) -> Learned:
-    """Fit a linear head to frozen features."""
-    require_probe(model)
-    require_linear(model, datasets["train"])
-    _write_config(config)
-    reset_peak_memory(device)
-    history = _fit_head(config, model, datasets, device, report)
-    best = next(entry for entry in history if entry["step"])
-    return history, best["step"], {"step_milliseconds": None, "waiting_share": None}
+    config: Config
+    model: FusionModel
+    datasets: Mapping[str, Rows]
+    device: torch.device
+    report: Report
+    started: float
+    callbacks: Sequence[TrainerCallback] = ()
 
+    def descend(self) -> Learned:
+        """Train by gradient steps, with checkpoints."""
+        settings = self.config.training
+        checkpoint = last_checkpoint(Path(self.config.output) / CHECKPOINTS)
+        if checkpoint is None and settings.begin_from is not None:
+            self.model.begin_from(settings.begin_from)
+        elif checkpoint is None and self.model.begins_from_rows:
+            self._begin()
+        if checkpoint is None and settings.head_start == "probe":
+            self._start_head()
+        trainer = self._trainer()
+        self._write_config()
+        reset_peak_memory(self.device)
+        # Each process draws dropout, routing noise and augmentation of its own; weights and order are shared.
+        set_seed(settings.seed, device_specific=True)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if (collapse := trainer.collapse()) is not None:
+            self.report(collapse)
+        history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+        times = {"step_milliseconds": trainer.step_milliseconds, "waiting_share": trainer.waiting_share}
+        return history, trainer.state.best_global_step, times
 
-def _start_head(config: Config, model: FusionModel, rows: Rows, device: torch.device) -> None:
-    """Fit the linear head to what some training rows' features say, before anything else learns."""
-    require_linear(model, rows)
-    model.to(device)
-    chosen = drawn(len(rows), _HEAD_BEGINS_FROM, config.training.seed)
-    with torch.autocast(device.type, torch.bfloat16, use_bf16(config.training.precision, device)):
-        together = partial(collate, readers=rows.readers, task=model.task)
-        size = 2 * config.training.batch_size
-        found = features_of(model, Subset(rows, chosen), together, size, device, config.data.workers)
-    start_head(model, *found)
+    def probe(self) -> Learned:
+        """Fit a linear head to frozen features, see `fit_probe`."""
+        require_probe(self.model)
+        require_linear(self.model, self.datasets["train"])
+        self._write_config()
+        reset_peak_memory(self.device)
+        metric, greater = deciding_metric(self.model.task, self.config.training.metric)
+        features = {split: self._features(rows) for split, rows in self.datasets.items()}
+        history = fit_probe(self.model, *features["train"], *features["validation"], metric, greater)
+        best = next(entry for entry in history if entry["step"])
+        value = best[f"eval_{metric}"]
+        self.report(f"linear probe  penalty {best['penalty']:g}  validation {metric} {value:.3f}")
+        return history, best["step"], {"step_milliseconds": None, "waiting_share": None}
 
+    def _begin(self) -> None:
+        """Let the model start from some training rows, the same in every process."""
+        settings = self.config.training
+        batches = first_batches(
+            self.datasets["train"], _BEGINS_FROM, 2 * settings.batch_size, settings.seed, self.model.task
+        )
+        self.model.to(self.device)
+        with autocast(settings.precision, self.device):
+            self.model.begin(send_to_device(batch, self.device) for batch in batches)
 
-def _fit_head(
-    config: Config, model: FusionModel, datasets: Mapping[str, Rows], device: torch.device, report: Report
-) -> list[dict[str, Any]]:
-    """Fit the linear head to the features that the model has now, see `fit_probe`."""
-    metric, greater = deciding_metric(model.task, config.training.metric)
-    model.to(device)
-    together = partial(collate, readers=datasets["train"].readers, task=model.task)
-    size, workers = 2 * config.training.batch_size, config.data.workers
-    with torch.autocast(device.type, torch.bfloat16, use_bf16(config.training.precision, device)):
-        features = {
-            split: features_of(model, rows, together, size, device, workers)
-            for split, rows in datasets.items()
-        }
-    history = fit_probe(model, *features["train"], *features["validation"], metric, greater)
-    best = next(entry for entry in history if entry["step"])
-    report(f"linear probe  penalty {best['penalty']:g}  validation {metric} {best[f'eval_{metric}']:.3f}")
-    return history
+    def _start_head(self) -> None:
+        """Fit the linear head to what some training rows' features say, before anything else learns."""
+        rows = self.datasets["train"]
+        require_linear(self.model, rows)
+        chosen = drawn(len(rows), _HEAD_BEGINS_FROM, self.config.training.seed)
+        start_head(self.model, *self._features(Subset(rows, chosen)))
 
+    def _features(self, rows: Any) -> tuple[Tensor, Tensor]:
+        """Features that the model has now, and targets."""
+        together = partial(collate, readers=self.datasets["train"].readers, task=self.model.task)
+        size, workers = 2 * self.config.training.batch_size, self.config.data.workers
+        self.model.to(self.device)
+        with autocast(self.config.training.precision, self.device):
+            return features_of(self.model, rows, together, size, self.device, workers)
 
-def _write_config(config: Config) -> None:
-    with replacing(Path(config.output) / CONFIG) as draft:
-        draft.write_text(config.dump(), encoding="utf-8")
+    def _write_config(self) -> None:
+        with replacing(Path(self.config.output) / CONFIG) as draft:
+            draft.write_text(self.config.dump(), encoding="utf-8")
 
+    def _budget(self) -> Budget | None:
+        settings = self.config.training
+        if settings.minutes is None:
+            return None
+        steps = math.ceil(len(self.datasets["validation"]) / (2 * settings.batch_size))
+        return Budget(60 * settings.minutes, self.started, settings.warmup, settings.schedule, 2 * steps)
 
-def _begin(config: Config, model: FusionModel, rows: Rows, device: torch.device) -> None:
-    """Let the model start from some training rows, the same in every process."""
-    batches = first_batches(
-        rows, _BEGINS_FROM, 2 * config.training.batch_size, config.training.seed, model.task
-    )
-    model.to(device)
-    with torch.autocast(device.type, torch.bfloat16, use_bf16(config.training.precision, device)):
-        model.begin(send_to_device(batch, device) for batch in batches)
-
-
-def _trainer(
-    config: Config,
-    model: FusionModel,
-    datasets: Mapping[str, Rows],
-    device: torch.device,
-    report: Report,
-    started: float,
-) -> FusionTrainer:
-    folder, settings = Path(config.output), config.training
-    budget = None
-    if settings.minutes is not None:
-        steps = math.ceil(len(datasets["validation"]) / (2 * settings.batch_size))
-        budget = Budget(60 * settings.minutes, started, settings.warmup, settings.schedule, 2 * steps)
-    metric, greater = deciding_metric(model.task, config.training.metric)
-    trainer = FusionTrainer(
-        model,
-        training_arguments(config, folder, len(datasets["train"]), device, metric, greater),
-        data_collator=partial(collate, readers=datasets["train"].readers, task=model.task),
-        train_dataset=datasets["train"],
-        eval_dataset=datasets["validation"],
-        compute_metrics=partial(_metrics, model.task),
-        callbacks=[
-            EarlyStoppingCallback(config.training.patience),
-            TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))),
-            *([ProgressBar()] if sys.stderr.isatty() else []),
-        ],
-        report=report,
-        budget=budget,
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    def _trainer(self) -> FusionTrainer:
+        config, model, datasets = self.config, self.model, self.datasets
+        folder = Path(config.output)
+        metric, greater = deciding_metric(model.task, config.training.metric)
+        trainer = FusionTrainer(
+            model,
+            training_arguments(config, folder, len(datasets["train"]), self.device, metric, greater),
+            data_collator=partial(collate, readers=datasets["train"].readers, task=model.task),
+            train_dataset=datasets["train"],
+            eval_dataset=datasets["validation"],
+            compute_metrics=partial(_metrics, model.task),
+            callbacks=[
+                EarlyStoppingCallback(config.training.patience),
+                *reporters(config.training.report_to, folder),
+                *([ProgressBar()] if sys.stderr.isatty() else []),
+                *self.callbacks,
+            ],
+            report=self.report,
+            budget=self._budget(),
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
 
 
 def _metrics(task: Any, prediction: EvalPrediction) -> dict[str, float]:
@@ -230,7 +220,8 @@ def _say_plan(model: FusionModel, datasets: Mapping[str, Rows], device: torch.de
     counts = model.count_parameters().values()
     trainable = sum(count["trainable"] for count in counts)
     share = trainable / sum(count["trainable"] + count["frozen"] for count in counts)
-    arithmetic = "bf16" if use_bf16(model.settings.training.precision, device) else "fp32"
+    precision = model.settings.training.precision
+    arithmetic = "bf16" if use_bf16(precision, device) else "fp16" if precision == "fp16" else "fp32"
     rows = "rows per epoch of a stream" if isinstance(datasets["train"], StreamDataset) else "training rows"
     report(
         f"{len(datasets['train'])} {rows}, {len(datasets['validation'])} validation rows, "
