@@ -69,6 +69,8 @@ class Predictor:
         batch_size: int = 32,
         workers: int = 0,
     ):
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}: at least one row is predicted at a time.")
         self.run = Path(run)
         self.device = pick_device(device)
         model = FusionModel.from_pretrained(self.run).to(self.device)

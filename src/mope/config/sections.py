@@ -1,10 +1,21 @@
 """The sections of a run's settings: a doc line per field."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
+
+from mope.errors import UserError
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 PATH: JsonDict = {"path": True}
@@ -19,10 +30,36 @@ def _label(value: Any) -> Any:
     return ("true" if value else "false") if isinstance(value, bool) else str(value)
 
 
-class Section(BaseModel):
+class _Told(type(BaseModel)):
+    """Of a section that is made in Python, a mistake is told in a sentence, as it is of one in a file.
+
+    Attributes:
+        explain: makes the sentence; it knows all sections, so that it is set where they are known.
+    """
+
+    explain: ClassVar[Callable[[Any, ValidationError], str]]
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except ValidationError as error:
+            raise _told(cls, error) from None
+
+
+def _told(section: Any, error: ValidationError) -> UserError:
+    return UserError(f"In {section.__name__}: {_Told.explain(section, error)}")
+
+
+class Section(BaseModel, metaclass=_Told):
     """A part of the settings; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_assignment=True)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        try:
+            super().__setattr__(name, value)
+        except ValidationError as error:
+            raise _told(type(self), error) from None
 
 
 class EncoderConfig(Section):
@@ -104,7 +141,7 @@ class InputConfig(Section):
     @classmethod
     def _whole(cls, settings: Any) -> Any:
         """A table's encoder is trained from the start; any other input has a column and an encoder."""
-        if not isinstance(settings, dict):
+        if not isinstance(settings, dict) or not settings.keys() <= cls.model_fields.keys():
             return settings
         if settings.get("kind") == "table":
             if not settings.get("columns"):

@@ -274,12 +274,15 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
             text = f"there is no setting '{key}'; {hint}"
     elif first["type"] == "missing":
         inner = first.get("ctx", {}).get("key")
-        text = f"'{key}{f'.{inner}' if inner else ''}' is missing."
+        text = f"'{'.'.join(filter(None, (key, inner)))}' is missing."
     elif first["type"] == "value_error":
         text = f"{first.get('ctx', {}).get('error')}."
     else:
         text = f"'{key}' is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
     return text if count == 1 else f"{text} ({count - 1} more like this.)"
+
+
+type(Section).explain = staticmethod(explain)
 
 
 def _elsewhere(name: str) -> list[str]:
@@ -295,7 +298,7 @@ def _resolve_paths(settings: Any, model: type[BaseModel], folder: Path) -> None:
     for name, value in settings.items():
         info = model.model_fields.get(name)
         section = next(iter(_sections(info)), None)
-        if section in _NAMED and isinstance(value, dict):
+        if section is not None and section in _NAMED and isinstance(value, dict):
             for entry in value.values():
                 _resolve_paths(entry, section, folder)
         elif section is not None:
