@@ -190,9 +190,11 @@ def test_other_tasks(config, task, label):
     )
     history = losses(result := train(config, report=quiet))
     assert history[-1] < history[0]
-    prediction = Predictor(config.output, device="cpu").predict(open_table(config.data.test))[0]
+    predictor = Predictor(config.output, device="cpu")
+    prediction = predictor.predict(open_table(config.data.test))[0]
     if task == "multilabel":
-        assert prediction.label == [name for name, p in prediction.probabilities.items() if p > 0.5]
+        above = result["calibration"]["thresholds"]
+        assert prediction.label == [name for name, p in prediction.probabilities.items() if p > above[name]]
         assert result["metric"] == "f1_macro"
     else:
         assert isinstance(prediction.label, float)

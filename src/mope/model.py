@@ -30,6 +30,8 @@ from mope.tasks import Task, build_task
 
 _PROMPTS = "fusion.prompts."
 _KEYS = f"{_PROMPTS}router.keys"
+_ADDED = ("task.temperature", "task.threshold")
+"""What runs of earlier versions lack; without it they say what they said."""
 _FACTORED = {"head": "head.", "router": "fusion.prompts.router."}
 """What the parameters' names begin with whose learning rate is a multiple of the main one."""
 
@@ -207,6 +209,7 @@ class FusionModel(nn.Module):
             UserError: the tensors are another model's.
         """
         own = self.trained_state()
+        state = {**{name: own[name] for name in _ADDED if name in own}, **state}
         state = {name: tensor for name, tensor in state.items() if name in own or not self._is_unread(name)}
         expected = {name: tensor.shape for name, tensor in own.items()}
         found = {name: tensor.shape for name, tensor in state.items()}

@@ -29,7 +29,8 @@ class Prediction:
 
     Attributes:
         label: the predicted label: a text, a list of texts (multi-label), a number (regression), or a mask as
-            COCO's run lengths, `{"size": [height, width], "counts": "..."}` (referring segmentation).
+            COCO's run lengths, `{"size": [height, width], "counts": "..."}` (referring segmentation); None
+            with an error, and where the caller wanted none below some probability.
         probabilities: by label; empty where there are no labels by name.
         routing: scores of each layer's experts, (L, k); empty for a method without a router.
         error: why the row can't be used; then the rest is empty.

@@ -94,7 +94,9 @@ class Predictor:
         options = {"precision": self.precision, "batch_size": self.batch_size, "workers": self.workers}
         return _again, (str(self.run.absolute()), {"device": str(self.device), **options})
 
-    def predict(self, rows: Any, folder: str | Path | None = None) -> Predictions:
+    def predict(
+        self, rows: Any, folder: str | Path | None = None, *, abstain_below: float | None = None
+    ) -> Predictions:
         """Predict rows: one prediction per row, in order; a row that can't be used says why.
 
         Args:
@@ -102,10 +104,15 @@ class Predictor:
                 mapping, which is one row. Cells are by column or by input name. A picture is
                 a path, bytes, a PIL image, or an array or tensor of its pixels.
             folder: what paths in the rows are relative to; None for their file's folder, or the current one.
+            abstain_below: probability of the likeliest label below which none is named; None for any.
 
         Raises:
-            UserError: it is no table, or a column is missing.
+            UserError: it is no table, a column is missing, or the task hasn't one label by name.
         """
+        if abstain_below is not None and self.settings.task != "classification":
+            raise UserError(
+                f"A {self.settings.task} names its label whatever its probability: no abstaining."
+            )
         source = self._rows([rows] if isinstance(rows, Mapping) else rows, folder)
         predictions = Predictions((Prediction() for _ in range(len(source))), self.model.task.classes)
         if not predictions:
@@ -116,6 +123,8 @@ class Predictor:
             if batch is not None:
                 found = self.predict_batch(batch, self._sizes(source, places))
                 for place, prediction in zip(places, found, strict=True):
+                    if abstain_below is not None and max(prediction.probabilities.values()) < abstain_below:
+                        prediction.label = None
                     predictions[place] = prediction
         return predictions
 

@@ -46,6 +46,9 @@ def add(verbs: Any) -> None:
         "--routing", action="store_true", help="add the routing scores of every layer and expert"
     )
     verb.add_argument("--rows", type=int, metavar="N", help="only the first N rows")
+    verb.add_argument(
+        "--abstain-below", type=float, metavar="P", help="name no label whose probability is below this"
+    )
     verb.add_argument("--masks", metavar="FOLDER", help="write each predicted mask as a PNG")
     verb.add_argument(
         "--overlays", metavar="FOLDER", help="write each picture with its mask, and a page of them"
@@ -162,7 +165,7 @@ def predict(options: argparse.Namespace) -> None:
         raise UserError("--masks and --overlays are for a run of referring-segmentation, which this isn't.")
     if options.beside and not options.overlays:
         raise UserError("--beside is for the page that --overlays FOLDER writes.")
-    predictions = predictor.predict(table)
+    predictions = predictor.predict(table, abstain_below=options.abstain_below)
     bad = [(number, p.error) for number, p in zip(table.numbers, predictions, strict=True) if p.error]
     if out is not None:
         write_predictions(predictions, out, predictor.model.task.classes, options.routing)

@@ -88,6 +88,17 @@ class Task(nn.Module, ABC):
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean loss of logits (B, C) against what `targets` returned."""
 
+    def calibrate(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
+        """Let probabilities and decisions fit what was right of rows that nothing was trained on.
+
+        Args:
+            logits, targets: what `condense` gave of validation rows, on the CPU.
+
+        Returns:
+            What was found, by name, for `metrics.json`; nothing for a task without probabilities.
+        """
+        return {}
+
     @abstractmethod
     def metrics(self) -> MetricCollection:
         """Metrics over what `predictions` and `targets` return."""

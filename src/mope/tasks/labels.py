@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.nn import functional
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
+    MulticlassCalibrationError,
     MulticlassF1Score,
     MulticlassPrecision,
     MultilabelAccuracy,
@@ -25,14 +26,20 @@ from mope.tasks.base import Task, label_text, split_labels
 
 
 class _Weighted(Task):
-    """A task over classes, each with a weight in the loss."""
+    """A task over classes, each with a weight in the loss.
+
+    Probabilities are those of logits divided by a temperature, which is fitted to the validation rows after
+    the training (Guo et al. 2017, arXiv 1706.04599); it changes no decision of one label.
+    """
 
     weight: Tensor
+    temperature: Tensor
 
     def __init__(self, labels: Sequence[str]):
         super().__init__(labels)
         self.index = {label: i for i, label in enumerate(self.labels)}
         self.register_buffer("weight", torch.ones(len(self.labels)), persistent=False)
+        self.register_buffer("temperature", torch.ones(()))
 
     def _class(self, text: str) -> int:
         if text not in self.index:
@@ -55,11 +62,38 @@ class _Weighted(Task):
     def _balanced(self, values: Sequence[Any]) -> Tensor:
         """Weights that make each class count alike."""
 
+    def _scaled(self, logits: Tensor) -> Tensor:
+        return logits / self.temperature.to(logits.device)
+
+    def _fit_temperature(self, loss: Callable[[Tensor], Tensor]) -> None:
+        """The temperature of the least loss; rows that are all right would have one of zero."""
+        logarithm = torch.zeros((), requires_grad=True)
+        optimizer = torch.optim.LBFGS([logarithm], max_iter=50, line_search_fn="strong_wolfe")
+
+        def step() -> Tensor:
+            optimizer.zero_grad()
+            value = loss(logarithm.clamp(-_FAR, _FAR).exp())
+            value.backward()
+            return value
+
+        with torch.enable_grad():
+            optimizer.step(step)  # type: ignore[arg-type]
+        self.temperature.copy_(logarithm.detach().clamp(-_FAR, _FAR).exp())
+
+
+_FAR = math.log(10)
+_BINS = 15
+
+
+def _calibration_error(probabilities: Tensor, targets: Tensor) -> float:
+    return float(MulticlassCalibrationError(probabilities.shape[1], n_bins=_BINS)(probabilities, targets))
+
 
 class Classification(_Weighted):
     """One of C labels per row: cross-entropy; accuracy."""
 
     metric = "accuracy"
+    lower_is_better = frozenset({"calibration_error"})
 
     def encode(self, value: Any, folder: Path = Path()) -> int:
         if value is None or not (text := label_text(value)):
@@ -78,6 +112,12 @@ class Classification(_Weighted):
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(logits, targets, weight=self.weight)
 
+    def calibrate(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
+        logits, before = logits.float(), _calibration_error(self.probabilities(logits), targets)
+        self._fit_temperature(lambda temperature: functional.cross_entropy(logits / temperature, targets))
+        after = _calibration_error(self.probabilities(logits), targets)
+        return {"temperature": float(self.temperature), "error_before": before, "error_after": after}
+
     def metrics(self) -> MetricCollection:
         classes = self.outputs
         return MetricCollection(
@@ -85,24 +125,30 @@ class Classification(_Weighted):
                 "accuracy": MulticlassAccuracy(classes, average="micro"),
                 "f1_macro": MulticlassF1Score(classes, average="macro"),
                 "precision_macro": MulticlassPrecision(classes, average="macro"),
+                "calibration_error": MulticlassCalibrationError(classes, n_bins=_BINS),
             }
         )
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        return logits.softmax(dim=-1)
+        return self._scaled(logits).softmax(dim=-1)
 
     def decide(self, logits: Tensor, sizes: Any = None) -> list[str]:
         return [self.labels[i] for i in logits.argmax(dim=-1).tolist()]
 
 
 class MultiLabel(_Weighted):
-    """Any of C labels per row: binary cross-entropy; F1."""
+    """Any of C labels per row: binary cross-entropy; F1.
+
+    A label is decided for above a probability of its own, chosen for F1 on the validation rows.
+    """
 
     metric = "f1_macro"
+    threshold: Tensor
 
     def __init__(self, labels: Sequence[str], separator: str = "|"):
         super().__init__(labels)
         self.separator = separator
+        self.register_buffer("threshold", torch.full((len(self.labels),), 0.5))
 
     def encode(self, value: Any, folder: Path = Path()) -> list[int]:
         return sorted(self._class(text) for text in split_labels(value, self.separator))
@@ -131,10 +177,44 @@ class MultiLabel(_Weighted):
         )
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid()
+        return self._scaled(logits).sigmoid()
+
+    def predictions(self, logits: Tensor) -> Tensor:
+        return self._decided(logits).float()
+
+    def _decided(self, logits: Tensor) -> Tensor:
+        return self.probabilities(logits) > self.threshold.to(logits.device)
 
     def decide(self, logits: Tensor, sizes: Any = None) -> list[list[str]]:
-        return [[self.labels[i] for i in row.nonzero().flatten().tolist()] for row in logits > 0]
+        return [[self.labels[i] for i in row.nonzero().flatten().tolist()] for row in self._decided(logits)]
+
+    def calibrate(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
+        logits = logits.float()
+        right = functional.binary_cross_entropy_with_logits
+        self._fit_temperature(lambda temperature: right(logits / temperature, targets))
+        for place, column in enumerate(self.probabilities(logits).T):
+            self.threshold[place] = _best_threshold(column, targets[:, place])
+        thresholds = dict(zip(self.labels, self.threshold.tolist(), strict=True))
+        return {"temperature": float(self.temperature), "thresholds": thresholds}
+
+
+def _best_threshold(probabilities: Tensor, targets: Tensor) -> float:
+    """The probability above which a label is decided for with the best F1; a half where none is there.
+
+    It lies between two rows' probabilities; of several as good ones it is the nearest to a half.
+    """
+    if not targets.any():
+        return 0.5
+    found, order = probabilities.sort(descending=True)
+    hits = targets[order].cumsum(0)
+    scores = 2 * hits / (torch.arange(1, len(found) + 1) + targets.sum())
+    # Rows of one probability are decided alike.
+    whole = torch.cat([found[:-1] > found[1:], torch.ones(1, dtype=torch.bool)])
+    below = torch.cat([found[1:], torch.zeros(1)])
+    between = (found + below) / 2
+    best = scores[whole].max()
+    chosen = between[whole & (scores >= best - 1e-6)]
+    return float(chosen[(chosen - 0.5).abs().argmin()])
 
 
 class _R2(R2Score):

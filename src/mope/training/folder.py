@@ -3,9 +3,9 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,6 +19,22 @@ from mope.run import CHECKPOINTS, CONFIG, METRICS, difference, model_card, read_
 
 # What may differ when a run is continued: none of it changes what was learned so far.
 _FREE_ON_RESUME = tuple(f"training.{key}" for key in ("epochs", "minutes", "patience", "precision", "device"))
+
+
+class Learned(NamedTuple):
+    """What came out of a training.
+
+    Attributes:
+        history: evaluations on validation rows.
+        best: the step of the one that was kept.
+        times: of steps, by name.
+        calibration: see `Task.calibrate`.
+    """
+
+    history: list[dict[str, Any]]
+    best: int | None
+    times: dict[str, float | None]
+    calibration: dict[str, Any]
 
 
 def check_folder(folder: Path, config: Config, resume: bool, report: Report) -> dict[str, Any] | None:
@@ -99,36 +115,30 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def result_of(
-    model: FusionModel,
-    history: Sequence[dict[str, Any]],
-    best: int | None,
-    metric: str,
-    seconds: float,
-    device: torch.device,
-    times: Mapping[str, float | None],
+    model: FusionModel, learned: Learned, metric: str, seconds: float, device: torch.device
 ) -> dict[str, Any]:
     """The content of `metrics.json`.
 
     Args:
         model: as trained.
-        history: evaluations on validation rows, as the trainer logs them.
-        best: step of the one that was kept.
+        learned: what came of it.
         metric: the deciding one.
         seconds: that all of it took.
         device: of the training.
-        times: of its steps, by name.
     """
-    chosen = next((entry for entry in history if entry["step"] == best), history[-1])
+    history = learned.history
+    chosen = next((entry for entry in history if entry["step"] == learned.best), history[-1])
     counts = model.count_parameters()
     return {
         "metric": metric,
         "validation": {name: chosen[f"eval_{name}"] for name in ("loss", *model.task.metrics())},
         "best_epoch": chosen["epoch"],
         "seconds": round(seconds, 1),
-        **times,
+        **learned.times,
         "peak_mebibytes": peak_memory(device),
         "trainable": sum(count["trainable"] for count in counts.values()),
         "frozen": sum(count["frozen"] for count in counts.values()),
+        "calibration": learned.calibration,
         "history": list(history),
     }
 

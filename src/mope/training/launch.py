@@ -25,16 +25,14 @@ from mope.files import cache_folder, replacing
 from mope.logs import say
 from mope.model import FusionModel
 from mope.run import CHECKPOINTS, CONFIG
+from mope.tasks import Task
 from mope.tasks.metrics import compute_metrics, deciding_metric
 from mope.training.arguments import reporters, training_arguments
 from mope.training.budget import Budget
-from mope.training.folder import check_folder, last_checkpoint, result_of, write_run
+from mope.training.folder import Learned, check_folder, last_checkpoint, result_of, write_run
 from mope.training.probe import features_of, fit_probe, require_linear, require_probe, start_head
 from mope.training.rows import Rows, drawn, first_batches, prepare
 from mope.training.trainer import FusionTrainer, ProgressBar
-
-Learned = tuple[list[dict[str, Any]], int | None, dict[str, float | None]]
-"""Evaluations on validation rows, the step of the one that was kept, and times of steps."""
 
 _BEGINS_FROM = 512
 """Rows that a model which begins from rows is shown."""
@@ -82,11 +80,11 @@ def train(
     _say_plan(model, datasets, device, report)
     counts = {f"{split}_rows": len(rows) for split, rows in datasets.items()}
     job = _Job(config, model, datasets, device, report, started, callbacks)
-    history, best, times = job.probe() if config.training.solver == "lbfgs" else job.descend()
+    learned = job.probe() if config.training.solver == "lbfgs" else job.descend()
     if (skipped := datasets["train"].skipped()) is not None:
         report(skipped)
     metric = deciding_metric(model.task, config.training.metric)[0]
-    result = result_of(model, history, best, metric, time.monotonic() - started, device, times)
+    result = result_of(model, learned, metric, time.monotonic() - started, device)
     if PartialState().is_main_process:
         write_run(folder, model, counts, result)
     return result
@@ -124,7 +122,9 @@ class _Job:
             self._begin()
         if checkpoint is None and settings.head_start == "probe":
             self._start_head()
-        trainer = self._trainer()
+        task = self.model.task
+        judge = _Judge(task, *deciding_metric(task, settings.metric))
+        trainer = self._trainer(judge)
         self._write_config()
         reset_peak_memory(self.device)
         # Each process draws dropout, routing noise and augmentation of its own; weights and order are shared.
@@ -134,7 +134,10 @@ class _Job:
             self.report(collapse)
         history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
         times = {"step_milliseconds": trainer.step_milliseconds, "waiting_share": trainer.waiting_share}
-        return history, trainer.state.best_global_step, times
+        if judge.kept is None or abs(judge.best or 0) != abs(trainer.state.best_metric or 0):
+            trainer.evaluate()  # the best one was before this process began
+        assert judge.kept is not None
+        return Learned(history, trainer.state.best_global_step, times, task.calibrate(*judge.kept))
 
     def probe(self) -> Learned:
         """Fit a linear head to frozen features, see `fit_probe`."""
@@ -148,7 +151,12 @@ class _Job:
         best = next(entry for entry in history if entry["step"])
         value = best[f"eval_{metric}"]
         self.report(f"linear probe  penalty {best['penalty']:g}  validation {metric} {value:.3f}")
-        return history, best["step"], {"step_milliseconds": None, "waiting_share": None}
+        unseen, expected = features["validation"]
+        with torch.no_grad():
+            logits = self.model.head(unseen)
+        outcome = self.model.task.condense(logits.cpu(), expected.cpu())
+        times: dict[str, float | None] = {"step_milliseconds": None, "waiting_share": None}
+        return Learned(history, best["step"], times, self.model.task.calibrate(*outcome))
 
     def _begin(self) -> None:
         """Let the model start from some training rows, the same in every process."""
@@ -186,17 +194,17 @@ class _Job:
         steps = math.ceil(len(self.datasets["validation"]) / (2 * settings.batch_size))
         return Budget(60 * settings.minutes, self.started, settings.warmup, settings.schedule, 2 * steps)
 
-    def _trainer(self) -> FusionTrainer:
+    def _trainer(self, judge: "_Judge") -> FusionTrainer:
         config, model, datasets = self.config, self.model, self.datasets
         folder = Path(config.output)
-        metric, greater = deciding_metric(model.task, config.training.metric)
+        rows = len(datasets["train"])
         trainer = FusionTrainer(
             model,
-            training_arguments(config, folder, len(datasets["train"]), self.device, metric, greater),
+            training_arguments(config, folder, rows, self.device, judge.metric, judge.greater),
             data_collator=partial(collate, readers=datasets["train"].readers, task=model.task),
             train_dataset=datasets["train"],
             eval_dataset=datasets["validation"],
-            compute_metrics=partial(_metrics, model.task),
+            compute_metrics=judge,
             callbacks=[
                 EarlyStoppingCallback(config.training.patience),
                 *reporters(config.training.report_to, folder),
@@ -210,10 +218,27 @@ class _Job:
         return trainer
 
 
-def _metrics(task: Any, prediction: EvalPrediction) -> dict[str, float]:
-    return compute_metrics(
-        task, torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)
-    )
+class _Judge:
+    """Makes an evaluation's metrics, and keeps what the best one was made of.
+
+    Args:
+        task: says which.
+        metric: the deciding one.
+        greater: whether more of it is better.
+    """
+
+    def __init__(self, task: Task, metric: str, greater: bool):
+        self.task, self.metric, self.greater = task, metric, greater
+        self.best: float | None = None
+        self.kept: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        outcome = torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)
+        found = compute_metrics(self.task, *outcome)
+        value = found[self.metric] if self.greater else -found[self.metric]
+        if self.best is None or value > self.best:
+            self.best, self.kept = value, outcome
+        return found
 
 
 def _say_plan(model: FusionModel, datasets: Mapping[str, Rows], device: torch.device, report: Report) -> None:
