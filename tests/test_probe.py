@@ -94,6 +94,7 @@ def test_a_head_may_begin_as_a_probe_of_all_features(weights, tables, tmp_path):
     together = partial(collate, readers=predictor.readers, task=model.task)
     features, targets = features_of(model, rows, together, 16, torch.device("cpu"), 0)
     features = (features - features.mean(0)) / features.std(0, correction=0)
+    model.task.temperature.fill_(1.0)  # fitted since
     reference = LogisticRegression(C=1 / (0.1 * len(rows)), max_iter=1000, tol=1e-8).fit(features, targets)
     found = [[p.probabilities[name] for name in model.task.classes] for p in predictor.predict(table)]
     assert np.allclose(reference.predict_proba(features), found, atol=2e-3)

@@ -55,7 +55,7 @@ def test_another_number_of_epochs_is_refused_where_the_rate_would_jump(config, s
 def test_a_run_that_stopped_early_goes_on_with_more_patience(config, tmp_path):
     """It ends as one that had the patience from the beginning."""
     hopeless = {"epochs": 6, "learning_rate": 1e-9, "complementary_learning_rate": 1e-9}
-    config = changed(config, training={**hopeless, "patience": 1})
+    config = changed(config, training={**hopeless, "head_start": "random", "patience": 1})
     first = train(config, report=quiet)
     assert len(first["history"]) == 2
     lines = []

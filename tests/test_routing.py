@@ -185,7 +185,7 @@ def test_training_begins_from_rows_and_a_run_holds_what_it_found(weights, tables
 
 
 def test_head_and_router_learn_at_multiples_of_the_rate(weights, tables, tmp_path):
-    config = config_of(weights, tables, tmp_path)
+    config = changed(config_of(weights, tables, tmp_path), training={"head_factor": 5})
     groups = FusionModel.build(config, ["red", "blue"]).parameter_groups()
     assert {name for name, _ in groups["head"]} == {"head.linear.weight", "head.linear.bias"}
     assert all(name.startswith("fusion.prompts.router.") for name, _ in groups["router"])

@@ -62,9 +62,10 @@ class Method:
         for key, value in self.settings.items():
             part, _, rest = key.partition(".")
             if part in (MAIN, OTHERS):
-                for name in settings["inputs"]:
-                    if (name == main) == (part == MAIN):
-                        settings["inputs"][name]["encoder"][rest] = value
+                for name, entry in settings["inputs"].items():
+                    # A table's encoder has nothing to be frozen or prompted.
+                    if (name == main) == (part == MAIN) and entry["kind"] != "table":
+                        entry["encoder"][rest] = value
             else:
                 section = settings[part]
                 section[rest] = value
@@ -159,6 +160,7 @@ _MOPE = {
     "fusion.similarity": "dot",
     "fusion.keys": "orthogonal",
     "training.router_factor": 1.0,
+    "training.head_start": "random",
 }
 _CLUSTERED = {
     **_PARTS_OF_MOPE,
@@ -168,6 +170,7 @@ _CLUSTERED = {
     "fusion.temperature": 0.2,
     "fusion.keys": "clusters",
     "training.router_factor": 0.1,
+    "training.head_start": "probe",
 }
 _INPUT = {**_FROZEN, "fusion.length": 6}
 

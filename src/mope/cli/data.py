@@ -52,6 +52,11 @@ def add(verbs: Any) -> None:
     verb.add_argument("--size", type=int, default=98, help="side of a picture in pixels (98)")
     verb.add_argument("--kinds", type=int, metavar="N", help="only so many of the level's kinds of things")
     verb.add_argument("--seed", type=int, default=0, help="of everything (0)")
+    verb.add_argument(
+        "--facts",
+        action="store_true",
+        help="a shop, a date and a weight in each row, on which answers depend",
+    )
 
 
 def _add_columns(verb: argparse.ArgumentParser) -> None:
@@ -203,6 +208,7 @@ def data_scenes(options: argparse.Namespace) -> None:
         options.size,
         options.seed,
         options.kinds,
+        options.facts or None,
     )
     manifest = build_scenes(options.out, settings)
     if options.json:

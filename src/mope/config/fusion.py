@@ -184,7 +184,8 @@ def of_older_version(settings: Mapping[str, Any]) -> dict[str, Any]:
         if settings["fusion"].get("method", "sequential") == "sequential":
             settings["fusion"] = {"standardise": False, "similarity": "dot", **settings["fusion"]}
     if isinstance(settings.get("training"), Mapping):
-        settings["training"] = {"head_factor": 1.0, "router_factor": 1.0, **settings["training"]}
+        then = {"head_start": "random", "head_factor": 1.0, "router_factor": 1.0}
+        settings["training"] = then | settings["training"]
     return settings
 
 

@@ -242,10 +242,11 @@ class TrainingConfig(Section):
     """Of the other inputs' encoders: prompts, and what else is added to them."""
     encoder_learning_rate: Annotated[float, Field(gt=0)] = 3e-5
     """Of encoders' own weights, where an encoder is tuned in full."""
-    head_start: Literal["random", "probe"] = "random"
-    """Where a linear head begins: at random, or fitted to the features that the model begins with."""
-    head_factor: Annotated[float, Field(gt=0)] = 5.0
-    """The linear head's learning rate, as a multiple of `learning_rate`; 1 as published."""
+    head_start: Literal["random", "probe"] = "probe"
+    """Where a linear head begins: at random, as published, or fitted to what the model makes of some training
+    rows at first; at random too where rows are a stream."""
+    head_factor: Annotated[float, Field(gt=0)] = 1.0
+    """The linear head's learning rate, as a multiple of `learning_rate`."""
     router_factor: Annotated[float, Field(gt=0)] = 0.1
     """The routers' learning rate, likewise; 1 as published."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01

@@ -176,7 +176,6 @@ def make_config(
         settings["inputs"][main]["encoder"]["tuning"] = "prompt"
     if guided:
         settings["fusion"] |= {"head_sees": "all"}
-        settings["training"] |= {"head_start": "probe"}
     return Config.parse(settings, "the plan"), reason
 
 

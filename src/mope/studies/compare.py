@@ -41,7 +41,11 @@ def compare(
             outcomes[place] = Outcome(metrics)
     if outcomes:
         report(f"{len(outcomes)} of {len(todo)} runs are done.")
-    waiting = [place for place in range(len(todo)) if place not in outcomes]
+    # Seed after seed: a study that is stopped has as many of each row.
+    waiting = sorted(
+        (place for place in range(len(todo)) if place not in outcomes),
+        key=lambda place: study.seeds.index(todo[place].seed),
+    )
     runner = Runner(workers or study.workers, plugins)
     jobs = {place: partial(runner.run, todo[place].config.model_dump(), test=True) for place in waiting}
     for place, outcome in runner.each(jobs):

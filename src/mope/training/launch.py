@@ -4,7 +4,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from mope.data.dataset import StreamDataset, collate
 from mope.data.splits import Report
 from mope.device import autocast, frozen_dtype, pick_device, reset_peak_memory, use_bf16
 from mope.files import cache_folder, replacing
+from mope.heads import LinearHead
 from mope.logs import say
 from mope.model import FusionModel
 from mope.run import CHECKPOINTS, CONFIG
@@ -120,11 +121,12 @@ class _Job:
             self.model.begin_from(settings.begin_from)
         elif checkpoint is None and self.model.begins_from_rows:
             self._begin()
-        if checkpoint is None and settings.head_start == "probe":
+        if checkpoint is None and settings.begin_from is None and settings.head_start == "probe":
             self._start_head()
         task = self.model.task
         judge = _Judge(task, *deciding_metric(task, settings.metric))
         trainer = self._trainer(judge)
+        judge.steps = lambda: trainer.state.global_step
         self._write_config()
         reset_peak_memory(self.device)
         # Each process draws dropout, routing noise and augmentation of its own; weights and order are shared.
@@ -134,10 +136,12 @@ class _Job:
             self.report(collapse)
         history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
         times = {"step_milliseconds": trainer.step_milliseconds, "waiting_share": trainer.waiting_share}
-        if judge.kept is None or abs(judge.best or 0) != abs(trainer.state.best_metric or 0):
-            trainer.evaluate()  # the best one was before this process began
+        best = trainer.state.best_global_step
+        if judge.step != best:  # it was before this process began
+            found = trainer.predict(self.datasets["validation"])  # type: ignore[arg-type]
+            judge.kept = torch.as_tensor(found.predictions), torch.as_tensor(found.label_ids)
         assert judge.kept is not None
-        return Learned(history, trainer.state.best_global_step, times, task.calibrate(*judge.kept))
+        return Learned(history, best, times, task.calibrate(*judge.kept))
 
     def probe(self) -> Learned:
         """Fit a linear head to frozen features, see `fit_probe`."""
@@ -169,9 +173,10 @@ class _Job:
             self.model.begin(send_to_device(batch, self.device) for batch in batches)
 
     def _start_head(self) -> None:
-        """Fit the linear head to what some training rows' features say, before anything else learns."""
+        """Fit a linear head to what some training rows' features say, before anything else learns."""
         rows = self.datasets["train"]
-        require_linear(self.model, rows)
+        if not isinstance(self.model.head, LinearHead) or isinstance(rows, StreamDataset):
+            return
         chosen = drawn(len(rows), _HEAD_BEGINS_FROM, self.config.training.seed)
         start_head(self.model, *self._features(Subset(rows, chosen)))
 
@@ -225,10 +230,17 @@ class _Judge:
         task: says which.
         metric: the deciding one.
         greater: whether more of it is better.
+
+    Attributes:
+        steps: says how many steps there were.
+        step: how many before the best evaluation.
+        kept: what that one was made of, see `compute_metrics`.
     """
 
     def __init__(self, task: Task, metric: str, greater: bool):
         self.task, self.metric, self.greater = task, metric, greater
+        self.steps: Callable[[], int] = lambda: 0
+        self.step: int | None = None
         self.best: float | None = None
         self.kept: tuple[Tensor, Tensor] | None = None
 
@@ -237,7 +249,7 @@ class _Judge:
         found = compute_metrics(self.task, *outcome)
         value = found[self.metric] if self.greater else -found[self.metric]
         if self.best is None or value > self.best:
-            self.best, self.kept = value, outcome
+            self.best, self.kept, self.step = value, outcome, self.steps()
         return found
 
 

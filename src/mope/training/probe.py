@@ -35,7 +35,7 @@ def require_linear(model: FusionModel, train: Any) -> None:
         UserError: there isn't.
     """
     if not isinstance(model.head, LinearHead):
-        raise UserError("The task's head isn't linear: set training.head_start to random.")
+        raise UserError("The task's head isn't linear: take another method than Probe.")
     if not isinstance(train, RowDataset):
         raise UserError("A probe needs all rows at once: set data.streaming to false.")
 
