@@ -33,6 +33,12 @@ def add(verbs: Any) -> None:
     verb.add_argument("--out", metavar="FOLDER", help="a new folder")
     verb.add_argument("--list", action="store_true", help="the data sets, and where to get them")
 
+    verb = add_verb(data, "shop", data_shop, "make a shop's table: photos, titles, prices, brands, dates")
+    verb.add_argument("out", metavar="FOLDER", help="a new folder")
+    for table, count in (("train", 1200), ("test", 400)):
+        verb.add_argument(f"--{table}", type=int, default=count, metavar="N", help=f"{table} rows ({count})")
+    verb.add_argument("--seed", type=int, default=0, help="of everything (0)")
+
     verb = add_verb(
         data, "scenes", data_scenes, "make the offline demo set: pictures of OpenMoji glyphs, and texts"
     )
@@ -57,6 +63,19 @@ def add(verbs: Any) -> None:
         action="store_true",
         help="a shop, a date and a weight in each row, on which answers depend",
     )
+
+
+def data_shop(options: argparse.Namespace) -> None:
+    """`mope data shop FOLDER`."""
+    from mope.scenes.glyphs import ATTRIBUTION
+    from mope.scenes.shop import build_shop
+
+    counts = build_shop(options.out, options.train, options.test, options.seed)
+    if options.json:
+        print(json.dumps(counts))
+        return
+    print_table(["table", "rows"], [[f"{options.out}/{name}.csv", str(n)] for name, n in counts.items()])
+    print(f"{ATTRIBUTION} Next: mope fit {options.out}/train.csv --label department")
 
 
 def _add_columns(verb: argparse.ArgumentParser) -> None:

@@ -179,7 +179,10 @@ class FusionTrainer(Trainer):
             logs = {**logs, **self._epoch_logs()}
             self.report(
                 _epoch_line(
-                    logs, self.state.epoch, self.args.num_train_epochs, self.args.metric_for_best_model
+                    logs,
+                    self.state.epoch,
+                    None if self.budget is not None else self.args.num_train_epochs,
+                    self.args.metric_for_best_model,
                 )
             )
         super().log(logs, start_time)
@@ -275,11 +278,13 @@ class ProgressBar(ProgressCallback):
             self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}")
 
 
-def _epoch_line(logs: Mapping[str, Any], epoch: float | None, epochs: float, metric: str | None) -> str:
+def _epoch_line(
+    logs: Mapping[str, Any], epoch: float | None, epochs: float | None, metric: str | None
+) -> str:
     keys = [f"{group}_learning_rate" for group in ("main", "complementary", "encoder")]
     rates = [logs[key] for key in keys if key in logs]
     line = (
-        f"epoch {epoch or 0:.3g}/{epochs:.3g}  loss {logs['train_task_loss']:.3f}"
+        f"epoch {epoch or 0:.3g}{f'/{epochs:.3g}' if epochs else ''}  loss {logs['train_task_loss']:.3f}"
         f"  validation loss {logs['eval_loss']:.3f}  {metric} {logs[f'eval_{metric}']:.3f}"
         f"  learning rate {', '.join(f'{rate:.1e}' for rate in rates)}"
     )
