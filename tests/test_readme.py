@@ -12,7 +12,8 @@ from mope.studies.study import Study, cells
 
 
 def test_the_python_example_runs_on_a_table(weights, tables, tmp_path, monkeypatch, capsys):
-    code = re.search(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL).group(1)
+    first, code = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
+    assert len(first.replace("\n\n", "\n").strip().splitlines()) == 5
     code = code.replace("package:dinov2-small", weights["image"]).replace(
         "package:minilm-l6", weights["text"]
     )
