@@ -178,7 +178,8 @@ class _Job:
         if not isinstance(self.model.head, LinearHead) or isinstance(rows, StreamDataset):
             return
         chosen = drawn(len(rows), _HEAD_BEGINS_FROM, self.config.training.seed)
-        start_head(self.model, *self._features(Subset(rows, chosen)))
+        # What is skipped here is met again, and counted then.
+        start_head(self.model, *self._features(Subset(rows.apart(), chosen)))
 
     def _features(self, rows: Any) -> tuple[Tensor, Tensor]:
         """Features that the model has now, and targets."""
