@@ -41,11 +41,7 @@ def compare(
             outcomes[place] = Outcome(metrics)
     if outcomes:
         report(f"{len(outcomes)} of {len(todo)} runs are done.")
-    # Seed after seed: a study that is stopped has as many of each row.
-    waiting = sorted(
-        (place for place in range(len(todo)) if place not in outcomes),
-        key=lambda place: study.seeds.index(todo[place].seed),
-    )
+    waiting = [place for place in range(len(todo)) if place not in outcomes]
     runner = Runner(workers or study.workers, plugins)
     jobs = {place: partial(runner.run, todo[place].config.model_dump(), test=True) for place in waiting}
     for place, outcome in runner.each(jobs):
