@@ -19,6 +19,7 @@ from mope.data.splits import Report, cells_of, check_split, open_splits
 from mope.data.table import MemoryTable, Table, open_table
 from mope.device import Precision, autocast, frozen_dtype, pick_device
 from mope.errors import UserError
+from mope.hub import find_run, push_run
 from mope.logs import say
 from mope.media.cells import BadCell, is_missing
 from mope.media.images import picture_size
@@ -50,7 +51,7 @@ class Predictor:
     """A trained run, ready to predict.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or the hub's repository of one, `OWNER/NAME`.
         device: `cpu`, `cuda` or `mps`; None for the best there is.
         precision: arithmetic, as `training.precision`; None for the run's own.
         batch_size: rows per forward pass.
@@ -71,7 +72,7 @@ class Predictor:
     ):
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}: at least one row is predicted at a time.")
-        self.run = Path(run)
+        self.run = find_run(run)
         self.device = pick_device(device)
         model = FusionModel.from_pretrained(self.run).to(self.device)
         self.settings = model.settings
@@ -152,6 +153,14 @@ class Predictor:
             return Table(found, Path(folder or ""))
         columns = {name: reader.columns for name, reader in self.readers.items()}
         return MemoryTable([by_input(row, columns) for row in found], Path(folder or ""))
+
+    def push_to_hub(self, repository: str, *, private: bool = True) -> str:
+        """Upload the run, see `mope.hub.push_run`.
+
+        Returns:
+            The repository's address.
+        """
+        return push_run(self.run, repository, private=private)
 
     def predict_batch(
         self, batch: Mapping[str, Mapping[str, Tensor]], sizes: Sequence[tuple[int, int]] | None = None

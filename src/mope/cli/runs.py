@@ -1,4 +1,4 @@
-"""`mope train | evaluate | predict | params`."""
+"""`mope train | evaluate | predict | push | params`."""
 
 import argparse
 import json
@@ -59,6 +59,11 @@ def add(verbs: Any) -> None:
     add_table(verb)
     add_plugin(verb)
     verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
+
+    verb = add_verb(verbs, "push", push, "upload a run to the Hugging Face hub, privately at first")
+    verb.add_argument("run", metavar="RUN", help="a run's folder")
+    verb.add_argument("repository", metavar="OWNER/NAME", help="a repository, which is made if need be")
+    verb.add_argument("--public", action="store_true", help="let a new repository be seen by all")
 
     verb = add_verb(verbs, "params", params, "count a config's trained and frozen parameters", overrides=True)
     verb.add_argument("config", metavar="CONFIG", help="a YAML file")
@@ -223,6 +228,14 @@ def _shown(label: Any) -> str:
         if isinstance(label, float)
         else str(label)
     )
+
+
+def push(options: argparse.Namespace) -> None:
+    """`mope push RUN OWNER/NAME`."""
+    from mope.hub import push_run
+
+    address = push_run(options.run, options.repository, private=not options.public)
+    print(json.dumps({"address": address}) if options.json else f"The run is at {address}.")
 
 
 def params(options: argparse.Namespace) -> None:

@@ -1,0 +1,79 @@
+"""Runs on the Hugging Face hub: uploaded without what this machine alone knows, read without running code."""
+
+import re
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from mope.errors import UserError
+from mope.run import CONFIG, METRICS, WEIGHTS, read_run
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILES = [CONFIG, WEIGHTS, METRICS, "README.md"]
+
+
+def find_run(run: str | Path, revision: str | None = None) -> Path:
+    """A run's folder: the one that is named, or a copy of a repository's, `OWNER/NAME`.
+
+    Args:
+        run: a folder, or a repository where there is no such folder.
+        revision: commit, tag or branch of a repository.
+
+    Raises:
+        UserError: there is neither.
+    """
+    folder = Path(run)
+    if folder.exists() or not _REPOSITORY.fullmatch(str(run)):
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(run), revision=revision, allow_patterns=_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
+        raise UserError(
+            f"There is no folder {run}, and the hub has no repository of this name or can't be reached."
+        ) from None
+
+
+def push_run(run: str | Path, repository: str, *, private: bool = True) -> str:
+    """Upload a finished run: settings, trained weights, metrics and model card; no encoder's weights.
+
+    Where the tables were is left out. An encoder from a folder of this machine stays a folder: whoever loads
+    the run needs it, too.
+
+    Args:
+        run: the run's folder.
+        repository: `OWNER/NAME`; made if it isn't there.
+        private: whether a new one is.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        UserError: the folder holds no finished run, the name is none, or the hub refuses.
+    """
+    if not _REPOSITORY.fullmatch(repository):
+        raise UserError(f"A repository is OWNER/NAME, not '{repository}'.")
+    config, known = read_run(run)
+    for place in ("train", "validation", "test", "folder"):
+        setattr(config.data, place, None)
+    config.output = "runs/run"
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi()
+    with tempfile.TemporaryDirectory() as draft:
+        for name in (WEIGHTS, METRICS, "README.md"):
+            if (Path(run) / name).is_file():
+                (Path(draft) / name).write_bytes((Path(run) / name).read_bytes())
+        settings = {**config.model_dump(mode="json"), "run": known}
+        content = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        (Path(draft) / CONFIG).write_text(content, encoding="utf-8")
+        try:
+            address = api.create_repo(repository, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repository, folder_path=draft, commit_message="A run of mope")
+        except (HfHubHTTPError, OSError) as error:
+            raise UserError(f"The hub refuses {repository}: {str(error).strip().splitlines()[0]}") from None
+    return str(address)
