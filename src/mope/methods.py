@@ -160,8 +160,8 @@ _MOPE = {
     "fusion.similarity": "dot",
     "fusion.keys": "orthogonal",
     "training.router_factor": 1.0,
-    "training.head_start": "random",
 }
+_BEGINS = {"training.head_start": "random"}
 _CLUSTERED = {
     **_PARTS_OF_MOPE,
     "fusion.joining": "beside",
@@ -170,7 +170,6 @@ _CLUSTERED = {
     "fusion.temperature": 0.2,
     "fusion.keys": "clusters",
     "training.router_factor": 0.1,
-    "training.head_start": "probe",
 }
 _INPUT = {**_FROZEN, "fusion.length": 6}
 
@@ -322,8 +321,10 @@ _PAPER = (
         2.5,
         "PMF needs plain transformers: counted with ViT-B and BERT-base, as its authors do.",
     ),
-    Method("MoPE", "sequential", {**_MOPE, "fusion.experts": 4}, _PARTS, "section III", None, 1.6),
-    Method("MoPE-k16", "sequential", {**_MOPE, "fusion.experts": 16}, _PARTS, "section III", None, 2.6),
+    Method("MoPE", "sequential", {**_MOPE, **_BEGINS, "fusion.experts": 4}, _PARTS, "section III", None, 1.6),
+    Method(
+        "MoPE-k16", "sequential", {**_MOPE, **_BEGINS, "fusion.experts": 16}, _PARTS, "section III", None, 2.6
+    ),
     Method(
         "MoPE-clusters",
         "sequential",
