@@ -272,4 +272,4 @@ def test_the_command_refuses_in_one_sentence(served_run, monkeypatch, capsys):
     assert "holds no finished run" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve", str(served_run)]) == 2
-    assert "pip install 'mope[serve]'" in capsys.readouterr().err
+    assert "pip install 'mope-fusion[serve]'" in capsys.readouterr().err

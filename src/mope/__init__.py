@@ -95,7 +95,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.metadata.version("mope")
+        return importlib.metadata.version("mope-fusion")
     if name not in _HOMES:
         raise AttributeError(f"module 'mope' has no attribute '{name}'")
     return getattr(importlib.import_module(f"mope.{_HOMES[name]}"), name)

@@ -341,7 +341,8 @@ class FusionModel(nn.Module):
         return config
 
     def _versions(self) -> dict[str, str]:
-        versions = {name: importlib.metadata.version(name) for name in ("mope", "torch", "transformers")}
+        versions = {"mope": importlib.metadata.version("mope-fusion")}
+        versions |= {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
         versions["python"] = platform.python_version()
         for settings in self.settings.inputs.values():
             if settings.encoder.weights and (version := version_of(settings.encoder.weights)):

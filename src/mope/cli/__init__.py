@@ -49,7 +49,7 @@ class _Version(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         from importlib.metadata import version
 
-        print(f"mope {version('mope')}")
+        print(f"mope {version('mope-fusion')}")
         parser.exit()
 
 

@@ -135,7 +135,7 @@ def require_packages(page: bool) -> None:
         try:
             __import__(name)
         except ImportError:
-            raise UserError(f"A server takes the package {name}: pip install 'mope[serve]'.") from None
+            raise UserError(f"A server takes the package {name}: pip install 'mope-fusion[serve]'.") from None
 
 
 def _listen(host: str, port: int) -> socket.socket:

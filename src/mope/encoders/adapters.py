@@ -25,7 +25,9 @@ def add_lora(encoder: TransformerEncoder, rank: int = LORA_RANK) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise UserError("Tuning by LoRA takes the package peft: pip install 'mope[studies]'.") from None
+        raise UserError(
+            "Tuning by LoRA takes the package peft: pip install 'mope-fusion[studies]'."
+        ) from None
     family = encoder.family
     paths = [path for path, _ in _named_layers(encoder)]
     names = {family.query, family.key, family.value}

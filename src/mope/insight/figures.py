@@ -33,7 +33,7 @@ def canvas(width: float, height: float) -> Any:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure as Plot
     except ImportError:
-        raise UserError("Pictures of a run take matplotlib: pip install 'mope[studies]'.") from None
+        raise UserError("Pictures of a run take matplotlib: pip install 'mope-fusion[studies]'.") from None
     plot = Plot(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(plot)
     return plot

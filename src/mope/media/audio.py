@@ -65,7 +65,9 @@ def _packages() -> tuple[Any, Any]:
         import soundfile
         import soxr
     except ImportError:
-        raise UserError("Audio takes the packages soundfile and soxr: pip install 'mope[audio]'.") from None
+        raise UserError(
+            "Audio takes the packages soundfile and soxr: pip install 'mope-fusion[audio]'."
+        ) from None
     return soundfile, soxr
 
 
@@ -79,7 +81,9 @@ def reduce_noise(samples: NDArray[numpy.float32], rate: int) -> NDArray[numpy.fl
     try:
         import librosa
     except ImportError:
-        raise UserError("Noise reduction takes the package librosa: pip install 'mope[audio]'.") from None
+        raise UserError(
+            "Noise reduction takes the package librosa: pip install 'mope-fusion[audio]'."
+        ) from None
     if len(samples) < 5 * rate:
         return samples
     magnitude, phase = librosa.magphase(librosa.stft(samples))

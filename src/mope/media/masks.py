@@ -203,6 +203,7 @@ def _tools() -> Any:
         from pycocotools import mask
     except ImportError:
         raise UserError(
-            "Masks as run lengths or polygons take the package pycocotools: pip install 'mope[segmentation]'."
+            "Masks as run lengths or polygons take the package pycocotools: pip install "
+            "'mope-fusion[segmentation]'."
         ) from None
     return mask

@@ -26,7 +26,7 @@ def open_video(cell: Any, folder: Path, frames: int = FRAMES) -> list[Image.Imag
         import av
         import av.error
     except ImportError:
-        raise UserError("Video takes the package av: pip install 'mope[video]'.") from None
+        raise UserError("Video takes the package av: pip install 'mope-fusion[video]'.") from None
     source = source_of(cell, folder, "video")
     try:
         count = _count_frames(source)
@@ -59,7 +59,7 @@ def peek_video(cell: Any, folder: Path) -> None:
     try:
         import av.error
     except ImportError:
-        raise UserError("Video takes the package av: pip install 'mope[video]'.") from None
+        raise UserError("Video takes the package av: pip install 'mope-fusion[video]'.") from None
     try:
         with open_container(source_of(cell, folder, "video")) as container:
             if not container.streams.video or container.streams.video[0].codec_context is None:

@@ -75,7 +75,7 @@ def _names() -> dict[str, str]:
 
 
 def _missing() -> UserError:
-    return UserError("Making scenes takes the packages of the demo: pip install 'mope[demo]'.")
+    return UserError("Making scenes takes the packages of the demo: pip install 'mope-fusion[demo]'.")
 
 
 def _character(kind: str) -> str | None:

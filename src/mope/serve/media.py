@@ -205,5 +205,5 @@ def require_packages(kinds: Iterable[str]) -> None:
                 __import__(name)
             except ImportError:
                 raise UserError(
-                    f"The run reads {kind}, which takes {name}: pip install 'mope[{kind}]'."
+                    f"The run reads {kind}, which takes {name}: pip install 'mope-fusion[{kind}]'."
                 ) from None

@@ -45,7 +45,7 @@ def require_packages() -> None:
         try:
             __import__(name)
         except ImportError:
-            raise UserError(f"A study's table takes {name}: pip install 'mope[studies]'.") from None
+            raise UserError(f"A study's table takes {name}: pip install 'mope-fusion[studies]'.") from None
 
 
 def _bars(figure: Any, study: Study, table: Mapping[str, Any], done: Any) -> None:

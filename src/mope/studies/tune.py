@@ -51,7 +51,7 @@ def tune(
     try:
         import optuna
     except ImportError:
-        raise UserError("Tuning takes the package optuna: pip install 'mope[studies]'.") from None
+        raise UserError("Tuning takes the package optuna: pip install 'mope-fusion[studies]'.") from None
     if study.tuned is None:
         raise UserError("The study names no file for what is tuned: give it a `tuned`.")
     labels = [row.label for row in study.rows]
