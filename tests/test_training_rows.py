@@ -111,3 +111,36 @@ def write_table(file: Path, rows: list[dict]) -> None:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "labels", "words"),
+    [
+        ({"inputs__image": {"size": 30}}, None, "patches of 7 pixels don't divide: 2 pixels"),
+        ({}, ['["red"]', '["blue"]'], "look like JSON"),
+        ({}, [f"{n}.5" for n in range(30)], "set task to regression"),
+        ({}, None, None),
+    ],
+)
+def test_what_is_surely_not_meant_is_said(config, tables, tmp_path, change, labels, words):
+    rows = {split: list(open_table(tables / f"{split}.csv")) for split in ("train", "validation")}
+    if labels is not None:
+        for split in rows.values():
+            for number, row in enumerate(split):
+                row["colour"] = labels[number % len(labels)]
+    config = changed(config, data={"folder": str(tables)}, **change)
+    lines = []
+    train(config, rows, report=lines.append)
+    said = [
+        line for line in lines if "pixels don't" in line or ("labels" in line and "training rows" not in line)
+    ]
+    assert len(said) == (words is not None)
+    assert words is None or words in said[0]
+
+
+def test_lists_are_no_single_labels(config, tables):
+    rows = [{**row, "colour": ["red", "blue"]} for row in open_table(tables / "train.csv")]
+    with pytest.raises(UserError, match="holds lists: set task to multilabel"):
+        train(
+            changed(config, data={"folder": str(tables)}), {"train": rows, "validation": rows}, report=quiet
+        )

@@ -84,6 +84,11 @@ def label_names(config: Config, train: Table | Stream) -> list[str]:
         raise UserError(f"The labels of {train.name} aren't known beforehand: list them in data.labels.")
     else:
         values = [value for value in train.column(data.label) if value is not None]
+        if config.task == "classification" and any(isinstance(value, list | tuple) for value in values):
+            raise UserError(
+                f"{train.name}: the column '{data.label}' holds lists: set task to multilabel, or give one "
+                "label."
+            )
         if config.task == "multilabel":
             cells = [split_labels(value, data.separator) for value in values]
         else:

@@ -19,6 +19,7 @@ from mope.media.texts import has_controls
 from mope.model import FusionModel, needed_inputs
 from mope.tasks import Task
 from mope.tasks.metrics import deciding_metric
+from mope.training.doubts import doubts
 
 _STANDARDISED_BY = 2000  # rows of a stream whose labels say what is usual
 
@@ -79,6 +80,8 @@ def prepare(
         rows = RowDataset(train, readers, task, label, train=True, skip=skip, **common)
         task.fit((task.encode(value) for value in train.column(label)), config.data.class_weights)
         _say_changed_texts(readers, train, report)
+        for doubt in doubts(config, model, train):
+            report(doubt)
     return model, {
         "train": rows,
         "validation": RowDataset(validation, readers, task, label, **common),
