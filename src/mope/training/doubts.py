@@ -44,12 +44,12 @@ def _of_labels(config: Config, table: Table) -> Iterator[str]:
     texts = [label_text(cell) for cell in cells if not is_missing(cell) and not isinstance(cell, list)]
     if texts and sum(text.startswith(("[", "{")) for text in texts) > len(texts) / 2:
         yield (
-            f"{table.name}: the labels look like JSON, such as {texts[0][:40]!r}, and are taken as they stand; "
+            f"{table.name}: the labels look like JSON, such as {texts[0][:40]!r}, and are taken as they are; "
             f"of several labels give lists, or texts with '{config.data.separator}' between them."
         )
     if task == "classification" and len(set(texts)) > _CLASSES and all(map(_is_fraction, set(texts))):
         yield (
-            f"{table.name}: the {len(set(texts))} labels are numbers with fractions, each a class of its own; "
+            f"{table.name}: the {len(set(texts))} labels are numbers with fractions, each one a class; "
             "for a number set task to regression."
         )
 
