@@ -21,6 +21,8 @@ def test_notebooks(file, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", sorted(ROOT.glob("examples/*.py")), ids=lambda file: file.stem)
-def test_examples(file, tmp_path, monkeypatch):
+def test_examples(file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(file), run_name="__main__")
+    said = capsys.readouterr().out
+    assert {"shop": "label", "compare": "to LateConcat"}[file.stem] in said

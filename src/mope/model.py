@@ -28,8 +28,7 @@ from mope.prompts.grow import grow
 from mope.run import CONFIG, WEIGHTS, read_run
 from mope.tasks import Task, build_task
 
-_PROMPTS = "fusion.prompts."
-_KEYS = f"{_PROMPTS}router.keys"
+_PROMPTS, _KEYS = "fusion.prompts.", "fusion.prompts.router.keys"
 _ADDED = ("task.temperature", "task.threshold")
 """What runs of earlier versions lack; without it they say what they said."""
 _FACTORED = {"head": "head.", "router": "fusion.prompts.router."}
@@ -341,9 +340,8 @@ class FusionModel(nn.Module):
         return config
 
     def _versions(self) -> dict[str, str]:
-        versions = {"mope": importlib.metadata.version("mope-fusion")}
-        versions |= {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
-        versions["python"] = platform.python_version()
+        versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+        versions |= {"mope": importlib.metadata.version("mope-fusion"), "python": platform.python_version()}
         for settings in self.settings.inputs.values():
             if settings.encoder.weights and (version := version_of(settings.encoder.weights)):
                 name, _, number = version.partition("==")

@@ -72,21 +72,9 @@ def fit(
         UserError: nothing can be learned from the table, or something in it or in what is said is wrong.
     """
     started = time.monotonic()
-    made = plan(
-        data,
-        label,
-        validation=validation,
-        kinds=kinds,
-        task=task,
-        main=main,
-        encoders=encoders,
-        preset=preset,
-        minutes=minutes,
-        settings=settings,
-        output=output,
-        folder=folder,
-        measure=minutes is None,
-    )
+    asked: dict[str, Any] = {"validation": validation, "kinds": kinds, "task": task, "main": main}
+    asked |= {"encoders": encoders, "preset": preset, "minutes": minutes, "settings": settings}
+    made = plan(data, label, **asked, output=output, folder=folder, measure=minutes is None)
     report(str(made))
     config = made.config
     if config.training.minutes is not None:
