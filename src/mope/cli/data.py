@@ -61,7 +61,7 @@ def add(verbs: Any) -> None:
     verb.add_argument(
         "--facts",
         action="store_true",
-        help="a shop, a date and a weight in each row, on which answers depend",
+        help="a shop, a date and a weight in each row, and questions about them",
     )
 
 

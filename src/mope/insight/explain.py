@@ -140,7 +140,8 @@ def _summary(page: Page, predictor: Predictor, found: Explanation) -> None:
             (
                 f"{name}{' (main)' if name == settings.fusion.main else ''}",
                 entry.kind,
-                entry.encoder.weights or "random weights",
+                entry.encoder.weights
+                or ("trained from the start" if entry.kind == "table" else "random weights"),
                 entry.encoder.tuning,
             )
             for name, entry in settings.inputs.items()

@@ -21,7 +21,7 @@ from mope.errors import UserError
 from mope.media.masks import Mask, save_mask
 from mope.scenes import entailment, questions, referring
 from mope.scenes.compose import Scene, compose_with_masks
-from mope.scenes.facts import LEAST_KINDS, Facts, draw_facts
+from mope.scenes.facts import draw_facts
 from mope.scenes.glyphs import ATTRIBUTION, kinds
 
 Level = Literal["easy", "full"]
@@ -43,8 +43,8 @@ class SceneSettings:
         size: side of a picture in pixels.
         seed: of everything.
         kinds: how many of the level's kinds are used, spread evenly over its list; None for all.
-        facts: whether rows have a shop, a date and a weight, on which the answers depend; of level "full" and
-            its questions. None for not.
+        facts: whether rows have a shop, a date and a weight too, and some questions are about these; of level
+            "full" and its questions. None for not.
     """
 
     level: Level = "easy"
@@ -84,8 +84,8 @@ def build_scenes(folder: str | Path, settings: SceneSettings) -> dict[str, Any]:
         raise UserError(f"{folder} isn't empty: name a new folder for the scenes.")
     if min(settings.train, settings.validation, settings.test) < 1 or settings.size < 28:
         raise UserError("Scenes take at least one picture per split, of at least 28 pixels a side.")
-    if settings.facts:
-        _require_facts(settings)
+    if settings.facts and (settings.level != "full" or settings.task != "questions"):
+        raise UserError("Facts are of level full and its questions: add --level full, and no other task.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
@@ -97,13 +97,6 @@ def build_scenes(folder: str | Path, settings: SceneSettings) -> dict[str, Any]:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return manifest
-
-
-def _require_facts(settings: SceneSettings) -> None:
-    if settings.level != "full" or settings.task != "questions":
-        raise UserError("Facts are of level full and its questions: add --level full, and no other task.")
-    if len(_pool(settings)) < LEAST_KINDS:
-        raise UserError(f"Facts need {LEAST_KINDS} kinds at least, so that each shop has enough of its own.")
 
 
 def _write(folder: Path, settings: SceneSettings, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -149,8 +142,7 @@ def _split_rows(
     pool = _pool(settings)
     for number in range(count):
         while True:
-            facts = draw_facts(rng) if settings.facts else None
-            scene = _scene(rng, settings, split, pool, facts)
+            scene = _scene(rng, settings, split, pool)
             pixels, masks = compose_with_masks(scene, settings.size, rng)
             digest = hashlib.sha256(pixels.tobytes()).digest()
             if digest not in seen:
@@ -162,8 +154,10 @@ def _split_rows(
             texts = _referring(rng, settings, folder, stem, scene, masks, constants)
         else:
             texts = _texts(rng, settings, split, scene, pool)
-        known = {} if facts is None else facts.row(rng, scene)
-        for row in texts:
+        facts = draw_facts(rng) if settings.facts else None
+        known = {} if facts is None else facts.row(rng)
+        about = [] if facts is None else map(_row, facts.questions(rng))
+        for row in (*texts, *about):
             yield {"image": f"images/{stem}.png", **known, **row}
         bar.update()
 
@@ -214,20 +208,12 @@ def _pool(settings: SceneSettings) -> tuple[str, ...]:
     return tuple(whole[place * len(whole) // settings.kinds] for place in range(settings.kinds))
 
 
-def _scene(
-    rng: random.Random,
-    settings: SceneSettings,
-    split: str,
-    pool: Sequence[str],
-    facts: Facts | None = None,
-) -> Scene:
+def _scene(rng: random.Random, settings: SceneSettings, split: str, pool: Sequence[str]) -> Scene:
     allowed = _allowed(settings, split)
     if settings.task == "entailment":
         return entailment.entailment_scene(rng, pool, allowed)
     if settings.task == "segmentation":
         return referring.referring_scene(rng, pool, allowed, 2 if settings.level == "easy" else 3)
-    if facts is not None:
-        return questions.full_scene(rng, facts.kinds(pool), allowed, facts.colours)
     return (questions.easy_scene if settings.level == "easy" else questions.full_scene)(rng, pool, allowed)
 
 

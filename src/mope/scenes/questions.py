@@ -66,9 +66,7 @@ def easy_question(rng: random.Random, scene: Scene) -> Question:
     return _of_place(rng, scene, thing, CORNER)
 
 
-def full_scene(
-    rng: random.Random, kinds: Sequence[str], allowed: Allowed, colours: Sequence[str] = tuple(COLOURS)
-) -> Scene:
+def full_scene(rng: random.Random, kinds: Sequence[str], allowed: Allowed) -> Scene:
     """Four to six things on coloured tiles in a grid of nine cells; one kind may come several times."""
     count = rng.randint(4, 6)
     repeated = rng.randint(1, 4)
@@ -76,7 +74,7 @@ def full_scene(
     names = [chosen[0]] * repeated + chosen[1:]
     cells = rng.sample([(row, column) for row in range(3) for column in range(3)], len(names))
     things = [
-        Thing(kind, cell, rng.choice(colours), rng.random() < 0.5)
+        Thing(kind, cell, rng.choice(list(COLOURS)), rng.random() < 0.5)
         for kind, cell in zip(names, cells, strict=True)
     ]
     return Scene(3, tuple(things), texture=rng.choice(TEXTURES))
