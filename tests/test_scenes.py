@@ -249,3 +249,42 @@ def test_what_a_question_asks_stands_beside_it_however_it_is_put(tmp_path):
         "colour",
         "size",
     }
+
+
+def test_facts_are_what_their_questions_ask_for(tmp_path):
+    from mope.scenes.facts import SEASONS, SHOPS
+
+    settings = SceneSettings("full", train=40, validation=2, test=2, size=28, kinds=12, facts=True)
+    build_scenes(tmp_path / "facts", settings)
+    rows = list(csv.DictReader((tmp_path / "facts" / "train.csv").open()))
+    assert {"season", "heavy", "position"} <= {row["type"] for row in rows}
+    for row in rows:
+        if row["type"] == "season" and row["taken"]:
+            month = int(row["taken"][5:7])
+            assert row["answer"] == SEASONS[month % 12 // 3]
+        if row["type"] == "heavy" and row["shop"] and row["weight"]:
+            assert row["answer"] == ("yes" if float(row["weight"]) > SHOPS[row["shop"]] else "no")
+    empty = sum(not row[name] for row in rows for name in ("shop", "taken", "weight"))
+    assert 0 < empty < 0.1 * 3 * len(rows)
+    with pytest.raises(UserError, match="level full"):
+        build_scenes(tmp_path / "easy", SceneSettings("easy", train=1, validation=1, test=1, facts=True))
+
+
+def test_a_shop_s_departments_follow_from_photo_title_price_and_brand(tmp_path):
+    from mope.scenes.shop import DEPARTMENTS, GALLERY, build_shop
+
+    assert build_shop(tmp_path / "shop", train=60, test=5) == {"train": 60, "test": 5}
+    rows = list(csv.DictReader((tmp_path / "shop" / "train.csv").open()))
+    assert {row["department"] for row in rows} <= {GALLERY, *DEPARTMENTS.values()}
+    for row in rows:
+        assert (tmp_path / "shop" / row["photo"]).is_file()
+        printed = "print" in row["title"] or "poster" in row["title"]
+        artist = row["brand"] in ("Atelier Bleu", "Studio Otto")
+        if row["price"] and artist and float(row["price"]) > 80.01:
+            assert row["department"] == GALLERY
+        elif row["price"]:
+            assert row["department"] != GALLERY
+            forms = {form for (_, form), name in DEPARTMENTS.items() if name == row["department"]}
+            assert forms == {"poster" if printed else "plush"}
+    with pytest.raises(UserError, match="isn't empty"):
+        build_shop(tmp_path / "shop")
