@@ -4,6 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 RUN := runs/demo
 SCENES := data/scenes/easy
+SHOP := data/shop
 MASKS := data/scenes/segmentation
 
 .PHONY: help docs install demo demo-segmentation scenes-full demo-baselines screenshots results check format test test-all clean
@@ -35,6 +36,9 @@ demo: $(STAMP)
 	$(BIN)/mope evaluate $(RUN)
 	$(BIN)/mope predict $(RUN) $(SCENES)/test.csv --rows 8
 	$(BIN)/mope predict $(RUN) $(SCENES)/test.csv --routing --out $(RUN)/predictions/test.csv
+	test -d $(SHOP) || $(BIN)/mope data shop $(SHOP)
+	test -d runs/shop || $(BIN)/mope fit $(SHOP)/train.csv --label department --preset fast --output runs/shop
+	$(BIN)/mope evaluate runs/shop --data $(SHOP)/test.csv
 	@echo
 	@echo "The pictures and their questions:  $(SCENES)"
 	@echo "The trained model and its metrics: $(RUN)  (model.safetensors, metrics.json, README.md)"
@@ -44,7 +48,8 @@ demo: $(STAMP)
 	@echo "  $(BIN)/tensorboard --logdir $(RUN)/tensorboard              how the training went"
 	@echo "  $(BIN)/mope data check configs/demo.yaml                   is every row sound? (yours: name your table)"
 	@echo "  $(BIN)/mope train configs/demo.yaml --fusion.experts 16 --output runs/demo16"
-	@echo "  your own table: copy configs/demo.yaml, name your columns and encoders, mope train it"
+	@echo "  $(BIN)/mope explain runs/shop --data $(SHOP)/test.csv      which of photo, title, price and brand mattered"
+	@echo "  your own table: $(BIN)/mope fit TABLE --label COLUMN --plan"
 
 # Referring segmentation: MoPE beside P-SeqFuse, and a page of their masks.
 demo-segmentation: $(STAMP)

@@ -104,7 +104,8 @@ class Predictor:
             rows: a file's name, a pandas or polars frame, a `datasets.Dataset`, a list of mappings, or one
                 mapping, which is one row. Cells are by column or by input name. A picture is
                 a path, bytes, a PIL image, or an array or tensor of its pixels.
-            folder: what paths in the rows are relative to; None for their file's folder, or the current one.
+            folder: what paths in the rows are relative to; None for their file's folder; for rows in memory
+                that is the run's own `data.folder`, or the current one.
             abstain_below: probability of the likeliest label below which none is named; None for any.
 
         Raises:
@@ -146,13 +147,16 @@ class Predictor:
 
     def _rows(self, rows: Any, folder: str | Path | None) -> Table:
         """Rows of any kind as a table, by column."""
-        if isinstance(rows, str | Path | Table | HubDataset):
+        if isinstance(rows, str | Path | Table):
             return open_table(rows, self.settings.data.trusted, self.settings.data.encoding, folder)
+        if isinstance(rows, HubDataset):
+            return open_table(rows, self.settings.data.trusted, folder=folder or self.settings.data.folder)
         found = frame_rows(rows)
+        home = Path(folder or self.settings.data.folder or "")
         if isinstance(found, HubDataset):
-            return Table(found, Path(folder or ""))
+            return Table(found, home)
         columns = {name: reader.columns for name, reader in self.readers.items()}
-        return MemoryTable([by_input(row, columns) for row in found], Path(folder or ""))
+        return MemoryTable([by_input(row, columns) for row in found], home)
 
     def push_to_hub(self, repository: str, *, private: bool = True) -> str:
         """Upload the run, see `mope.hub.push_run`.
