@@ -120,6 +120,9 @@ def test_predictions_are_a_frame(run, rows, tables):
     assert "20 predictions" in repr(found)
     assert "<table" in found._repr_html_()
     assert "classification from image" in repr(run)
+    assert "classification from image" in run._repr_html_()
+    metrics = evaluate(run.run, report=lambda line: None)
+    assert f"<td>{metrics['accuracy']:.4f}</td>" in metrics._repr_html_()
 
 
 def test_a_predictor_goes_to_another_process(run, rows, tables):

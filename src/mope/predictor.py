@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from mope.media.cells import BadCell, is_missing
 from mope.media.images import picture_size
 from mope.model import FusionModel
 from mope.predictions import Prediction, Predictions, as_dataset
-from mope.tasks.metrics import compute_metrics
+from mope.tasks.metrics import Metrics, compute_metrics
 
 if TYPE_CHECKING:
     import pandas
@@ -89,6 +90,9 @@ class Predictor:
         labels = self.model.task.labels
         shown = ", ".join(labels[:5]) + (f", ... ({len(labels)})" if len(labels) > 5 else "")
         return f"<Predictor of {self.run}: {settings.task} from {inputs}; {shown}; on {self.device}>"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(repr(self))}</pre>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy in another process reads the run's folder again."""
@@ -318,7 +322,7 @@ def evaluate(
     table = check_split(settings, predictor.table(data, folder), columns, predictor.model.task, report)
     logits, targets = predictor.outcomes(table)
     task = predictor.model.task
-    result: dict[str, Any] = {**compute_metrics(task, logits, targets), "rows": len(table)}
+    result: dict[str, Any] = Metrics(compute_metrics(task, logits, targets) | {"rows": len(table)})
     if by_pattern:
         places: dict[str, list[int]] = {}
         for place, row in enumerate(table):

@@ -1,9 +1,23 @@
 """Metrics of a task, as plain numbers."""
 
+from html import escape
+from typing import Any
+
 from torch import Tensor
 
 from mope.errors import UserError
 from mope.tasks import Task
+
+
+class Metrics(dict[str, Any]):
+    """Metrics by name, which a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        shown = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in self.items()}
+        rows = "".join(
+            f"<tr><th>{name}</th><td>{escape(str(value))}</td></tr>" for name, value in shown.items()
+        )
+        return f"<table>{rows}</table>"
 
 
 def compute_metrics(task: Task, logits: Tensor, targets: Tensor) -> dict[str, float]:

@@ -214,7 +214,7 @@ class _Job:
             callbacks=[
                 EarlyStoppingCallback(config.training.patience),
                 *reporters(config.training.report_to, folder),
-                *([ProgressBar()] if sys.stderr.isatty() else []),
+                *([ProgressBar()] if sys.stderr.isatty() or "ipykernel" in sys.modules else []),
                 *self.callbacks,
             ],
             report=self.report,
