@@ -172,3 +172,25 @@ def test_minutes_are_kept_to(frame, tiny, tables):
     from mope.run import read_metrics
 
     assert len(read_metrics(predictor.run)["history"]) > 3
+
+
+@pytest.mark.parametrize("columns", [["words"], ["photo"], ["words", "price"], ["photo", "words"]])
+def test_any_part_of_the_table_is_enough(frame, tiny, columns):
+    own = {name: weights for name, weights in tiny["encoders"].items() if name in columns}
+    settings = {
+        key: value for key, value in tiny["settings"].items() if "words" in columns or "words" not in key
+    }
+    asked = {**tiny, "encoders": own, "settings": {**settings, "training.epochs": 1}}
+    predictor = mope.fit(frame[[*columns, "category"]], "category", **asked)
+    assert predictor.predict(frame.head(3)).labels[0] in {"red", "green", "blue"}
+    assert predictor.settings.fusion.main == columns[0]
+
+
+def test_several_labels(frame, tiny):
+    frame["tags"] = [
+        f"{colour}|new" if number % 2 else colour for number, colour in enumerate(frame["category"])
+    ]
+    asked = {**tiny, "settings": {**tiny["settings"], "training.epochs": 1}}
+    predictor = mope.fit(frame.drop(columns="category"), "tags", **asked)
+    assert predictor.settings.task == "multilabel"
+    assert isinstance(predictor.predict(frame.head(1))[0].label, list)

@@ -175,6 +175,7 @@ def make_config(
     if not guided and settings["inputs"][main]["kind"] != "table":
         settings["inputs"][main]["encoder"]["tuning"] = "prompt"
     if guided:
+        settings["inputs"][main]["encoder"]["tuning"] = "frozen"  # the fusion prompts it
         settings["fusion"] |= {"head_sees": "all"}
     return Config.parse(settings, "the plan"), reason
 
