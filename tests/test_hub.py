@@ -43,12 +43,20 @@ def hub(tmp_path, monkeypatch) -> Path:
 def test_a_run_goes_there_and_comes_back(config, hub, tables, capsys):
     train(config, report=quiet)
     assert Predictor(config.output).push_to_hub("me/colours") == "https://hub/me/colours"
-    again = Predictor("me/colours")
+    again = Predictor("hub:me/colours")
     one, other = (p.predict(tables / "test.csv") for p in (Predictor(config.output), again))
     assert [row.probabilities for row in one] == [row.probabilities for row in other]
     assert (hub / "me/colours/.private").read_text() == "True"
     kept, _ = read_run(hub / "me/colours")
     assert kept.data.train is kept.data.test is None
+    assert again.settings.data.trusted is False
+    assert again.predict({"picture": "/etc/hosts", "question": "what is left ?"})[0].label is None
+    (hub / "me/evil").mkdir()
+    for file in (hub / "me/colours").iterdir():
+        shutil.copy(file, hub / "me/evil")
+    text = (hub / "me/evil/config.yaml").read_text().replace("test: null", "test: /etc/passwd.csv")
+    (hub / "me/evil/config.yaml").write_text(text)
+    assert Predictor("hub:me/evil").settings.data.test is None
     assert str(tables) not in (hub / "me/colours/config.yaml").read_text()
     assert {file.name for file in (hub / "me/colours").iterdir()} == {
         ".private",
@@ -63,8 +71,8 @@ def test_a_run_goes_there_and_comes_back(config, hub, tables, capsys):
 
 
 def test_what_is_not_there_is_said(config, hub, tmp_path):
-    with pytest.raises(UserError, match="no folder me/nothing, and the hub has no repository"):
-        Predictor("me/nothing")
+    with pytest.raises(UserError, match="The hub has no repository me/nothing"):
+        Predictor("hub:me/nothing")
     train(config, report=quiet)
     predictor = Predictor(config.output)
     with pytest.raises(UserError, match="OWNER/NAME"):

@@ -6,35 +6,63 @@ from pathlib import Path
 
 import yaml
 
+from mope.config import Config
 from mope.errors import UserError
-from mope.run import CONFIG, METRICS, WEIGHTS, read_run
+from mope.files import write_json
+from mope.run import CONFIG, METRICS, WEIGHTS, read_metrics, read_run
 
+_PREFIX = "hub:"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = [CONFIG, WEIGHTS, METRICS, "README.md"]
+_PLACES = ("train", "validation", "test", "folder")
+_OWN = (
+    "metric",
+    "validation",
+    "test",
+    "best_epoch",
+    "seconds",
+    "trainable",
+    "frozen",
+    "calibration",
+    "history",
+)
+"""What is uploaded of the metrics: others are named by paths of tables."""
+
+
+def is_on_hub(run: str | Path) -> bool:
+    """Whether a run is named as a repository's."""
+    return str(run).startswith(_PREFIX)
+
+
+def forget_tables(config: Config) -> None:
+    """Take out of a config where tables are: a stranger's may name any file of this machine."""
+    for place in _PLACES:
+        setattr(config.data, place, None)
+    config.data.trusted = False
 
 
 def find_run(run: str | Path, revision: str | None = None) -> Path:
-    """A run's folder: the one that is named, or a copy of a repository's, `OWNER/NAME`.
+    """A run's folder: the one that is named, or a copy of a repository's, `hub:OWNER/NAME`.
 
     Args:
-        run: a folder, or a repository where there is no such folder.
+        run: a folder, or a repository.
         revision: commit, tag or branch of a repository.
 
     Raises:
         UserError: there is neither.
     """
-    folder = Path(run)
-    if folder.exists() or not _REPOSITORY.fullmatch(str(run)):
-        return folder
+    if not is_on_hub(run):
+        return Path(run)
+    repository = str(run).removeprefix(_PREFIX)
+    if not _REPOSITORY.fullmatch(repository):
+        raise UserError(f"A run on the hub is {_PREFIX}OWNER/NAME, not '{run}'.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(run), revision=revision, allow_patterns=_FILES))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
-        raise UserError(
-            f"There is no folder {run}, and the hub has no repository of this name or can't be reached."
-        ) from None
+        raise UserError(f"The hub has no repository {repository}, or can't be reached.") from None
 
 
 def push_run(run: str | Path, repository: str, *, private: bool = True) -> str:
@@ -57,17 +85,19 @@ def push_run(run: str | Path, repository: str, *, private: bool = True) -> str:
     if not _REPOSITORY.fullmatch(repository):
         raise UserError(f"A repository is OWNER/NAME, not '{repository}'.")
     config, known = read_run(run)
-    for place in ("train", "validation", "test", "folder"):
-        setattr(config.data, place, None)
-    config.output = "runs/run"
+    trusted = config.data.trusted
+    forget_tables(config)
+    config.data.trusted, config.training.begin_from, config.output = trusted, None, "runs/run"
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
     with tempfile.TemporaryDirectory() as draft:
-        for name in (WEIGHTS, METRICS, "README.md"):
+        for name in (WEIGHTS, "README.md"):
             if (Path(run) / name).is_file():
                 (Path(draft) / name).write_bytes((Path(run) / name).read_bytes())
+        metrics = {name: value for name, value in read_metrics(Path(run)).items() if name in _OWN}
+        write_json(Path(draft) / METRICS, metrics)
         settings = {**config.model_dump(mode="json"), "run": known}
         content = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         (Path(draft) / CONFIG).write_text(content, encoding="utf-8")

@@ -25,14 +25,14 @@ from mope.fusion import FUSIONS, Fusion, FusionOutput
 from mope.heads import LinearHead, MaskHead
 from mope.prompts import importance_loss
 from mope.prompts.grow import grow
-from mope.run import CONFIG, WEIGHTS, read_run
+from mope.run import CONFIG, WEIGHTS, read_run, require_same_columns
 from mope.tasks import Task, build_task
 
 _PROMPTS, _KEYS = "fusion.prompts.", "fusion.prompts.router.keys"
 _ADDED = ("task.temperature", "task.threshold")
 """What runs of earlier versions lack; without it they say what they said."""
 _FACTORED = {"head": "head.", "router": "fusion.prompts.router."}
-"""What the parameters' names begin with whose learning rate is a multiple of the main one."""
+"""Beginnings of the names of parameters whose rate is a multiple of the main one."""
 
 
 @dataclass
@@ -238,9 +238,8 @@ class FusionModel(nn.Module):
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Trained parameters with their names, by learning rate.
 
-        "encoder" are the weights of pre-trained encoders that are tuned in full; "complementary" what else is
-        trained of the other inputs' encoders; "head" and "router" what a factor of the main rate is for, if
-        it isn't 1; "main" the rest.
+        "encoder" are weights of pre-trained encoders tuned in full; "complementary" what else is of the other
+        inputs' encoders; "head", "router" what a factor other than 1 is for; "main" the rest.
         """
         groups: dict[str, list[tuple[str, nn.Parameter]]] = {"main": [], "complementary": [], "encoder": []}
         training = self.settings.training
@@ -315,7 +314,8 @@ class FusionModel(nn.Module):
         Raises:
             UserError: the folder holds no run, or one of other labels, inputs or sizes.
         """
-        _, run = read_run(folder)
+        before, run = read_run(folder)
+        require_same_columns(before, self.settings, folder)
         if list(run["labels"]) != list(self.task.labels):
             raise UserError(
                 f"training.begin_from: {folder} has other labels, {', '.join(run['labels'][:5])}."

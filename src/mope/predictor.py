@@ -20,9 +20,9 @@ from mope.data.splits import Report, cells_of, check_split, open_splits
 from mope.data.table import MemoryTable, Table, open_table
 from mope.device import Precision, autocast, frozen_dtype, pick_device
 from mope.errors import UserError
-from mope.hub import find_run, push_run
+from mope.hub import find_run, forget_tables, is_on_hub, push_run
 from mope.logs import say
-from mope.media.cells import BadCell, is_missing
+from mope.media.cells import BadCell, UntrustedFolder, is_missing
 from mope.media.images import picture_size
 from mope.model import FusionModel
 from mope.predictions import Prediction, Predictions, as_dataset
@@ -52,7 +52,7 @@ class Predictor:
     """A trained run, ready to predict.
 
     Args:
-        run: the run's folder, or the hub's repository of one, `OWNER/NAME`.
+        run: the run's folder, or the hub's repository of one, `hub:OWNER/NAME`.
         device: `cpu`, `cuda` or `mps`; None for the best there is.
         precision: arithmetic, as `training.precision`; None for the run's own.
         batch_size: rows per forward pass.
@@ -77,6 +77,8 @@ class Predictor:
         self.device = pick_device(device)
         model = FusionModel.from_pretrained(self.run).to(self.device)
         self.settings = model.settings
+        if is_on_hub(run):
+            forget_tables(self.settings)
         self.precision = precision or self.settings.training.precision
         self.model = model.freeze_for_inference(frozen_dtype(self.precision, self.device))
         self.batch_size, self.workers = batch_size, workers
@@ -157,10 +159,12 @@ class Predictor:
             return open_table(rows, self.settings.data.trusted, folder=folder or self.settings.data.folder)
         found = frame_rows(rows)
         home = Path(folder or self.settings.data.folder or "")
+        home = home if self.settings.data.trusted else UntrustedFolder(home)
         if isinstance(found, HubDataset):
             return Table(found, home)
         columns = {name: reader.columns for name, reader in self.readers.items()}
-        return MemoryTable([by_input(row, columns) for row in found], home)
+        tables = {name for name in columns if self.settings.inputs[name].kind == "table"}
+        return MemoryTable([by_input(row, columns, tables) for row in found], home)
 
     def push_to_hub(self, repository: str, *, private: bool = True) -> str:
         """Upload the run, see `mope.hub.push_run`.

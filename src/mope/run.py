@@ -71,6 +71,20 @@ def difference(before: Config, now: Config, free: Collection[str] = ()) -> str |
     return _first_difference(one, other, {*_FREE, *free}, "")
 
 
+def require_same_columns(before: Config, now: Config, folder: str | Path) -> None:
+    """Make sure that table inputs' columns hold what they held in a run.
+
+    Raises:
+        UserError: they don't.
+    """
+    for name, entry in now.inputs.items():
+        if name in before.inputs and entry.columns != before.inputs[name].columns:
+            raise UserError(
+                f"The columns of '{name}' hold other values than in {folder}: take inputs.{name}.columns "
+                "from its config.yaml."
+            )
+
+
 def _fill_kinds(one: dict[str, Any], other: dict[str, Any]) -> None:
     """What a table's columns hold is found when a run begins: where it isn't said, it is as in the other."""
     for column in one.keys() & other.keys():

@@ -58,8 +58,8 @@ def fit(options: argparse.Namespace) -> None:
         made = planning.plan(options.table, options.label, **asked, measure=not options.write)
         if options.write:
             made.save(options.write)
-        print(made.config.dump() if options.json else made, flush=True)
-        if options.write:
+        print(json.dumps(made.config.model_dump(mode="json"), indent=2) if options.json else made, flush=True)
+        if options.write and not options.json:
             print(f"The config is in {options.write}. Next: mope train {options.write}")
         return
     predictor = planning.fit(options.table, options.label, **asked, report=reporter(options))

@@ -28,6 +28,7 @@ def add(verbs: Any) -> None:
     verb = add_verb(verbs, "evaluate", evaluate, "measure a run on its test rows, or on a table")
     verb.add_argument("run", metavar="RUN", help="a run's folder")
     verb.add_argument("--data", metavar="FILE", help="a table; without it, the test rows of the run's config")
+    verb.add_argument("--folder", help="what paths in the table are relative to; without it, its own folder")
     add_plugin(verb)
     verb.add_argument("--by-pattern", action="store_true", help="also by which inputs rows have")
     verb.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that can't be used")
@@ -49,6 +50,7 @@ def add(verbs: Any) -> None:
     verb.add_argument(
         "--abstain-below", type=float, metavar="P", help="name no label whose probability is below this"
     )
+    verb.add_argument("--folder", help="what paths in the table are relative to; without it, its own folder")
     verb.add_argument("--masks", metavar="FOLDER", help="write each predicted mask as a PNG")
     verb.add_argument(
         "--overlays", metavar="FOLDER", help="write each picture with its mask, and a page of them"
@@ -120,6 +122,7 @@ def _say_nothing(line: str) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """`mope evaluate RUN`."""
+    from mope.hub import is_on_hub
     from mope.predictor import evaluate as run
     from mope.run import add_metrics
 
@@ -128,12 +131,14 @@ def evaluate(options: argparse.Namespace) -> None:
     result = run(
         options.run,
         options.data,
+        folder=options.folder,
         skip_bad_rows=options.skip_bad_rows,
         by_pattern=options.by_pattern,
         device=options.device,
         report=lambda line: print(line, file=sys.stderr),
     )
-    add_metrics(Path(options.run), name, result)
+    if not is_on_hub(options.run):
+        add_metrics(Path(options.run), name, result)
     if options.json:
         print(json.dumps(result, indent=2))
     else:
@@ -159,7 +164,7 @@ def predict(options: argparse.Namespace) -> None:
     out = Path(options.out) if options.out else None
     if out is not None:
         require_writable(out)
-    table = open_table(options.file, not options.untrusted, options.encoding)
+    table = open_table(options.file, not options.untrusted, options.encoding, options.folder)
     if options.rows is not None:
         if options.rows < 1:
             raise UserError(f"--rows is {options.rows}: at least one row is predicted.")
@@ -240,10 +245,13 @@ def push(options: argparse.Namespace) -> None:
 
 def params(options: argparse.Namespace) -> None:
     """`mope params CONFIG`."""
+    from mope.data.fields import find_fields
     from mope.data.splits import label_names, open_splits
     from mope.model import empty_model
 
     config = _config(options)
+    if config.data.train and any(entry.kind == "table" for entry in config.inputs.values()):
+        config = find_fields(config, open_splits(config, streamed=True)["train"])
     labels = config.data.labels or (None if config.has_classes else [config.data.label])
     if labels is None:
         labels = (

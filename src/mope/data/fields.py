@@ -74,6 +74,18 @@ def find_fields(config: Config, table: Table | Stream) -> Config:
     return config.with_settings(found, f"inputs of kind table, from {table.name}") if found else config
 
 
+def with_fields_of(config: Config, before: Config) -> Config:
+    """The config with what another found its table inputs' columns to hold: the same rows may say otherwise
+    by now."""
+    found = {
+        f"inputs.{name}.columns.{column}": field.model_dump()
+        for name, entry in before.inputs.items()
+        for column, field in entry.columns.items()
+        if name in config.inputs and column in config.inputs[name].columns and _is_found(field)
+    }
+    return config.with_settings(found)
+
+
 def _is_found(field: FieldConfig) -> bool:
     if field.kind == "category":
         return field.values is not None

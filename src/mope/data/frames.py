@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, List, Value
 from PIL import Image
 
 from mope.errors import UserError
-from mope.media.cells import BadCell, Cells
+from mope.media.cells import BadCell
 
 
 def plain_cell(cell: Any) -> Any:
@@ -30,10 +30,10 @@ def plain_cell(cell: Any) -> Any:
         return _png(cell)
     if hasattr(cell, "detach"):  # a tensor, without asking for torch
         cell = cell.detach().cpu().numpy()
-    if isinstance(cell, numpy.generic) or (isinstance(cell, numpy.ndarray) and cell.ndim == 0):
-        return cell.item()
-    if isinstance(cell, numpy.ndarray):
+    if isinstance(cell, numpy.ndarray) and cell.ndim:
         return _png(picture_of(cell)) if cell.ndim > 1 else cell.tolist()
+    if isinstance(cell, numpy.generic | numpy.ndarray):
+        cell = cell.astype("datetime64[us]").item() if cell.dtype.kind == "M" else cell.item()
     # In a pandas column of texts an empty cell is the number NaN.
     missing = type(cell).__name__ in ("NAType", "NaTType") or (isinstance(cell, float) and math.isnan(cell))
     return None if missing else cell
@@ -102,7 +102,10 @@ def frame_rows(source: Any, name: str = "the rows") -> Dataset | Sequence[Mappin
 
 
 def _require_names(columns: Any) -> None:
-    for column in columns:
+    names = list(columns)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"Two columns are named {twice[0]!r}: rename one.")
+    for column in names:
         if not isinstance(column, str):
             raise UserError(f"A column is named {column!r}, which is no text: give every column a name.")
 
@@ -147,20 +150,28 @@ def name_of(label: ClassLabel, value: Any) -> Any:
     return None if value is None or value < 0 else label.int2str(value)
 
 
-def by_input(row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def by_input(
+    row: Mapping[str, Any], columns: Mapping[str, Sequence[str]], tables: Collection[str] = ()
+) -> dict[str, Any]:
     """A row whose cells may be by input name as well: then they are put where the input's columns are.
 
     Args:
         row: cells by name.
         columns: of each input, by its name.
+        tables: inputs of several columns, whose cell is a mapping of these.
+
+    Raises:
+        UserError: a table's cell is no mapping of its columns.
     """
     found = dict(row)
     for name, own in columns.items():
         if name in own or name not in row or any(column in row for column in own):
             continue
         cell = found.pop(name)
-        if isinstance(cell, Mapping) and len(own) > 1:
-            found |= Cells(cell)
-        elif len(own) == 1:
+        if name not in tables:
             found[own[0]] = cell
+        elif isinstance(cell, Mapping) and cell.keys() <= set(own):
+            found |= {column: cell.get(column) for column in own}
+        else:
+            raise UserError(f"'{name}' is a mapping with some of {', '.join(own)}, not {cell!r:.60}.")
     return found

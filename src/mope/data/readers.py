@@ -285,11 +285,6 @@ class TableReader(Reader):
             for name, field in self.fields.items()
         }
 
-    @property
-    def required(self) -> list[str]:
-        """None: a column that isn't there is as one whose cells are empty; one of them must be."""
-        return []
-
     def cell(self, row: Mapping[str, Any]) -> Any:
         return Cells({name: row.get(name) for name in self.columns})
 

@@ -112,6 +112,11 @@ def table_encoder(columns: Mapping[str, FieldConfig], architecture: Mapping[str,
     Raises:
         UserError: a setting is unknown.
     """
+    unknown = [name for name, field in columns.items() if not field.values and not field.edges]
+    if unknown:
+        raise UserError(
+            f"What the column '{unknown[0]}' holds isn't known: name training rows, in which it is found."
+        )
     settings = {"width": WIDTH, "blocks": BLOCKS, **(architecture or {})}
     if unknown := sorted(set(settings) - {"width", "blocks"}):
         raise UserError(f"A table's architecture has no '{unknown[0]}': it has width and blocks.")

@@ -5,7 +5,9 @@ Cells of CSV files are text, those of other tables have types; both give the sam
 
 import math
 import re
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as clock
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +48,15 @@ def open_category(cell: Any, folder: Path | None = None) -> str | None:
         return None
     if hasattr(cell, "item") and getattr(cell, "ndim", None) == 0:  # a scalar of NumPy's or torch's
         cell = cell.item()
-    if not isinstance(cell, str | int | float | date):
+    if not isinstance(cell, str | int | float | date | clock | timedelta | Decimal):
         raise BadCell(f"wrong type: {type(cell).__name__} where a category is expected")
     text = value_text(cell)
     if text in ("True", "False"):
         return text.lower()
-    return str(int(text.partition(".")[0])) if _WHOLE.fullmatch(text) else text
+    if not _WHOLE.fullmatch(text):
+        return text
+    digits = text.partition(".")[0].lstrip("+-").lstrip("0") or "0"
+    return f"-{digits}" if text.startswith("-") and digits != "0" else digits
 
 
 def open_number(cell: Any, folder: Path | None = None) -> float | None:
@@ -89,7 +94,10 @@ def open_date(cell: Any, folder: Path | None = None) -> float | None:
             shown = cell if len(cell) <= 50 else f"{cell[:50]}..."
             raise BadCell(f"no date as 2026-11-26 or 2026-11-26T12:30: {shown!r}") from None
     if isinstance(cell, datetime):
-        moment = cell.astimezone(UTC).replace(tzinfo=None) if cell.tzinfo is not None else cell
+        try:
+            moment = cell.astimezone(UTC).replace(tzinfo=None) if cell.tzinfo is not None else cell
+        except (OverflowError, ValueError):
+            raise BadCell(f"no date that can be told in UTC: {cell}") from None
     elif isinstance(cell, date):
         moment = datetime(cell.year, cell.month, cell.day)
     else:

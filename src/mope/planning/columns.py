@@ -10,7 +10,7 @@ from mope.data.check import SUFFIXES
 from mope.data.fields import MOST_VALUES, kind_of
 from mope.data.table import Table
 from mope.errors import UserError
-from mope.media.cells import is_missing
+from mope.media.cells import BadCell, is_missing
 from mope.media.values import is_nothing, open_category, open_number
 from mope.tasks import label_text
 
@@ -97,7 +97,10 @@ def _look(name: str, cells: Sequence[Any]) -> Column:
                 kind, f"names of {ends[0]} files and the like" if kind != "image" else "names of pictures"
             )
     known = [value for value in values if not is_nothing(value)]
-    different = len({open_category(value) if not isinstance(value, bytes) else value for value in known})
+    try:
+        different = len({open_category(value) for value in known})
+    except BadCell:
+        return taken(OUT, f"cells of a type that isn't read, {type(known[0]).__name__}")
     if different <= 1:
         return taken(OUT, f"always {texts[0][:30]!r}" if known else "all cells are empty")
     return _plain(name, known, different, missing)
@@ -142,7 +145,7 @@ def guess_task(cells: Sequence[Any]) -> tuple[str, str]:
     Raises:
         UserError: all are empty, or they are what no label is.
     """
-    values = [cell for cell in cells if not is_nothing(cell)]
+    values = [cell for cell in cells if not is_missing(cell)]
     if not values:
         raise UserError("The label's cells are all empty: name another column.")
     if all(isinstance(value, list | tuple) for value in values):
@@ -152,7 +155,7 @@ def guess_task(cells: Sequence[Any]) -> tuple[str, str]:
     if kind_of(values) == "number" and not all(isinstance(value, bool) for value in values):
         numbers = [open_number(value) for value in values]
         different = len(set(numbers))
-        whole = all(number is not None and number.is_integer() for number in numbers)
+        whole = all(number is None or number.is_integer() for number in numbers)
         if not whole or different > _CLASSES:
             return "regression", f"numbers, {different:,} different"
         return "classification", f"{different} different whole numbers"

@@ -1,6 +1,7 @@
 """`fit`: a table in, a predictor out."""
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -71,6 +72,10 @@ def fit(
     Raises:
         UserError: nothing can be learned from the table, or something in it or in what is said is wrong.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "fit is for one process: write its plan with --write, and mope train that with torchrun."
+        )
     started = time.monotonic()
     asked: dict[str, Any] = {"validation": validation, "kinds": kinds, "task": task, "main": main}
     asked |= {"encoders": encoders, "preset": preset, "minutes": minutes, "settings": settings}
@@ -115,7 +120,8 @@ def plan(
     if minutes is not None and minutes <= 0:
         raise UserError(f"minutes is {minutes:g}: give more than none.")
     config_folder = {} if folder is None else {"data.folder": str(folder)}
-    table = open_table(data, folder=folder)
+    said = dict(settings or {})
+    table = open_table(data, said.get("data.trusted", True), said.get("data.encoding"), folder)
     table.require(label)
     columns = look(table, label, kinds)
     config, reason = make_config(
@@ -130,19 +136,21 @@ def plan(
     if all(source is None or isinstance(source, str | Path) for source in tables.values()):
         own |= {f"data.{split}": str(source) for split, source in tables.items() if source is not None}
         tables = {}
-    config = config.with_settings({**own, **dict(settings or {})})
+    config = config.with_settings({**own, **said})
     tables = {split: source for split, source in tables.items() if source is not None}
     if tables:
-        tables["train"] = _with_labels(table, label)
-    made = Plan(columns, config, len(table), reason, tables=tables)
+        tables["train"] = _with_labels(table, label, config.task)
+    without = len(table) - len(_with_labels(table, label, config.task))
+    made = Plan(columns, config, len(table), reason, without=without, tables=tables)
     if measure and minutes is None:
         made.estimate = estimate(config, made.tables or None)
     return made
 
 
-def _with_labels(table: Table, label: str) -> Table:
-    """The rows that have a label."""
-    kept = [place for place, cell in enumerate(table.values(label)) if not is_missing(cell)]
+def _with_labels(table: Table, label: str, task: str) -> Table:
+    """The rows that have a label; of several labels an empty text is none of them."""
+    none = (lambda cell: cell is None) if task == "multilabel" else is_missing
+    kept = [place for place, cell in enumerate(table.values(label)) if not none(cell)]
     return table if len(kept) == len(table) else table.select(kept)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from mope.config import Config
 from mope.data.table import Table
@@ -68,6 +69,7 @@ class Plan:
         config: all settings.
         rows: how many there are.
         reason: why the task is what it is.
+        without: how many have no label, and are left out.
         estimate: seconds that the training takes, at most; None where it wasn't measured.
         tables: rows by split, where they are no files that the config names.
     """
@@ -76,6 +78,7 @@ class Plan:
     config: Config
     rows: int
     reason: str
+    without: int = 0
     estimate: float | None = None
     tables: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -90,9 +93,14 @@ class Plan:
                 "The rows are in memory, which a config can't name: write them to a .parquet file first."
             )
         config = self.config.model_copy(deep=True)
-        for split in ("train", "validation", "test"):
-            if (path := getattr(config.data, split)) is not None:
-                setattr(config.data, split, str(Path(path).absolute()))
+        for place in ("train", "validation", "test", "folder"):
+            if (path := getattr(config.data, place)) is not None:
+                setattr(config.data, place, str(Path(path).absolute()))
+        if config.training.begin_from is not None:
+            config.training.begin_from = str(Path(config.training.begin_from).absolute())
+        for entry in config.inputs.values():
+            if (weights := entry.encoder.weights or "").startswith((".", "~")):
+                entry.encoder.weights = str(Path(weights).expanduser().absolute())
         config.output = str(Path(config.output).absolute())
         Path(file).write_text(config.dump(), encoding="utf-8")
 
@@ -100,6 +108,8 @@ class Plan:
         config, training = self.config, self.config.training
         label = config.data.label
         lines = [f"{self.rows:,} rows; {config.task} of '{label}': {self.reason}"]
+        if self.without:
+            lines.append(f"  {self.without:,} rows have no label and are left out")
         width = max(len(column.name) for column in self.columns)
         for column in self.columns:
             if column.kind != "label":
@@ -223,7 +233,9 @@ def _inputs(
 def _name(column: str, taken: Mapping[str, Any]) -> str:
     """An input's name: the column's, as far as it can be one."""
     name = "".join(c if c.isalnum() else "_" for c in column)
-    name = name if name.isidentifier() and name != "labels" else f"input_{name}"
+    # A module's own attributes can't be names of its parts.
+    usable = name.isidentifier() and name not in ("labels", "self") and not hasattr(nn.ModuleDict(), name)
+    name = name if usable else f"input_{name}"
     while name in taken:
         name += "_"
     return name

@@ -169,7 +169,7 @@ class RowParser:
 
     def _form_row(self, parts: Mapping[str, str | bytes]) -> Row:
         for name, part in parts.items():
-            if isinstance(part, bytes) and name in self.inputs and self.inputs[name].kind == "text":
+            if isinstance(part, bytes) and self._is_text(name):
                 try:
                     parts = {**parts, name: part.decode("utf-8")}
                 except UnicodeDecodeError:
@@ -184,12 +184,21 @@ class RowParser:
             raise self._refused(error) from None
         return {**row, **{name: part for name, part in parts.items() if isinstance(part, bytes)}}
 
+    def _is_text(self, name: str) -> bool:
+        """Whether a form's part is a text: of a text input, or a table's column."""
+        return (
+            self.inputs[name].kind == "text" if name in self.inputs else name.partition(".")[0] in self.inputs
+        )
+
     def _nested(self, parts: Mapping[str, str]) -> dict[str, Any]:
         """A form's parts as a row has them: `INPUT.COLUMN` is a table's value, an empty one is none."""
         tables = {name: entry for name, entry in self.inputs.items() if entry.kind == "table"}
         row: dict[str, Any] = {name: {} for name, entry in tables.items() if entry.missing != "learn"}
         for name, part in parts.items():
             table, dot, column = name.partition(".")
+            if name in tables:
+                known = ", ".join(f"{name}.{column}" for column in tables[name].columns)
+                raise Refusal(422, "shape", f"The part '{name}' is a table: send parts named {known}.")
             if dot and table in tables:
                 row.setdefault(table, {})[column] = part or None
             else:

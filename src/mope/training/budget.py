@@ -74,6 +74,8 @@ class Budget(TrainerCallback):
     def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         self._epoch_ended = time.monotonic()
 
-    def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._stepped = time.monotonic()
         self._evaluated = 1.1 * (self._stepped - self._epoch_ended)
+        if self.end - self._stepped < self._step + self._evaluated + _AFTER:
+            control.should_training_stop = True  # another step and its evaluation wouldn't fit in

@@ -19,13 +19,14 @@ from transformers import EarlyStoppingCallback, EvalPrediction, PrinterCallback,
 
 from mope.config import Config
 from mope.data.dataset import StreamDataset, collate
+from mope.data.fields import with_fields_of
 from mope.data.splits import Report
 from mope.device import autocast, frozen_dtype, pick_device, reset_peak_memory, use_bf16
 from mope.files import cache_folder, replacing
 from mope.heads import LinearHead
 from mope.logs import say
 from mope.model import FusionModel
-from mope.run import CHECKPOINTS, CONFIG
+from mope.run import CHECKPOINTS, CONFIG, read_run
 from mope.tasks import Task
 from mope.tasks.metrics import compute_metrics, deciding_metric
 from mope.training.arguments import reporters, training_arguments
@@ -70,6 +71,8 @@ def train(
     folder = Path(config.output)
     if (finished := check_folder(folder, config, resume, report)) is not None:
         return finished
+    if resume and (folder / CONFIG).is_file():
+        config = with_fields_of(config, read_run(folder, finished=False)[0])
     started = time.monotonic()
     device = pick_device(config.training.device)
     set_seed(config.training.seed)

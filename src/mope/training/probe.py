@@ -4,6 +4,7 @@ What any method that trains more has to beat: for classes it is logistic regress
 """
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from mope.data.dataset import RowDataset
 from mope.errors import UserError
 from mope.heads import LinearHead
 from mope.model import FusionModel
-from mope.tasks import Task
+from mope.tasks import Classification, MultiLabel, Task
 from mope.tasks.metrics import compute_metrics
 
 STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
@@ -52,6 +53,12 @@ def require_probe(model: FusionModel) -> None:
         for name, p in model.named_parameters()
         if p.requires_grad and not name.startswith("head.") and not name.endswith(".stand_in")
     ]
+    tables = [name for name in learning if "tables" in type(_encoder_of(model, name)).__module__]
+    if tables:
+        raise UserError(
+            f"Probe trains a linear head alone, but the encoder of the table '{tables[0].split('.')[2]}' has "
+            "nothing to begin with: leave this input out of the config."
+        )
     if learning:
         raise UserError(
             f"training.solver: lbfgs trains a linear head alone, but {learning[0]} would learn, too: set "
@@ -59,11 +66,32 @@ def require_probe(model: FusionModel) -> None:
         )
 
 
+def _encoder_of(model: FusionModel, parameter: str) -> Any:
+    """The encoder that a parameter is of; None for another's."""
+    path = parameter.split(".")
+    return model.fusion.encoder(path[2]).encoder if path[:2] == ["fusion", "encoders"] else None
+
+
 def start_head(model: FusionModel, features: Tensor, targets: Tensor) -> None:
     """Let a linear head begin where it is best for the features (N, D) that the model begins with."""
     mean, deviation = _spread(features)
     head = _fit(model.task, (features - mean) / deviation, targets, _START, None)
+    _leave_open(model.task, head, targets)
     _take_over(model, head, mean, deviation)
+
+
+@torch.no_grad()
+def _leave_open(task: Task, head: nn.Linear, targets: Tensor) -> None:
+    """Let classes that the rows don't have begin as the rarest that they have, instead of as impossible."""
+    if isinstance(task, Classification):
+        absent = torch.bincount(targets, minlength=task.outputs) == 0
+        head.weight[absent] = 0.0
+        head.bias[absent] = head.bias[~absent].min()
+    elif isinstance(task, MultiLabel):
+        counts = targets.sum(dim=0)
+        head.weight[(counts == 0) | (counts == len(targets))] = 0.0
+        limit = math.log(2 * len(targets) + 1)
+        head.bias.clamp_(-limit, limit)
 
 
 def _spread(features: Tensor) -> tuple[Tensor, Tensor]:
