@@ -11,6 +11,7 @@ import yaml
 
 from mope.cli import main
 from mope.config import Config
+from mope.data.fields import find_fields
 from mope.data.splits import draw
 from mope.data.table import open_table
 from mope.errors import UserError
@@ -264,6 +265,9 @@ def test_fewer_training_rows_are_some_of_more(tables):
     assert draw(table, 10, 4).numbers != small.numbers
 
 
+FACTS = [{"shop": "ab"[n % 2], "taken": f"2026-01-0{n + 1}", "weight": n} for n in range(4)]
+
+
 @pytest.mark.parametrize("quick", [False, True], ids=["whole", "quick"])
 @pytest.mark.parametrize("file", STUDIES, ids=[file.stem for file in STUDIES])
 def test_each_shipped_study_is_loaded_and_built(file, quick, monkeypatch):
@@ -271,7 +275,7 @@ def test_each_shipped_study_is_loaded_and_built(file, quick, monkeypatch):
     study = Study.load(file, quick)
     assert len(cells(study)) == len(study.rows) * len(study.seeds) * len(study.sizes or [None])
     for row in study.rows:
-        config = row_config(study, row)
+        config = find_fields(row_config(study, row), open_table(FACTS))  # what training rows would say
         model = empty_model(config, config.data.labels or ["a", "b", "c"])
         trained = sum(part["trainable"] for part in model.count_parameters().values())
         assert trained > 0
