@@ -372,9 +372,7 @@ def test_mistakes(config, tables, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="one ONNX file holds 2 GB at most: export it --to torch"):
         export_run(config.output)
     monkeypatch.setattr(formats, "_ONNX_PACKAGES", ("onnx", "no_such_package"))
-    with pytest.raises(
-        UserError, match=r"takes the package no_such_package: pip install 'mope-fusion\[export\]'"
-    ):
+    with pytest.raises(UserError, match=r"the package no_such_package: pip install 'mope-fusion\[export\]'"):
         export_run(config.output)
     config.data.test = None
     save_run(config)
