@@ -26,6 +26,7 @@ from mope.planning.columns import look
 from mope.planning.plan import Plan, make_config, rows_per_batch
 from mope.predictor import Predictor
 from mope.training import train
+from mope.training.launch import HEAD_BEGINS_FROM
 from mope.training.rows import prepare
 
 _STEPS = 4  # measured, after one that isn't
@@ -138,9 +139,10 @@ def plan(
         tables = {}
     config = config.with_settings({**own, **said})
     tables = {split: source for split, source in tables.items() if source is not None}
+    labelled = _with_labels(table, label, config.task)
     if tables:
-        tables["train"] = _with_labels(table, label, config.task)
-    without = len(table) - len(_with_labels(table, label, config.task))
+        tables["train"] = labelled
+    without = len(table) - len(labelled)
     made = Plan(columns, config, len(table), reason, without=without, tables=tables)
     if measure and minutes is None:
         made.estimate = estimate(config, made.tables or None)
@@ -192,9 +194,6 @@ def estimate(config: Config, tables: Mapping[str, Any] | None = None) -> float:
     # An evaluation's step is a forward pass alone, which is about a third, of twice as many rows.
     steps = math.ceil(len(rows["train"]) / size)
     evaluation = math.ceil(len(rows["validation"]) / (2 * size)) * 2 / 3
-    begin = (
-        (len(rows["train"]) + len(rows["validation"])) / size / 3
-        if config.training.head_start == "probe"
-        else 0
-    )
+    begins = config.training.head_start == "probe"
+    begin = min(len(rows["train"]), HEAD_BEGINS_FROM) / size / 3 if begins else 0
     return 2 * before + step * (begin + config.training.epochs * (steps + evaluation))

@@ -5,8 +5,6 @@ import hashlib
 import io
 import json
 import random
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +16,7 @@ import numpy
 from tqdm import tqdm
 
 from mope.errors import UserError
+from mope.files import replacing_folder
 from mope.media.masks import Mask, save_mask
 from mope.scenes import entailment, questions, referring
 from mope.scenes.compose import Scene, compose_with_masks
@@ -86,17 +85,8 @@ def build_scenes(folder: str | Path, settings: SceneSettings) -> dict[str, Any]:
         raise UserError("Scenes take at least one picture per split, of at least 28 pixels a side.")
     if settings.facts and (settings.level != "full" or settings.task != "questions"):
         raise UserError("Facts are of level full and its questions: add --level full, and no other task.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        manifest = _write(draft, settings, wanted)
-        if folder.exists():
-            folder.rmdir()
-        draft.chmod(0o755)
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return manifest
+    with replacing_folder(folder) as draft:
+        return _write(draft, settings, wanted)
 
 
 def _write(folder: Path, settings: SceneSettings, wanted: dict[str, Any]) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 import csv
 import random
-import shutil
-import tempfile
 from datetime import date, timedelta
 from pathlib import Path
 
 from tqdm import tqdm
 
 from mope.errors import UserError
+from mope.files import replacing_folder
 from mope.scenes.compose import COLOURS, TEXTURES, Scene, Thing, compose
 
 FAMILIES = {
@@ -69,9 +68,7 @@ def build_shop(folder: str | Path, train: int = 1200, test: int = 400, seed: int
         raise UserError(f"{folder} isn't empty: name a new folder for the shop.")
     if min(train, test) < 1:
         raise UserError("A shop has one product at least in each table.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with replacing_folder(folder) as draft:
         (draft / "photos").mkdir()
         for name, count in {"train": train, "test": test}.items():
             rng = random.Random(f"{seed} {name}")
@@ -82,12 +79,6 @@ def build_shop(folder: str | Path, train: int = 1200, test: int = 400, seed: int
                 writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(rows)
-        if folder.exists():
-            folder.rmdir()
-        draft.chmod(0o755)
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return {"train": train, "test": test}
 
 

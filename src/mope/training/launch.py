@@ -39,7 +39,7 @@ from mope.training.trainer import FusionTrainer, ProgressBar
 _BEGINS_FROM = 512
 """Rows that a model which begins from rows is shown."""
 
-_HEAD_BEGINS_FROM = 1024
+HEAD_BEGINS_FROM = 1024
 """Rows that a head which begins as a probe is fitted to."""
 
 
@@ -180,7 +180,7 @@ class _Job:
         rows = self.datasets["train"]
         if not isinstance(self.model.head, LinearHead) or isinstance(rows, StreamDataset):
             return
-        chosen = drawn(len(rows), _HEAD_BEGINS_FROM, self.config.training.seed)
+        chosen = drawn(len(rows), HEAD_BEGINS_FROM, self.config.training.seed)
         # What is skipped here is met again, and counted then.
         start_head(self.model, *self._features(Subset(rows.apart(), chosen)))
 
