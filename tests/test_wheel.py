@@ -1,5 +1,6 @@
 """The wheel is whole: what it holds works where the checkout isn't."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+
+def test_what_is_locked_is_a_release_that_anybody_can_install():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.!+]+", line)] == []
 
 
 @pytest.mark.slow
