@@ -44,7 +44,11 @@ def _seeded():
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Folders with a random image and a random text encoder, as Hugging Face lays them out."""
-    root = tmp_path_factory.mktemp("weights")
+    return make_weights(tmp_path_factory.mktemp("weights"))
+
+
+def make_weights(root: Path) -> dict[str, str]:
+    """What `weights` says, in a folder."""
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     Dinov2Model(Dinov2Config(**shape, image_size=28, patch_size=7)).save_pretrained(root / "image")
@@ -66,7 +70,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures with two colours side by side, and a question about one of them, in three splits."""
-    root = tmp_path_factory.mktemp("tables")
+    return make_tables(tmp_path_factory.mktemp("tables"))
+
+
+def make_tables(root: Path) -> Path:
+    """What `tables` says, in a folder."""
     rng = numpy.random.default_rng(0)
     for split, count in (("train", 48), ("validation", 16), ("test", 20)):
         rows = []

@@ -31,9 +31,14 @@ class Watch(TrainerCallback):
 class WatchedTrainer(FusionTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.watch = Watch()
+        self.watch, self.losses = Watch(), []
         self.add_callback(self.watch)
         seen.append(self)
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        self.losses.append(float(loss))
+        return loss
 
 
 seen: list[WatchedTrainer] = []
@@ -59,6 +64,7 @@ def main(jobs: Path) -> None:
                 trainer = seen.pop()
                 results.append(
                     {
+                        "losses": trainer.losses,
                         "rates": trainer.watch.rates,
                         "random": trainer.watch.random,
                         "logging": trainer.args.logging_steps,

@@ -1,14 +1,217 @@
-"""Runs that are continued, or refused to be."""
+"""Runs that are continued, or refused to be; and what is never lost."""
 
+import errno
+import importlib.util
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from run_tester import changed, losses, quiet
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
-from mope.errors import UserError
+from mope import weights as weights_module
+from mope.errors import Interrupted, UserError
+from mope.lock import writing
+from mope.model import FusionModel
+from mope.predictor import Predictor
+from mope.run import CHECKPOINTS
 from mope.training import train
+from mope.training.checkpoints import last_checkpoint
+
+EVERY_STEP = {"training.save_minutes": 1e-9}
+"""A checkpoint after each step."""
+
+
+class Killed(Exception):
+    """As if the process had been killed: nothing is cleaned up by the library because of it."""
+
+
+class At(TrainerCallback):
+    """Does something after a step."""
+
+    def __init__(self, step, do):
+        self.step, self.do = step, do
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.do()
+
+
+def kill():
+    """End at once."""
+    raise Killed
+
+
+def same_weights(one: str | Path, other: str | Path) -> bool:
+    first, second = (load_file(Path(run) / "model.safetensors") for run in (one, other))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+VARIANTS = {
+    "plain": {},
+    "augmented": {
+        "inputs.image.augment": "randaugment",
+        "inputs.text.missing": "learn",
+        "inputs.text.drop": 0.3,
+    },
+    "accumulated": {"training.accumulate": 2},
+    "streamed": {
+        "data.streaming": True,
+        "data.labels": ["blue", "green", "red"],
+        "data.train_rows": 48,
+        "data.shuffle_buffer": 5,
+    },
+    "workers": {"data.workers": 2, "inputs.image.augment": "randaugment"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_goes_on_within_an_epoch_as_if_nothing_had_happened(config, tmp_path, variant):
+    """48 rows in batches of 5: ten steps an epoch, the last one smaller. Killed twice."""
+    config = changed(config, training={"batch_size": 5}).with_settings({**VARIANTS[variant], **EVERY_STEP})
+    whole = config.with_settings({"output": str(tmp_path / "whole")})
+    full = train(whole, report=quiet)
+    steps = full["history"][-1]["step"]
+    for step in (3, steps - 2):
+        with pytest.raises(Killed):
+            train(config, resume=True, report=quiet, callbacks=[At(step, kill)])
+        newest = last_checkpoint(Path(config.output) / CHECKPOINTS)
+        assert newest is not None
+        assert newest.endswith(f"-{step}")
+    broken = train(config, resume=True, report=quiet)
+    assert same_weights(config.output, whole.output)
+    times = {"seconds", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+    for entry, expected in zip(broken["history"], full["history"], strict=True):
+        assert {k: v for k, v in entry.items() if k not in times} == {
+            k: v for k, v in expected.items() if k not in times
+        }
+    assert broken["validation"] == full["validation"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_saves_it_and_says_so(config, tmp_path, number):
+    whole = config.with_settings({"output": str(tmp_path / "whole")})
+    train(whole, report=quiet)
+    before, lines = signal.getsignal(number), []
+    with pytest.raises(
+        Interrupted, match=rf"stopped by {number.name} after step 5 of 12.* --resume"
+    ) as error:
+        train(config, report=lines.append, callbacks=[At(4, lambda: os.kill(os.getpid(), number))])
+    assert error.value.code == 128 + number
+    assert any(line.startswith(f"{number.name}: the step under way is finished") for line in lines)
+    assert signal.getsignal(number) is before
+    train(config, resume=True, report=quiet)
+    assert same_weights(config.output, whole.output)
+
+
+def test_a_second_interrupt_ends_at_once(config):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, report=quiet, callbacks=[At(2, twice)])
+
+
+def test_a_damaged_checkpoint_is_passed_over(config, tmp_path):
+    config = config.with_settings(EVERY_STEP)
+    whole = config.with_settings({"output": str(tmp_path / "whole")})
+    train(whole, report=quiet)
+    with pytest.raises(Killed):
+        train(config, report=quiet, callbacks=[At(4, kill)])
+    newest = Path(last_checkpoint(Path(config.output) / CHECKPOINTS) or "")
+    flip(newest / "optimizer.pt", 1000)
+    lines = []
+    train(config, resume=True, report=lines.append)
+    assert any(
+        "checkpoint-4 is damaged (optimizer.pt isn't what was written): it is passed" in one for one in lines
+    )
+    assert same_weights(config.output, whole.output)
+
+
+def flip(file: Path, place: int) -> None:
+    """Turn a bit around."""
+    content = bytearray(file.read_bytes())
+    content[place % len(content)] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def test_a_flipped_bit_in_the_weights_is_never_predicted_with(config):
+    train(changed(config, training={"epochs": 1}), report=quiet)
+    file = Path(config.output) / "model.safetensors"
+    content = file.read_bytes()
+    for place in (5, 60, 400, len(content) // 3, len(content) // 2, len(content) - 1):
+        flip(file, place)
+        with pytest.raises(UserError, match=r"model\.safetensors (is damaged|can't be read)"):
+            Predictor(config.output)
+        with pytest.raises(UserError, match=r"model\.safetensors (is damaged|can't be read)"):
+            FusionModel.from_pretrained(config.output)
+        file.write_bytes(content)
+    Predictor(config.output)
+
+
+def test_a_run_has_one_writer(config, capsys):
+    with (
+        writing(Path(config.output)),
+        pytest.raises(UserError, match=rf"written by process {os.getpid()} on .*, since"),
+    ):
+        train(config, report=quiet)
+    train(config, report=quiet)
+    assert not (Path(config.output) / ".writer.json").exists()
+
+
+def test_a_run_that_never_began_leaves_no_folder(config):
+    wrong = config.with_settings({"data.label": "color"})
+    with pytest.raises(UserError, match="did you mean 'colour'"):
+        train(wrong, report=quiet)
+    assert not Path(config.output).exists()
+
+
+def test_what_cannot_be_written_is_found_before_the_encoders_load(config, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    config = config.with_settings({"output": str(tmp_path / "file" / "run")})
+    monkeypatch.setattr(FusionModel, "build", lambda *args: pytest.fail("it was built"))
+    with pytest.raises(
+        UserError, match=r"file/run can't be written: (not a directory|file exists); name another"
+    ):
+        train(config, report=quiet)
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_is_whole(config, tmp_path, monkeypatch):
+    whole = config.with_settings({"output": str(tmp_path / "whole")})
+    train(whole, report=quiet)
+    real, count = weights_module.save_file, []
+
+    def full(*args, **kwargs):
+        count.append(1)
+        if len(count) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(weights_module, "save_file", full)
+    with pytest.raises(
+        UserError, match=r"checkpoint of step 4 can't be written into .*: the disk is full .*--resume"
+    ):
+        train(config.with_settings(EVERY_STEP), report=quiet)
+    monkeypatch.undo()
+    assert (last_checkpoint(Path(config.output) / CHECKPOINTS) or "").endswith("-3")
+    train(config, resume=True, report=quiet)
+    assert same_weights(config.output, whole.output)
+
+
+@pytest.mark.slow
+def test_killed_runs_end_as_unbroken_ones(tmp_path):
+    """A few of what dev/torture.py does a hundred times."""
+    file = Path(__file__).parents[1] / "dev" / "torture.py"
+    spec = importlib.util.spec_from_file_location("torture", file)
+    assert spec is not None
+    assert spec.loader is not None
+    torture = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(torture)
+    assert torture.main(["--trials", "4", "--folder", str(tmp_path)]) == 0
 
 
 def test_a_resumed_run_ends_where_an_unbroken_one_does(config, tmp_path):

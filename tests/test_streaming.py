@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from shard_tester import write_tar
 from mope.cli import main
 from mope.config import Config
 from mope.data.check import RowCheck
-from mope.data.dataset import RowReader, StreamDataset, StreamLoader
+from mope.data.dataset import RowReader, StreamDataset
 from mope.data.report import check_config
 from mope.data.shards import KEY, read_shard
 from mope.data.stream import Stream, open_stream
@@ -25,6 +26,7 @@ from mope.errors import UserError
 from mope.media.cells import BadCell
 from mope.predictor import Predictor, evaluate
 from mope.training import train
+from mope.training.steps import StepBatches, StepLoader
 
 pytest_plugins = ["shard_fixtures"]
 
@@ -67,7 +69,7 @@ def over_shards(config: Config, shards: Path, **settings) -> Config:
 class Numbers(RowReader):
     """A sample is the row's number; a row whose number is no number is bad."""
 
-    def __call__(self, row, folder):
+    def __call__(self, row, folder, draw=""):
         if not isinstance(row["n"], int):
             raise BadCell("no number")
         return row["n"]
@@ -91,8 +93,8 @@ def numbers(tmp_path: Path, values: list, **settings) -> StreamDataset:
 
 
 def batches(dataset: StreamDataset, epoch: int = 0, workers: int = 0) -> list[list[int]]:
-    loader = StreamLoader(dataset, dataset.batch, num_workers=workers, collate_fn=list)
-    loader.set_epoch(epoch)
+    loader = StepLoader(dataset, dataset.batch, list, num_workers=workers)
+    loader.begin_epoch(epoch)
     found = list(loader)
     assert len(found) == len(loader)
     return found
@@ -127,7 +129,8 @@ def test_each_row_is_seen_once_per_epoch_in_another_order_and_alike_by_any_numbe
 def test_what_processes_and_workers_read_is_the_stream_cut_into_epochs(
     tmp_path_factory, count, wanted, processes, workers, batch, held
 ):
-    """Together they read the endless stream, one epoch after another: nothing twice, nothing left out."""
+    """Together they read the endless stream, one epoch after another: nothing twice, nothing left out; and a
+    step has the rows that it has in one process."""
     rows = numbers(
         tmp_path_factory.mktemp("numbers"),
         list(range(count)),
@@ -138,18 +141,45 @@ def test_what_processes_and_workers_read_is_the_stream_cut_into_epochs(
     seen = []
     for epoch in range(3):
         rows.set_epoch(epoch)
+        rows.share(0, 1)
+        alone = [part.samples for part in rows]
+        assert [len(part) for part in alone[:-1]] == [batch] * (len(alone) - 1)
+        steps = [[] for _ in alone]
         for rank in range(processes):
             rows.share(rank, processes)
             for worker in range(workers):
                 own = rows._rows_of(worker, workers)
-                spans = range(worker * batch, len(rows), workers * batch)
-                seen += [next(own).read(None)["n"] for s in spans for _ in range(min(batch, len(rows) - s))]
-        assert len(seen) == (epoch + 1) * len(rows) * processes
-    assert 0 <= len(rows) * processes - wanted < processes
+                for number in range(worker, len(alone), workers):
+                    part = islice(own, len(rows._places(number)))
+                    steps[number] += [item.read(None)["n"] for _, item in part]
+        assert steps == alone
+        seen += flat(steps)
+        assert len(seen) == (epoch + 1) * wanted
     whole, rest = divmod(len(seen), count)
     times = Counter(seen)
     assert set(times.values()) <= {whole, whole + 1}
     assert sum(times[n] == whole + 1 for n in range(count)) == rest
+
+
+@given(
+    rows=st.integers(1, 40),
+    size=st.integers(1, 9),
+    processes=st.integers(1, 5),
+    seed=st.none() | st.integers(0, 3),
+)
+def test_a_tables_steps_are_shared_out_without_a_row_twice_or_missing(rows, size, processes, seed):
+    for epoch in range(2):
+        parts = []
+        for rank in range(processes):
+            batches = StepBatches(rows, size, rank, processes, seed)
+            batches.epoch = epoch
+            parts.append(list(batches))
+        alone = StepBatches(rows, size, seed=seed)
+        alone.epoch = epoch
+        assert [flat(step) for step in zip(*parts, strict=True)] == list(alone)
+        assert sorted(flat(alone)) == list(range(rows))
+        lengths = [{len(part) for part in step} for step in zip(*parts, strict=True)]
+        assert all(max(found) - min(found) <= 1 for found in lengths)
 
 
 def test_an_epoch_shorter_than_the_stream_begins_where_the_last_ended(tmp_path):

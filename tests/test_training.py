@@ -17,7 +17,7 @@ from mope.methods import find_method
 from mope.model import FusionModel
 from mope.predictor import Predictor, evaluate
 from mope.training import train
-from mope.training.trainer import effective_experts
+from mope.training.progress import effective_experts
 
 MOPE = {
     "fusion.experts",

@@ -1,5 +1,7 @@
 """Files: written whole or not at all, YAML that is read or explained, caches that processes share."""
 
+import errno
+import hashlib
 import json
 import os
 import shutil
@@ -44,6 +46,34 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file's content."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def cause_of(error: BaseException, folder: Path) -> str | None:
+    """Why the environment let a file not be written, in a few words; None where it isn't to blame.
+
+    Libraries that write files have errors of their own kinds, which don't always say.
+
+    Args:
+        error: what was raised.
+        folder: that was written into.
+    """
+    full = "the disk is full"
+    if folder.is_dir():
+        full = f"the disk is full ({shutil.disk_usage(folder).free / 2**20:.0f} MiB are free)"
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return full if error.errno == errno.ENOSPC else str(error.strerror).lower()
+        text = str(error)
+        if "No space left" in text or "os error 28" in text or "file write failed" in text:
+            return full
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return None
 
 
 def _umask() -> int:

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mope.config import Config, InputConfig, SequentialConfig
@@ -27,6 +25,7 @@ from mope.prompts import importance_loss
 from mope.prompts.grow import grow
 from mope.run import CONFIG, WEIGHTS, read_run, require_same_columns
 from mope.tasks import Task, build_task
+from mope.weights import read_weights, write_weights
 
 _PROMPTS, _KEYS = "fusion.prompts.", "fusion.prompts.router.keys"
 _ADDED = ("task.temperature", "task.threshold")
@@ -42,7 +41,7 @@ class ModelOutput:
     Attributes:
         logits: (B, C); (B, H, W) of a task over pixels.
         scores: routing scores of each layer, (B, k) each; empty for a method without a router.
-        loss: the task's loss plus the weighted importance loss; None without labels.
+        loss: the task's loss, plus the weighted importance loss while training; None without labels.
         losses: its parts by name, unweighted.
     """
 
@@ -114,12 +113,17 @@ class FusionModel(nn.Module):
         if labels is None:
             return ModelOutput(logits, output.scores)
         losses = {"task": self.task.loss(logits, labels)}
-        loss = losses["task"]
         fusion = self.settings.fusion
-        if output.scores and isinstance(fusion, SequentialConfig):
+        if self.training and output.scores and isinstance(fusion, SequentialConfig):
             losses["importance"] = importance_loss(output.scores, fusion.importance_threshold)
-            loss = loss + fusion.importance_weight * losses["importance"]
-        return ModelOutput(logits, output.scores, loss, losses)
+        return ModelOutput(logits, output.scores, self.total(losses), losses)
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """What is trained for: the parts of a loss, weighted."""
+        fusion = self.settings.fusion
+        if "importance" not in losses or not isinstance(fusion, SequentialConfig):
+            return losses["task"]
+        return losses["task"] + fusion.importance_weight * losses["importance"]
 
     def features(self, batch: Mapping[str, Any]) -> Tensor:
         """Fused features (B, D) of a batch, by input name: what the head is given."""
@@ -286,7 +290,7 @@ class FusionModel(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / WEIGHTS) as draft:
-            save_file(_contiguous(self.trained_state()), draft, metadata={"format": "pt"})
+            write_weights(draft, self.trained_state())
         run = {"labels": self.task.labels, "versions": self._versions(), **(facts or {})}
         settings = self._pinned().model_dump(mode="json")
         with replacing(folder / CONFIG) as draft:
@@ -301,11 +305,7 @@ class FusionModel(nn.Module):
         """
         config, run = read_run(folder)
         model = cls.build(config, run["labels"])
-        try:
-            state = load_file(Path(folder) / WEIGHTS)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{Path(folder) / WEIGHTS} can't be read ({error}): copy the run anew.") from None
-        model.load_trained_state(state)
+        model.load_trained_state(read_weights(Path(folder) / WEIGHTS))
         return model.eval()
 
     def begin_from(self, folder: str | Path) -> None:
@@ -320,7 +320,7 @@ class FusionModel(nn.Module):
             raise UserError(
                 f"training.begin_from: {folder} has other labels, {', '.join(run['labels'][:5])}."
             )
-        state = load_file(Path(folder) / WEIGHTS)
+        state = read_weights(Path(folder) / WEIGHTS)
         fusion = self.settings.fusion
         if isinstance(fusion, SequentialConfig) and _KEYS in state and _KEYS in self.state_dict():
             state = grow(state, fusion.experts, _PROMPTS)
@@ -361,11 +361,6 @@ def _load(input: InputConfig) -> Encoder:
         kind=input.kind,
         projection=settings.projection,
     )
-
-
-def _contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors takes them: dense, and none sharing another's memory."""
-    return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
 
 
 def empty_model(config: Config, labels: Sequence[str]) -> FusionModel:

@@ -51,7 +51,12 @@ def add_metrics(folder: Path, name: str, metrics: Mapping[str, Any]) -> None:
 
 
 # None of it changes what is learned.
-_FREE = ("output", "data.workers", "data.cache_features", "training.device")
+_FREE = (
+    "output",
+    "data.workers",
+    "data.cache_features",
+    *(f"training.{key}" for key in ("device", "save_minutes", "gradient_checkpointing", "compile")),
+)
 
 
 def difference(before: Config, now: Config, free: Collection[str] = ()) -> str | None:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from mope.cli import data, encoders, export, fit, init, insight, runs, serve, studies
-from mope.errors import UserError
+from mope.errors import Interrupted, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, or 2 for what a user can mend, which is said in one sentence."""
-    verb = ""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         parser = build_parser()
@@ -19,7 +18,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         options, rest = parser.parse_known_args(arguments)
-        verb = options.verb
         if rest and not options.overrides:
             raise UserError(
                 f"'{options.verb}' knows no option '{rest[0]}': see `mope {options.verb} --help`."
@@ -30,10 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run_verb(options)
     except UserError as error:
         print(f"mope: {error}", file=sys.stderr)
-        return 2
+        return error.code if isinstance(error, Interrupted) else 2
     except KeyboardInterrupt:
-        hint = " With --resume it goes on from the last whole epoch." if verb == "train" else ""
-        print(f"mope: interrupted.{hint}", file=sys.stderr)
+        print("mope: interrupted.", file=sys.stderr)
         return 130
     return 0
 

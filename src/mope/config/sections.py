@@ -233,7 +233,7 @@ class TrainingConfig(Section):
     minutes: Annotated[float, Field(gt=0)] | None = None
     """Time for everything, in which the schedule runs through, unless `epochs` end sooner; null for any."""
     batch_size: PositiveInt = 16
-    """Rows per step and device."""
+    """Rows per step, of all processes together."""
     accumulate: PositiveInt = 1
     """Batches whose gradients make one step."""
     learning_rate: Annotated[float, Field(gt=0)] = 4e-4
@@ -257,12 +257,18 @@ class TrainingConfig(Section):
     """Share of the steps in which the learning rates rise."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the gradient; 0 for any."""
+    save_minutes: Annotated[float, Field(gt=0)] | None = 5
+    """Minutes between checkpoints, beside the one at the end of each epoch; null for these alone."""
     patience: PositiveInt = 3
     """Epochs without a better validation metric after which training stops."""
     metric: str | None = None
     """Validation metric that decides; null for the task's own."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic: bf16 autocast where the machine has it, or as said; fp16 takes a GPU."""
+    gradient_checkpointing: bool = False
+    """Whether layers' activations are computed again in the backward pass: less memory, more time."""
+    compile: bool = False
+    """Whether the model is compiled by torch.compile: minutes at first, then faster steps on most GPUs."""
     report_to: list[str] = ["tensorboard"]
     """Where losses and rates go: tensorboard, in the run's folder; wandb, mlflow or another that transformers
     knows and that is installed."""

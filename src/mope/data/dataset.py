@@ -4,14 +4,15 @@ import copy
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec.asyn
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from mope.config import Config
 from mope.data.check import RowCheck
@@ -52,12 +53,23 @@ class RowReader:
         label = [self.label] if self.task is not None and self.label is not None else []
         return [*(column for reader in self.readers.values() for column in reader.required), *label]
 
-    def __call__(self, row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    def __call__(self, row: Mapping[str, Any], folder: Path, draw: str = "") -> dict[str, Any]:
         """The sample of a row whose paths are relative to the folder.
+
+        Args:
+            row: its cells by column.
+            folder: what its paths are relative to.
+            draw: what the random numbers of augmentation are drawn by; empty for PyTorch's own.
 
         Raises:
             ValueError: a cell can't be used; a BadCell, unless it is the label.
         """
+        if not (draw and self.train and any(reader.draws for reader in self.readers.values())):
+            return self._read(row, folder)
+        with _drawn_by(draw):
+            return self._read(row, folder)
+
+    def _read(self, row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         sample: dict[str, Any] = {}
         target: Any = None
         if self.task is not None and self.label is not None:
@@ -70,6 +82,14 @@ class RowReader:
             else:
                 sample[name] = reader.sample(cell, folder, self.train)
         return sample
+
+
+@contextmanager
+def _drawn_by(key: str) -> Iterator[None]:
+    """Let random numbers depend on a key alone: not on who draws them, nor on what was drawn before."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(random.Random(key).getrandbits(63))
+        yield
 
 
 class SkippedRows:
@@ -118,6 +138,7 @@ class RowDataset(Dataset):
             can't be read is an error of the caller's.
         skip: whether the next row is taken in the place of such a row, which is counted; else it is refused.
         workers: of the loader.
+        seed: of augmentation, which is drawn anew for each row in each epoch; None for PyTorch's own numbers.
 
     Raises:
         UserError: while reading, with a check: a row can't be used and isn't skipped, or none can.
@@ -134,9 +155,10 @@ class RowDataset(Dataset):
         check: RowCheck | None = None,
         skip: bool = False,
         workers: int = 0,
+        seed: int | None = None,
     ):
         self.table, self.readers, self.task = table, readers, task
-        self.check = check
+        self.check, self.seed, self.epoch = check, seed, 0
         # Memory that processes share isn't had for nothing, and a server makes a dataset per request.
         self._skipped = SkippedRows(workers) if skip else None
         self.read = RowReader(readers, task, label, train, picture)
@@ -144,6 +166,10 @@ class RowDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw this epoch's augmentation next, from 0."""
+        self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._sample(index, self.table[index])
@@ -155,9 +181,10 @@ class RowDataset(Dataset):
 
     def _sample(self, index: int, row: Mapping[str, Any]) -> dict[str, Any]:
         reason = ""
+        draw = f"{self.seed} {self.epoch} {index}" if self.seed is not None else ""
         for _ in range(len(self)):
             try:
-                return self.read(row, self.table.folder)
+                return self.read(row, self.table.folder, draw)
             except ValueError:
                 if self.check is None:
                     raise
@@ -183,13 +210,30 @@ class RowDataset(Dataset):
         return None if self._skipped is None else self._skipped.sentence(self.table.name)
 
 
+class Chunk(NamedTuple):
+    """What one process has of a training step's rows.
+
+    Attributes:
+        samples: of these rows; of a stand-in where it has none, so that a batch can be made at all.
+        empty: whether it has none.
+    """
+
+    samples: list[Any]
+    empty: bool = False
+
+
+def chunk(rows: int, rank: int, processes: int) -> range:
+    """Places of a process among a batch's rows, as many as others have, or one more or less."""
+    return range(rows * rank // processes, rows * (rank + 1) // processes)
+
+
 class StreamDataset(IterableDataset):
-    """A stream as samples for a data loader, an epoch at a time.
+    """A stream as chunks of batches for a data loader, an epoch at a time.
 
     The stream is read again and again, each time in another order by seed; epoch e is the e-th `rows` rows of
     that. So where an epoch has as many rows as the stream, it has each once. Each process and each of its
-    workers goes through the whole stream and reads of it the rows that are its own; batches are the same for
-    any number of workers. Rows that can't be used are left out, and others taken instead, or refused.
+    workers goes through the whole stream and reads of it the rows that are its own; a step has the same rows
+    for any number of them. Rows that can't be used are left out, and others taken instead, or refused.
 
     Args:
         stream: the rows.
@@ -220,8 +264,8 @@ class StreamDataset(IterableDataset):
         return self.read.readers
 
     def __len__(self) -> int:
-        """Rows of this process per epoch: as many as of any other, for which some may be of the next."""
-        return math.ceil(self.rows / self.processes)
+        """Rows per epoch, of all processes together."""
+        return self.rows
 
     def share(self, rank: int, processes: int) -> None:
         """Take this process's part of the rows."""
@@ -231,18 +275,30 @@ class StreamDataset(IterableDataset):
         """Read this epoch's rows next, from 0."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Chunk]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
         if info is not None:
             fsspec.asyn.reset_lock()  # a forked process can't use its parent's connections
-        batches = range(worker, math.ceil(len(self) / self.batch), workers)
-        wanted = sum(min(self.batch, len(self) - number * self.batch) for number in batches)
-        mine, bad = self._rows_of(worker, workers), 0
-        while wanted:
-            sample, reason = self._sample(next(mine))
+        good = self._good(self._rows_of(worker, workers))
+        stand_in = None
+        for number in range(worker, math.ceil(self.rows / self.batch), workers):
+            samples = list(islice(good, len(self._places(number))))
+            if samples:
+                stand_in = samples[-1]
+                yield Chunk(samples)
+                continue
+            if stand_in is None:
+                stand_in = next(self._good((place, item) for place, item in enumerate(self._all(0))))
+            yield Chunk([stand_in], empty=True)
+
+    def _good(self, rows: Iterator[tuple[int, Item]]) -> Iterator[Any]:
+        """Samples of the rows that have one; the others are counted."""
+        bad = 0
+        for place, item in rows:
+            sample, reason = self._sample(item, place)
             if reason is None:
-                wanted, bad = wanted - 1, 0
+                bad = 0
                 yield sample
                 continue
             self._skipped.add(reason)
@@ -252,12 +308,24 @@ class StreamDataset(IterableDataset):
                     f"{self.stream.name}: {bad:,} rows on end can't be used, the last is {reason}."
                 )
 
-    def _rows_of(self, worker: int, workers: int) -> Iterator[Item]:
-        """This worker's rows from the epoch's first on, without end: every so many batches, one."""
-        for place, item in enumerate(self._all(self.epoch * len(self) * self.processes)):
-            local, rank = divmod(place, self.processes)
-            if rank == self.rank and local // self.batch % workers == worker:
-                yield item
+    def _places(self, number: int) -> range:
+        """Places of this process in the epoch's batch of this number; past the epoch, where what takes the
+        place of bad rows is found, batches are full."""
+        left = self.rows - number * self.batch
+        return chunk(min(self.batch, left) if left > 0 else self.batch, self.rank, self.processes)
+
+    def _rows_of(self, worker: int, workers: int) -> Iterator[tuple[int, Item]]:
+        """This worker's rows from the epoch's first on, without end: of every so many batches, one; each with
+        its place among all rows of the training."""
+        first = self.epoch * self.rows
+        last = math.ceil(self.rows / self.batch)
+        for place, item in enumerate(self._all(first)):
+            number, within = divmod(place, self.batch)
+            if place >= self.rows:
+                number, within = divmod(place - self.rows, self.batch)
+                number += last
+            if number % workers == worker and within in self._places(number):
+                yield first + place, item
 
     def _all(self, start: int) -> Iterator[Item]:
         """The stream's rows over and over, from this place on."""
@@ -278,12 +346,12 @@ class StreamDataset(IterableDataset):
         order = random.Random(f"{self.seed} {number}") if self.held > 1 else None
         return self.stream.items(order, self.held)
 
-    def _sample(self, item: Item) -> tuple[Any, str | None]:
+    def _sample(self, item: Item, place: int) -> tuple[Any, str | None]:
         """A row's sample, or why it has none and is left out."""
         row = None
         try:
             row = item.read(self._columns)
-            return self.read(row, item.folder), None
+            return self.read(row, item.folder, f"{self.seed} {place}"), None
         except ValueError as error:
             problems = self.check(row, item.folder, 0) if row is not None else []
             if not problems and not isinstance(error, BadCell):
@@ -316,15 +384,6 @@ class StreamDataset(IterableDataset):
                 yield task.encode(item.read([label]).get(label), item.folder)
             except ValueError:
                 continue
-
-
-class StreamLoader(DataLoader):
-    """A loader of a `StreamDataset` that the trainer tells which epoch it is."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """See `StreamDataset.set_epoch`."""
-        assert isinstance(self.dataset, StreamDataset)
-        self.dataset.set_epoch(epoch)
 
 
 def collate(

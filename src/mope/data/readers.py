@@ -45,13 +45,20 @@ class Reader(ABC):
         columns: the table's columns that it reads, mostly one.
         learns: whether a stand-in is learned for missing cells.
         drop: share of training rows from which the input is taken away.
+        augments: whether a training row is read in another way each time.
     """
 
     learns: bool = False
     drop: float = 0.0
+    augments: bool = False
 
     def __init__(self, config: InputConfig):
         self.columns = list(config.cells)
+
+    @property
+    def draws(self) -> bool:
+        """Whether reading a training row takes random numbers."""
+        return self.augments or (self.learns and self.drop > 0)
 
     @property
     def required(self) -> list[str]:
@@ -120,6 +127,7 @@ class ImageReader(Reader):
         name = f"{self.size[0]}x{self.size[1]}-{config.resize or 'whole'}"
         self.cache = PixelCache(cache_folder() / "images" / f"{name}.sqlite") if config.cache else None
         self.augment = _RandAugment(num_ops=2, magnitude=5) if config.augment == "randaugment" else None
+        self.augments = self.augment is not None
         self.train_transform = v2.Compose([self.augment, *steps]) if self.augment else self.transform
 
     def read(self, cell: Any, folder: Path, train: bool = False) -> Tensor:
@@ -279,7 +287,7 @@ class TableReader(Reader):
 
     def __init__(self, config: InputConfig):
         super().__init__(config)
-        self.fields = config.columns
+        self.fields, self.augments = config.columns, True
         self.places = {
             name: {value: place for place, value in enumerate(field.values or [], 2)}
             for name, field in self.fields.items()

@@ -58,6 +58,10 @@ class Encoder(nn.Module, ABC):
         Results are the same, and faster. None leaves the arithmetic as it is.
         """
 
+    def gradient_checkpointing(self) -> None:
+        """Compute the layers' activations again in the backward pass instead of keeping them; without layers,
+        nothing."""
+
     def unused_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that nothing which is read of the encoder depends on: they must not be trained.
 

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
+
+from mope.prompts.parallel import sum_of_all
 
 
 def importance_loss(scores: Sequence[Tensor], gamma: float = 0.1) -> Tensor:
@@ -30,12 +32,7 @@ def importance(scores: Sequence[Tensor]) -> Tensor:
 
     Under data-parallel training it is summed over all workers.
     """
-    total = torch.stack([layer.sum(dim=0) for layer in scores])
-    if distributed.is_available() and distributed.is_initialized():
-        from torch.distributed.nn.functional import all_reduce
-
-        total = all_reduce(total)
-    return total
+    return sum_of_all(torch.stack([layer.sum(dim=0) for layer in scores]))
 
 
 def variation(importance: Tensor) -> Tensor:

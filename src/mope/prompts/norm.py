@@ -3,8 +3,10 @@
 from typing import Any, cast
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional
+
+from mope.prompts.parallel import is_parallel, sum_of_all
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -20,13 +22,13 @@ class BatchNorm(nn.BatchNorm1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Norm a batch, (B, C, ...) -> (B, C, ...)."""
-        if not self.training or not _is_parallel():
+        if not self.training or not is_parallel():
             alone = self.training and input.numel() == input.shape[1]
             return self._by_running_statistics(input) if alone else super().forward(input)
         axes = [axis for axis in range(input.ndim) if axis != 1]
         values = input.float()
         shape = [1, -1, *[1] * (input.ndim - 2)]
-        sums = _sum_of_all(
+        sums = sum_of_all(
             torch.cat([values.sum(axes), values.new_tensor([values.numel() / values.shape[1]])])
         )
         count = sums[-1].detach()
@@ -34,15 +36,16 @@ class BatchNorm(nn.BatchNorm1d):
             return self._by_running_statistics(input)
         mean = sums[:-1] / count
         # In a second round: a difference of squares would be rough where the mean is large.
-        variance = _sum_of_all((values - mean.view(shape)).square().sum(axes)) / count
+        variance = sum_of_all((values - mean.view(shape)).square().sum(axes)) / count
         with torch.no_grad():
             cast(Tensor, self.num_batches_tracked).add_(1)
             self._follow(self.running_mean, mean)
             self._follow(self.running_var, variance * count / (count - 1))
         scale = (variance + self.eps).rsqrt()
         scale = scale if self.weight is None else self.weight * scale
-        shift = -mean * scale if self.bias is None else self.bias - mean * scale
-        return (values * scale.view(shape) + shift.view(shape)).to(input.dtype)
+        # The mean first: `values * scale - mean * scale` loses what varies little about a large mean.
+        normed = (values - mean.view(shape)) * scale.view(shape)
+        return (normed if self.bias is None else normed + self.bias.view(shape)).to(input.dtype)
 
     def _follow(self, running: Any, found: Tensor) -> None:
         """Move a running statistic towards what was found."""
@@ -64,14 +67,3 @@ def share_statistics(module: nn.Module) -> None:
             setattr(module, name, norm)
         else:
             share_statistics(part)
-
-
-def _is_parallel() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def _sum_of_all(values: Tensor) -> Tensor:
-    """Sum over processes, through which gradients go."""
-    from torch.distributed.nn.functional import all_reduce
-
-    return all_reduce(values)

@@ -1,6 +1,6 @@
 """The multimodal router of every layer (Eq. 3)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -50,9 +50,13 @@ class Router(nn.Module):
             None keeps all ("soft").
         standardise: whether psi and x0 are standardised first, by running statistics, as a batch norm does.
         similarity: of q and K: their product (Eq. 3), or the cosine of their angle.
+
+    Attributes:
+        noise: gives a layer's eps (B, k) while training; None to draw it here.
     """
 
     keys: Tensor
+    noise: Callable[[int], Tensor] | None = None
 
     def __init__(
         self,
@@ -144,7 +148,9 @@ class Router(nn.Module):
             logits = torch.addmm(found, self.intra[layer](x0), keys.T, alpha=1 / self.temperature)
         else:
             logits = found
-        if self.training:
+        if self.training and self.noise is not None:
+            logits = logits + self.noise(layer)
+        elif self.training:
             logits = logits + torch.randn(x0.shape[0], self.experts, device=x0.device) / self.experts
         scores = logits.expand(x0.shape[0], -1).softmax(dim=-1)
         if self.top is None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mope.errors import UserError
+from mope.lock import writing
 from mope.run import CONFIG, difference, read_metrics, read_run
 from mope.studies.plot import require_packages
 from mope.studies.runs import ERROR, TEST, Outcome, Runner
@@ -35,6 +37,11 @@ def compare(
     _check_metrics(study, todo[0])
     for cell in todo:
         _check_kept(cell)
+    with writing(Path(study.output)):
+        return _run(study, todo, Runner(workers or study.workers, plugins), report)
+
+
+def _run(study: Study, todo: Sequence[Cell], runner: Runner, report: Report) -> dict[str, Any]:
     outcomes: dict[int, Outcome] = {}
     for place, cell in enumerate(todo):
         if (metrics := read_metrics(cell.folder)) and TEST in metrics:
@@ -42,7 +49,6 @@ def compare(
     if outcomes:
         report(f"{len(outcomes)} of {len(todo)} runs are done.")
     waiting = [place for place in range(len(todo)) if place not in outcomes]
-    runner = Runner(workers or study.workers, plugins)
     jobs = {place: partial(runner.run, todo[place].config.model_dump(), test=True) for place in waiting}
     for place, outcome in runner.each(jobs):
         outcomes[place] = outcome

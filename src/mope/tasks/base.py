@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -87,6 +88,11 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean loss of logits (B, C) against what `targets` returned."""
+
+    def weight_of(self, targets: Tensor) -> Tensor:
+        """What the mean of `loss` is over, which several batches' means are to be weighted by: the number of
+        rows, or the sum of their weights."""
+        return torch.tensor(float(len(targets)), device=targets.device)
 
     def calibrate(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
         """Let probabilities and decisions fit what was right of rows that nothing was trained on.

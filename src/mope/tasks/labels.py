@@ -112,6 +112,9 @@ class Classification(_Weighted):
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(logits, targets, weight=self.weight)
 
+    def weight_of(self, targets: Tensor) -> Tensor:
+        return self.weight.to(targets.device)[targets].sum()
+
     def calibrate(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
         logits, before = logits.float(), _calibration_error(self.probabilities(logits), targets)
         self._fit_temperature(lambda temperature: functional.cross_entropy(logits / temperature, targets))

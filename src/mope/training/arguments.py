@@ -26,7 +26,7 @@ def training_arguments(
     arguments = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.batch_size,  # of all processes: `StepLoader` shares it out
         per_device_eval_batch_size=2 * settings.batch_size,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
@@ -54,7 +54,7 @@ def training_arguments(
         report_to="none",
         ddp_find_unused_parameters=False,
     )
-    arguments.logging_steps = max(1, rows // (settings.batch_size * arguments.world_size * 20))
+    arguments.logging_steps = max(1, rows // (settings.batch_size * 20))
     # Several GPUs are used by `torchrun`, one process each; never by threads of this one.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

@@ -16,6 +16,7 @@ from mope.errors import UserError
 from mope.files import replacing, write_json
 from mope.model import FusionModel
 from mope.run import CHECKPOINTS, CONFIG, METRICS, difference, model_card, read_metrics, read_run
+from mope.training.checkpoints import STATE, explained, last_checkpoint
 
 # What may differ when a run is continued: none of it changes what was learned so far.
 _FREE_ON_RESUME = tuple(f"training.{key}" for key in ("epochs", "minutes", "patience", "precision", "device"))
@@ -95,23 +96,7 @@ def _epochs_done(folder: Path) -> float:
     checkpoint = last_checkpoint(folder / CHECKPOINTS)
     if checkpoint is None:
         return 0.0
-    return json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["epoch"]
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint; what a killed run began to write after it is removed.
-
-    A checkpoint's folder appears at once and is filled file by file, `trainer_state.json` last.
-    """
-    there = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*")}
-    for step in sorted(there, reverse=True):
-        try:
-            json.loads((there[step] / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(there[step], ignore_errors=True)
-        else:
-            return str(there[step])
-    return None
+    return json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))["epoch"]
 
 
 def result_of(
@@ -144,8 +129,13 @@ def result_of(
 
 
 def write_run(folder: Path, model: FusionModel, counts: Mapping[str, int], result: dict[str, Any]) -> None:
-    """Write what a finished run is, each file whole or not at all."""
-    model.save_pretrained(folder, {**counts, "metric": result["metric"]})
-    write_json(folder / METRICS, result)
-    with replacing(folder / "README.md") as draft:
-        draft.write_text(model_card(model, result), encoding="utf-8")
+    """Write what a finished run is, each file whole or not at all.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    with explained(folder, "The run"):
+        model.save_pretrained(folder, {**counts, "metric": result["metric"]})
+        write_json(folder / METRICS, result)
+        with replacing(folder / "README.md") as draft:
+            draft.write_text(model_card(model, result), encoding="utf-8")

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from mope.data.splits import Report
 from mope.device import autocast, frozen_dtype, pick_device, reset_peak_memory, use_bf16
 from mope.files import cache_folder, replacing
 from mope.heads import LinearHead
+from mope.lock import writing
 from mope.logs import say
 from mope.model import FusionModel
 from mope.run import CHECKPOINTS, CONFIG, read_run
@@ -31,10 +33,13 @@ from mope.tasks import Task
 from mope.tasks.metrics import compute_metrics, deciding_metric
 from mope.training.arguments import reporters, training_arguments
 from mope.training.budget import Budget
-from mope.training.folder import Learned, check_folder, last_checkpoint, result_of, write_run
+from mope.training.checkpoints import last_checkpoint
+from mope.training.folder import Learned, check_folder, result_of, write_run
 from mope.training.probe import features_of, fit_probe, require_linear, require_probe, start_head
+from mope.training.progress import ProgressBar, collapse
 from mope.training.rows import Rows, drawn, first_batches, prepare
-from mope.training.trainer import FusionTrainer, ProgressBar
+from mope.training.stopping import Saver
+from mope.training.trainer import FusionTrainer
 
 _BEGINS_FROM = 512
 """Rows that a model which begins from rows is shown."""
@@ -68,6 +73,18 @@ def train(
         UserError: the config, the data or the folder is wrong.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    first = os.environ.get("RANK", "0") == "0"  # of several processes one writes
+    with writing(Path(config.output)) if first else nullcontext():
+        return _train(config, tables, resume, report, callbacks)
+
+
+def _train(
+    config: Config,
+    tables: Mapping[str, Any] | None,
+    resume: bool,
+    report: Report,
+    callbacks: Sequence[TrainerCallback],
+) -> dict[str, Any]:
     folder = Path(config.output)
     if (finished := check_folder(folder, config, resume, report)) is not None:
         return finished
@@ -119,7 +136,7 @@ class _Job:
     def descend(self) -> Learned:
         """Train by gradient steps, with checkpoints."""
         settings = self.config.training
-        checkpoint = last_checkpoint(Path(self.config.output) / CHECKPOINTS)
+        checkpoint = last_checkpoint(Path(self.config.output) / CHECKPOINTS, self.report)
         if checkpoint is None and settings.begin_from is not None:
             self.model.begin_from(settings.begin_from)
         elif checkpoint is None and self.model.begins_from_rows:
@@ -128,17 +145,25 @@ class _Job:
             self._start_head()
         task = self.model.task
         judge = _Judge(task, *deciding_metric(task, settings.metric))
-        trainer = self._trainer(judge)
+        saver = Saver(settings.save_minutes, self.config.output, self.report)
+        trainer = self._trainer(judge, saver)
         judge.steps = lambda: trainer.state.global_step
         self._write_config()
         reset_peak_memory(self.device)
-        # Each process draws dropout, routing noise and augmentation of its own; weights and order are shared.
+        if settings.gradient_checkpointing:
+            for name in self.model.fusion.encoders:
+                self.model.fusion.encoder(name).encoder.gradient_checkpointing()
+        if settings.compile:
+            self.model.compile()
+        # Each process draws dropout of its own; weights, order, routing noise and augmentation are shared.
         set_seed(settings.seed, device_specific=True)
-        trainer.train(resume_from_checkpoint=checkpoint)
-        if (collapse := trainer.collapse()) is not None:
-            self.report(collapse)
+        with saver.listening():
+            trainer.train(resume_from_checkpoint=checkpoint)
+        if (collapsed := collapse(trainer.state.log_history)) is not None:
+            self.report(collapsed)
         history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-        times = {"step_milliseconds": trainer.step_milliseconds, "waiting_share": trainer.waiting_share}
+        timer = trainer.timer
+        times = {"step_milliseconds": timer.step_milliseconds, "waiting_share": timer.waiting_share}
         best = trainer.state.best_global_step
         if judge.step != best:  # it was before this process began
             found = trainer.predict(self.datasets["validation"])  # type: ignore[arg-type]
@@ -203,7 +228,7 @@ class _Job:
         steps = math.ceil(len(self.datasets["validation"]) / (2 * settings.batch_size))
         return Budget(60 * settings.minutes, self.started, settings.warmup, settings.schedule, 2 * steps)
 
-    def _trainer(self, judge: "_Judge") -> FusionTrainer:
+    def _trainer(self, judge: "_Judge", saver: Saver) -> FusionTrainer:
         config, model, datasets = self.config, self.model, self.datasets
         folder = Path(config.output)
         rows = len(datasets["train"])
@@ -216,6 +241,7 @@ class _Job:
             compute_metrics=judge,
             callbacks=[
                 EarlyStoppingCallback(config.training.patience),
+                saver,
                 *reporters(config.training.report_to, folder),
                 *([ProgressBar()] if sys.stderr.isatty() or "ipykernel" in sys.modules else []),
                 *self.callbacks,

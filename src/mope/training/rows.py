@@ -1,7 +1,7 @@
 """The rows of a training: opened, checked, drawn, and the model that their labels ask for."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -77,7 +77,8 @@ def prepare(
         rows = StreamDataset(train, read, check, config)
         task.fit(_first_labels(rows, report), config.data.class_weights)
     else:
-        rows = RowDataset(train, readers, task, label, train=True, skip=skip, **common)
+        seed = config.training.seed
+        rows = RowDataset(train, readers, task, label, train=True, skip=skip, seed=seed, **common)
         task.fit((task.encode(value) for value in train.column(label)), config.data.class_weights)
         _say_changed_texts(readers, train, report)
         for doubt in doubts(config, model, train):
@@ -106,7 +107,7 @@ def first_batches(rows: Rows, count: int, size: int, seed: int, task: Task) -> I
     if isinstance(rows, RowDataset):
         samples: Iterator[Any] = (rows[index] for index in drawn(len(rows), count, seed))
     else:
-        samples = islice(rows, count)
+        samples = islice(chain.from_iterable(part.samples for part in rows), count)
     while chunk := list(islice(samples, size)):
         yield collate(chunk, rows.readers, task)
 

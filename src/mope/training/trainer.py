@@ -1,23 +1,29 @@
 """A thin `transformers.Trainer`: two learning rates, checkpoints of what was trained, a line per epoch."""
 
-import statistics
-import time
-from collections.abc import Mapping
+import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from accelerate.utils import gather_object
+from torch import nn
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
 
-from mope.data.dataset import StreamDataset, StreamLoader
 from mope.data.splits import Report
 from mope.model import FusionModel
-from mope.prompts import importance, variation
+from mope.prompts.noise import StepNoise, routers
+from mope.prompts.parallel import let_rows_count
 from mope.run import WEIGHTS
 from mope.training.budget import Budget
+from mope.training.checkpoints import STATE, begin_draft, explained, finish_draft
+from mope.training.progress import EpochRecord, StepTimer, epoch_line
+from mope.training.steps import STAND_IN, Share, StepLoader
+from mope.weights import read_weights, write_weights
+
+_EPOCH = "epoch.json"
 
 
 class FusionTrainer(Trainer):
@@ -38,68 +44,53 @@ class FusionTrainer(Trainer):
             self.add_callback(budget)
         self.model_accepts_loss_kwargs = False
         self.report = report
-        self._timer = _StepTimer()
-        self.add_callback(self._timer)
-        self._start_epoch()
+        self.timer, self._record = StepTimer(), EpochRecord()
+        self._writing: Path | None = None
+        self._batch, self._loader = 0, None
+        for callback in (self.timer, _Follower(self)):
+            self.add_callback(callback)
+        self._noises = [(router, StepNoise(self.args.seed)) for router in routers(model)]
+        for router, noise in self._noises:
+            router.noise = noise
 
     @property
     def fusion_model(self) -> FusionModel:
         """The model, out of whatever accelerate wrapped it in."""
         return self.accelerator.unwrap_model(self.model)
 
-    @property
-    def step_milliseconds(self) -> float | None:
-        """Median time of a training step: forward, backward and optimizer, without reading rows."""
-        seconds = self._timer.seconds
-        return round(1000 * statistics.median(seconds), 1) if seconds else None
-
-    @property
-    def waiting_share(self) -> float | None:
-        """Share of the training steps' time that is waiting for rows, first steps of epochs left out."""
-        waits, seconds = sum(self._timer.waits), sum(self._timer.seconds)
-        return round(waits / (waits + seconds), 4) if seconds else None
-
-    def collapse(self) -> str | None:
-        """A sentence, if fewer than half of the experts were used at the end; None else.
-
-        So few are hardly more than one prompt, whatever the metric says.
-        """
-        history: list[dict[str, Any]] = self.state.log_history
-        entry = next((one for one in reversed(history) if "importance" in one), None)
-        if entry is None:
-            return None
-        shares = torch.tensor(entry["importance"])
-        used, count = effective_experts(shares), shares.shape[1]
-        if used.mean() >= count / 2:
-            return None
-        few, uneven = int((used < count / 2).sum()), max(entry["imbalance"])
-        return (
-            f"The experts have collapsed: {float(used.mean()):.1f} of {count} are used, in {few} of "
-            f"{len(used)} layers fewer than half (imbalance up to {uneven:.1f}). Try "
-            "--method MoPE-clusters, a higher fusion.temperature, a larger fusion.importance_weight or fewer "
-            "fusion.experts, and compare with --method P-SeqFuse, which has none."
-        )
-
-    def _start_epoch(self) -> None:
-        self._losses: dict[str, Tensor] = {}
-        self._rates: dict[str, float] = {}
-        self._importance: Tensor | None = None
-        self._imbalance: Tensor | None = None
-        self._steps, self._started = 0, time.monotonic()
-
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of the training rows; a stream shares its rows out itself."""
-        rows = self.train_dataset
-        if not isinstance(rows, StreamDataset):
-            return super().get_train_dataloader()
-        rows.share(self.args.process_index, self.args.world_size)
-        return StreamLoader(
+        """This process's part of each step's rows, see `StepLoader`."""
+        size = self.fusion_model.settings.training.batch_size
+        self._loader = self._rows(self.train_dataset, size, self.args.seed)
+        return self._loader
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """This process's part of the validation rows."""
+        size = 2 * self.fusion_model.settings.training.batch_size
+        return self._rows(self.eval_dataset if eval_dataset is None else eval_dataset, size, None)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """This process's part of other rows."""
+        return self.get_eval_dataloader(test_dataset)
+
+    def _rows(self, rows: Any, size: int, seed: int | None) -> StepLoader:
+        return StepLoader(
             rows,
-            self._train_batch_size,
-            collate_fn=self.data_collator,
+            size,
+            self.data_collator,
+            seed,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
         )
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Read this epoch's rows next, from 0."""
+        if self._loader is not None:
+            self._loader.begin_epoch(epoch)
+
+    def begin_step(self) -> None:
+        """Count this step's batches, from 0."""
+        self._batch = 0
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with two groups for each learning rate: with weight decay, and without."""
@@ -150,61 +141,66 @@ class FusionTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The model's own loss; while training, its parts and the experts' importance are summed up."""
+        """The model's own loss of a training batch, of which this process has a share; its parts and the
+        experts' importance are summed up."""
+        own, empty = self.fusion_model, inputs.pop(STAND_IN, False)
+        labels = inputs["labels"]
+        share = Share(0, 0.0) if empty else Share(len(labels), float(own.task.weight_of(labels)))
+        let_rows_count(not empty)
+        for router, noise in self._noises:
+            noise.draw(router, f"{self.state.global_step} {self._batch}", share.places, share.count)
+        self._batch += 1
         output = model(**inputs)
-        if model.training:
-            self._steps += 1
-            self._rates = {group["name"]: group["lr"] for group in self._param_groups()}
-            for name, value in output.losses.items():
-                self._losses[name] = self._losses.get(name, 0) + value.detach()
-            if output.scores:
-                batch = importance([scores.detach() for scores in output.scores])
-                uneven = variation(batch)
-                self._importance = batch if self._importance is None else self._importance + batch
-                self._imbalance = uneven if self._imbalance is None else self._imbalance + uneven
-        return (output.loss, output) if return_outputs else output.loss
+        losses = {**output.losses, "task": output.losses["task"] * share.factor}
+        rates = {group["name"]: group["lr"] for group in self._param_groups()}
+        self._record.add(losses, output.scores, rates)
+        loss = own.total(losses)
+        return (loss, output) if return_outputs else loss
 
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, and what metrics need of a batch's logits and targets."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, output = self.compute_loss(model, inputs, return_outputs=True)
-        return loss.detach(), *self.fusion_model.task.condense(output.logits.detach(), inputs["labels"])
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: Any = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Mean loss and metrics over all rows, each once, in their order, in however many processes."""
+        bare: Any = self.model
+        model: Any = self._wrap_model(bare, training=False)
+        model.eval()
+        task, found = self.fusion_model.task, []
+        for inputs in dataloader:
+            inputs = self._prepare_inputs(inputs)
+            labels, empty = inputs["labels"], inputs.pop(STAND_IN, False)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                output = model(**inputs)
+            weight = (task.weight_of(labels) * (not empty)).double().cpu()
+            condensed = task.condense(output.logits.detach(), labels)
+            outcome = tuple(part[:0].cpu() if empty else part.cpu() for part in condensed)
+            found.append((outcome, output.losses["task"].detach().double().cpu() * weight, weight))
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        # By batch, and within it by process: as the rows stand in the table.
+        every = list(chain(*zip(*gather_object([found]), strict=True)))
+        predictions, targets = (torch.cat([outcome[place] for outcome, _, _ in every]) for place in (0, 1))
+        loss = sum(value for _, value, _ in every) / sum(weight for _, _, weight in every)
+        metrics: dict[str, Any] = {"loss": float(loss)}
+        if self.compute_metrics is not None:
+            metrics |= self.compute_metrics(EvalPrediction(predictions, targets))  # type: ignore[arg-type]
+        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions, targets, named, len(targets))  # type: ignore[arg-type]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as usual; with an evaluation, add what the epoch was like and say it in a line."""
-        if "eval_loss" in logs and self._steps:
-            logs = {**logs, **self._epoch_logs()}
-            self.report(
-                _epoch_line(
-                    logs,
-                    self.state.epoch,
-                    None if self.budget is not None else self.args.num_train_epochs,
-                    self.args.metric_for_best_model,
-                )
-            )
+        ended = "eval_loss" in logs
+        if ended and self._record.steps:
+            logs = {**logs, **self._record.logs()}
+            epochs = None if self.budget is not None else self.args.num_train_epochs
+            self.report(epoch_line(logs, self.state.epoch, epochs, self.args.metric_for_best_model))
         super().log(logs, start_time)
-        if "eval_loss" in logs and self._importance is not None and self._imbalance is not None:
-            shares = self._importance / self._importance.sum(dim=1, keepdim=True)
-            entry: dict[str, Any] = self.state.log_history[-1]
-            entry["importance"] = shares.cpu().tolist()
-            # Of each batch, as the loss takes it (Eq. 6): batches may be uneven where the epoch is not.
-            entry["imbalance"] = (self._imbalance / self._steps).tolist()
-        if "eval_loss" in logs:
-            self._start_epoch()
-
-    def _epoch_logs(self) -> dict[str, float]:
-        logs = {f"train_{name}_loss": float(total) / self._steps for name, total in self._losses.items()}
-        # Those of the last step: the schedule has gone on since, at the end to zero.
-        for name, rate in self._rates.items():
-            logs[f"{name}_learning_rate"] = rate
-        logs["seconds"] = time.monotonic() - self._started
-        if self._importance is not None:
-            logs["experts"] = self._importance.shape[1]
-            logs["experts_used"] = float(effective_experts(self._importance).mean())
-        return logs
+        if ended:
+            self.state.log_history[-1].update(self._record.routing())
+            self._record = EpochRecord()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write what was trained, and nothing that a hub or a package holds already."""
@@ -212,16 +208,45 @@ class FusionTrainer(Trainer):
             folder = Path(output_dir or str(self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
             state = state_dict or self.fusion_model.state_dict()
-            trained = {
-                name: state[name].detach().clone().contiguous() for name in self.fusion_model.trained_state()
-            }
-            save_file(trained, folder / WEIGHTS, metadata={"format": "pt"})
+            trained = {name: state[name] for name in self.fusion_model.trained_state()}
+            write_weights(folder / WEIGHTS, trained)
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        return super()._get_output_dir(trial) if self._writing is None else str(self._writing)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        """Write a checkpoint beside the others, and let it become one when it is whole."""
+        folder, step = Path(str(self.args.output_dir)), self.state.global_step
+        name = f"checkpoint-{step}"
+        epoch = self._record.state()
+        with explained(folder, f"The checkpoint of step {step:,}"):
+            if self.args.should_save:
+                begin_draft(folder)
+            self.accelerator.wait_for_everyone()
+            self._writing = folder / ".draft"
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._writing = None
+            self.accelerator.wait_for_everyone()
+            if self.state.best_global_step:
+                self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
+            if self.args.should_save:
+                draft = folder / ".draft" / name
+                self.state.save_to_json(str(draft / STATE))
+                (draft / _EPOCH).write_text(json.dumps(epoch), encoding="utf-8")
+                finish_draft(folder, name, self.state.best_model_checkpoint)
+            self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            self.fusion_model.load_trained_state(load_file(Path(resume_from_checkpoint) / WEIGHTS))
+            self.fusion_model.load_trained_state(read_weights(folder / WEIGHTS))
+        if (folder / _EPOCH).is_file():  # not of an earlier version, which saved at the ends of epochs alone
+            epoch = json.loads((folder / _EPOCH).read_text(encoding="utf-8"))
+            self._record = EpochRecord.of(epoch, self.args.device)
 
     def _load_callback_state(self) -> None:
         """As usual, but for the patience, which may be another when a run is resumed."""
@@ -234,61 +259,18 @@ class FusionTrainer(Trainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
-            self.fusion_model.load_trained_state(
-                load_file(Path(self.state.best_model_checkpoint or "") / WEIGHTS)
-            )
+            best = Path(self.state.best_model_checkpoint or "")
+            self.fusion_model.load_trained_state(read_weights(best / WEIGHTS))
 
 
-def effective_experts(importance: Tensor) -> Tensor:
-    """How many experts each layer uses: the exponential of the entropy of its importance, (L, k) -> (L,).
+class _Follower(TrainerCallback):
+    """Tells a trainer where it is."""
 
-    It is k where all are used alike, and 1 where one takes everything.
-    """
-    shares = importance / importance.sum(dim=1, keepdim=True)
-    return torch.special.entr(shares).sum(dim=1).exp()
+    def __init__(self, trainer: FusionTrainer):
+        self.trainer = trainer
 
-
-class _StepTimer(TrainerCallback):
-    """Time from the start of each step to its end, and from there to the next step of the same epoch."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.waits: list[float] = []
-        self._started = 0.0
-        self._ended: float | None = None
-
-    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._ended = None
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.begin_epoch(int(state.epoch or 0))
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._started = time.perf_counter()
-        if self._ended is not None:
-            self.waits.append(self._started - self._ended)
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self._ended = time.perf_counter()
-        self.seconds.append(self._ended - self._started)
-
-
-class ProgressBar(ProgressCallback):
-    """The progress bar alone: losses beside it, no log lines across it."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}")
-
-
-def _epoch_line(
-    logs: Mapping[str, Any], epoch: float | None, epochs: float | None, metric: str | None
-) -> str:
-    keys = [f"{group}_learning_rate" for group in ("main", "complementary", "encoder")]
-    rates = [logs[key] for key in keys if key in logs]
-    line = (
-        f"epoch {epoch or 0:.3g}{f'/{epochs:.3g}' if epochs else ''}  loss {logs['train_task_loss']:.3f}"
-        f"  validation loss {logs['eval_loss']:.3f}  {metric} {logs[f'eval_{metric}']:.3f}"
-        f"  learning rate {', '.join(f'{rate:.1e}' for rate in rates)}"
-    )
-    if "experts_used" in logs:
-        few = " (few)" if logs["experts_used"] < logs["experts"] / 2 else ""
-        line += f"  experts used {logs['experts_used']:.2f} of {logs['experts']}{few}"
-    return f"{line}  {logs['seconds']:.0f} s"
+        self.trainer.begin_step()
