@@ -2,12 +2,19 @@
 
 import base64
 import io
+import socket
+import threading
+import time
 from contextlib import contextmanager
 
 import anyio.from_thread
 import httpx
 import pytest
 from PIL import Image
+
+from mope.serve.app import build_app
+from mope.serve.connections import make_server
+from mope.serve.settings import ServeSettings
 
 
 @contextmanager
@@ -26,6 +33,25 @@ def talk(app, **options):
                 )
 
         yield Client()
+
+
+@contextmanager
+def serving(predictor, **options):
+    """A server in a thread, and its address."""
+    limits = ServeSettings(**{"grace_seconds": 1, **options})
+    server = make_server(build_app(predictor, limits), limits)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.05)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(timeout=60)
 
 
 def same(answer: dict, prediction) -> bool:

@@ -16,21 +16,23 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from mope.predictor import Predictor
 from mope.serve.engine import Engine
-from mope.serve.limits import BodyLimit, Refusal, said
+from mope.serve.limits import BodyLimit, OneShape, Refusal, said
 from mope.serve.metrics import Metrics, Watch
 from mope.serve.rows import Failure, RowParser, answer_model, answer_of, charset_of
 from mope.serve.security import Guard, PageGuard
 from mope.serve.settings import ServeSettings
 
 _CODES = {
-    400: "The body is broken: malformed JSON, or a malformed form.",
+    400: "The request is broken: malformed JSON, a malformed form, or headers that contradict each other.",
     401: "The token is missing or wrong.",
     403: "A local server was asked by another host's name, or by another site's page.",
+    408: "The headers or the body came too slowly.",
     413: "The body is too large, a picture has too many pixels, or audio or video is too long.",
     415: "The body is neither JSON nor a form.",
     422: "The body has another shape, unknown or missing inputs, or too many rows.",
+    431: "The headers are too large, or too many.",
     500: "Something went wrong in the server.",
-    503: "The queue is full: try again, as Retry-After says.",
+    503: "The queue is full, or too many are connected: try again, as Retry-After says.",
 }
 
 
@@ -69,12 +71,13 @@ def build_app(predictor: Predictor, settings: ServeSettings | None = None, *, th
     def count(refusal: Refusal) -> None:
         metrics.errors.labels(refusal.reason).inc()
 
+    # The last one added is the first to be asked.
+    app.add_middleware(OneShape)
     if settings.page:
         from mope.serve.page import mount_page
 
         app, folder = mount_page(app, engine)
         app.add_middleware(PageGuard, settings=settings, folder=folder, on_refusal=count)
-    # The last one added is the first to be asked.
     app.add_middleware(BodyLimit, settings=settings, on_refusal=count)
     app.add_middleware(Guard, settings=settings, on_refusal=count)
     app.add_middleware(Watch, metrics=metrics)
