@@ -121,21 +121,23 @@ def _add_predict(app: FastAPI, engine: Engine, parser: RowParser) -> None:
         found = await asyncio.gather(*map(asyncio.wrap_future, futures))
         return JSONResponse(answer_of(found, routing))
 
-    def other(request: Request) -> Response:
-        return JSONResponse({"error": "Only POST is for /v1/predict."}, 405, {"Allow": "POST"})
-
-    anything: Any = _AnyMethod(other)
-    app.router.add_route("/v1/predict", anything, include_in_schema=False)
+    _refuse_others(app, "/v1/predict", "POST")
 
 
-class _AnyMethod:
-    """An endpoint for whatever method: the page stands behind all addresses and would answer those it can."""
+def _refuse_others(app: FastAPI, path: str, method: str) -> None:
+    """Say which method a path takes: the page stands behind all paths, and would answer what it can."""
+    anything: Any = _OtherMethod(f"Only {method} is for {path}.", method)
+    app.router.add_route(path, anything, include_in_schema=False)
 
-    def __init__(self, function: Any):
-        self.function = function
+
+class _OtherMethod:
+    """An endpoint for whatever method: a function would be one for GET alone."""
+
+    def __init__(self, text: str, method: str):
+        self.refusal = HTTPException(405, text, {"Allow": method})
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await self.function(Request(scope, receive))(scope, receive, send)
+        await said(self.refusal)(scope, receive, send)
 
 
 def _add_status(app: FastAPI, metrics: Metrics) -> None:
@@ -146,6 +148,9 @@ def _add_status(app: FastAPI, metrics: Metrics) -> None:
     @app.get("/metrics", summary="Numbers for Prometheus", response_class=PlainTextResponse)
     async def numbers() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    for path in ("/healthz", "/metrics", "/docs", "/openapi.json"):
+        _refuse_others(app, path, "GET")
 
 
 def _add_errors(app: FastAPI, metrics: Metrics) -> None:

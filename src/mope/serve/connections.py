@@ -159,13 +159,15 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._stop_waiting()
+        parser: Any = self.parser
+        if parser.get_http_version() not in ("1.0", "1.1"):
+            raise Refusal(400, "head", "This server speaks HTTP/1.1.")
         if not self.url.startswith(b"/"):
             raise Refusal(400, "head", "A request's address begins with a slash.")
         names = {name for name, _ in self.headers}
-        parser: Any = self.parser
         if parser.should_upgrade() and names & {b"content-length", b"transfer-encoding"}:
             # The parser takes a body after it for another protocol's.
-            raise Refusal(400, "head", "This server speaks HTTP/1.1 alone: leave the header Upgrade out.")
+            raise Refusal(400, "head", "This server speaks HTTP/1.1: leave the header Upgrade out.")
         if len(self.pipeline) >= _PIPELINED:
             raise Refusal(400, "head", "Too many requests wait for the answers to those before them.")
         self._in_body, self._left_bytes = True, 0

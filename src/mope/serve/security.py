@@ -173,9 +173,30 @@ class PageGuard:
             if body is None or not names_own_files(body, self.folder):
                 await self._refuse(scope, receive, send)
             else:
-                await self.app(scope, _again(body, receive), send)
+                await self._ask(scope, _again(body, receive), send)
         else:
-            await self.app(scope, receive, send)
+            await self._ask(scope, receive, send)
+
+    async def _ask(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Ask Gradio, which fails where a request names a function or a file that there isn't."""
+        held: list[Message] = []
+
+        async def watch(message: Message) -> None:
+            if held or message.get("status", 200) >= 500:
+                held.append(message)
+            else:
+                await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        except (LookupError, TypeError, ValueError):
+            if not held:  # it has begun to answer
+                raise
+            refusal = Refusal(400, "page", "The page can't make sense of this request.")
+            await self._refuse(scope, receive, send, refusal)
+            return
+        for message in held:
+            await send(message)
 
     async def _refuse(
         self, scope: Scope, receive: Receive, send: Send, refusal: Refusal | None = None
