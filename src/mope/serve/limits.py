@@ -62,11 +62,11 @@ class BodyLimit:
             return
         taken = 0
         started = ended = False
-        begun = asyncio.get_running_loop().time()
+        pace = _Pace(self.settings.body_seconds)
 
         async def take() -> Message:
             nonlocal taken, ended
-            message = await (receive() if ended else self._in_time(receive, begun, taken))
+            message = await (receive() if ended else pace.wait(receive))
             if message["type"] == "http.request":
                 ended = not message.get("more_body", False)
                 size = len(message.get("body", b""))
@@ -102,24 +102,6 @@ class BodyLimit:
         finally:
             self.held -= taken
 
-    async def _in_time(self, receive: Receive, begun: float, taken: int) -> Message:
-        """The next part of a body: it has some seconds, and one more for each 4,096 bytes that came.
-
-        Raises:
-            Refusal: 408, it didn't come.
-        """
-        seconds = self.settings.body_seconds
-        end = begun + seconds + taken / BYTES_PER_SECOND
-        now = asyncio.get_running_loop().time()
-        try:
-            # What has come by now is taken, even if the server was late to look at it.
-            async with asyncio.timeout_at(max(end, now + 1)):
-                return await receive()
-        except TimeoutError:
-            rate = f"{BYTES_PER_SECOND:,} bytes"
-            text = f"The body came too slowly: it has {seconds:g} seconds, and one more for each {rate}."
-            raise Refusal(408, "slow", text, {"Connection": "close"}) from None
-
     async def _drain(self, receive: Receive) -> None:
         """Take and forget some of a body that is refused: many callers listen only after they have spoken."""
         left = BODIES * self.settings.bytes
@@ -142,6 +124,37 @@ class BodyLimit:
             )
         if held > BODIES * limit:
             raise busy("The server is reading all it can hold: try again in a second.")
+
+
+class _Pace:
+    """How long a body may take: some seconds, and one more for each 4,096 bytes that came."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.loop = seconds, asyncio.get_running_loop()
+        self.end = self.loop.time() + seconds
+        self.was_late = False
+
+    async def wait(self, receive: Receive) -> Message:
+        """The next part of the body.
+
+        Raises:
+            Refusal: 408, it didn't come in time.
+        """
+        end, now = self.end, self.loop.time()
+        if now > end and not self.was_late:
+            # It may be the server that was late to look: what has come by now is taken, once.
+            self.was_late, end = True, now + 1
+        try:
+            async with asyncio.timeout_at(end):
+                if now > end:
+                    raise TimeoutError
+                message = await receive()
+        except TimeoutError:
+            rate = f"{BYTES_PER_SECOND:,} bytes"
+            text = f"The body came too slowly: it has {self.seconds:g} seconds, and one more for each {rate}."
+            raise Refusal(408, "slow", text, {"Connection": "close"}) from None
+        self.end += len(message.get("body", b"")) / BYTES_PER_SECOND
+        return message
 
 
 class OneShape:
