@@ -4,12 +4,13 @@ import json
 
 import httpx
 import pytest
-from hostile_requests import all_cases
+from hostile_bodies import body_cases
+from hostile_requests import http_cases
 from serve_tester import ask, check_refusal, quiet, read, serving
 
 pytest_plugins = ["serve_fixtures"]
 
-CASES = all_cases()
+CASES = [*http_cases(), *body_cases()]
 LIMITS = {
     "megabytes": 1,
     "pixels": 40_000,

@@ -165,7 +165,7 @@ def _allow_files(connections: int) -> None:
     if hard != resource.RLIM_INFINITY and hard < needed:
         most = max(1, hard - TURNED_AWAY - _FILES)
         raise UserError(
-            f"--max-connections is {connections}, but a process here may open {hard} files: take {most}."
+            f"--max-connections is {connections}, but a process may open {hard} files: take up to {most}."
         )
     if soft != resource.RLIM_INFINITY and soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -146,7 +146,7 @@ class _Pace:
             self.was_late, end = True, now + 1
         try:
             async with asyncio.timeout_at(end):
-                if now > end:
+                if now > end:  # what is there already would come through
                     raise TimeoutError
                 message = await receive()
         except TimeoutError:
