@@ -127,6 +127,22 @@ def test_connections_stay_for_the_next_request_but_not_for_ever(address):
         assert 1 < time.monotonic() - started < 4
 
 
+@pytest.mark.parametrize("rest", [b"", b"\r\n", b"\r\n\r\n"])
+def test_an_idle_connection_is_closed_whatever_came_last(address, rest):
+    """uvicorn stops its own clock with any byte: an empty line, or the end of a body that was answered."""
+    for start, more in (
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", rest),
+        (b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 8\r\n\r\n", b"12345678" + rest),
+    ):
+        with closing(connect(address)) as connection:
+            connection.sendall(start)
+            assert one_answer(connection)[0] in (200, 404)
+            connection.sendall(more)
+            started = time.monotonic()
+            assert drain(connection) == b""
+            assert 1 < time.monotonic() - started < 8
+
+
 def test_a_body_that_nobody_wants_is_forgotten_for_a_while(address):
     """Its head alone is answered; then its end is awaited, but not longer than another's."""
     head = b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"

@@ -146,8 +146,6 @@ class _Pace:
             self.was_late, end = True, now + 1
         try:
             async with asyncio.timeout_at(end):
-                if now > end:  # what is there already would come through
-                    raise TimeoutError
                 message = await receive()
         except TimeoutError:
             rate = f"{BYTES_PER_SECOND:,} bytes"
