@@ -2,12 +2,21 @@
 
 import base64
 import io
-from contextlib import contextmanager
+import json
+import logging
+import socket
+import threading
+import time
+from contextlib import contextmanager, suppress
 
 import anyio.from_thread
 import httpx
 import pytest
 from PIL import Image
+
+from mope.serve.app import build_app
+from mope.serve.connections import make_server
+from mope.serve.settings import ServeSettings
 
 
 @contextmanager
@@ -26,6 +35,100 @@ def talk(app, **options):
                 )
 
         yield Client()
+
+
+@contextmanager
+def serving(predictor, send_buffer: int | None = None, **options):
+    """A server in a thread, and its address; where wanted with a small buffer for what it sends."""
+    limits = ServeSettings(**{"grace_seconds": 1, **options})
+    server = make_server(build_app(predictor, limits), limits)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if send_buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.05)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(timeout=60)
+
+
+def connect(address: str, receive_buffer: int | None = None) -> socket.socket:
+    host, port = address.removeprefix("http://").split(":")
+    connection = socket.socket()
+    if receive_buffer is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    connection.settimeout(30)
+    try:
+        connection.connect((host, int(port)))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def ask(address: str, content: bytes) -> bytes:
+    """All that the server answers until it closes."""
+    with connect(address) as connection:
+
+        def send():
+            with suppress(OSError):  # it has heard enough
+                connection.sendall(content)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        answer = b""
+        with suppress(ConnectionResetError):
+            while part := connection.recv(2**16):
+                answer += part
+        thread.join(30)
+    return answer
+
+
+def read(answer: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of an answer, the only one."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    return int(first.split(" ")[1]), headers, body
+
+
+def check_refusal(answer: bytes, head_only: bool = False) -> int:
+    """That an answer has the one shape; its status."""
+    status, headers, body = read(answer)
+    assert headers["content-type"] == "application/json", answer[:300]
+    assert 400 <= status < 500 or status == 503, answer[:300]
+    if head_only:
+        assert body == b""
+        return status
+    assert int(headers["content-length"]) == len(body)
+    found = json.loads(body)
+    assert list(found) == ["error"]
+    assert isinstance(found["error"], str)
+    assert 5 < len(found["error"]) < 300
+    return status
+
+
+@contextmanager
+def quiet():
+    """See to it that the server logs nothing, a traceback least of all."""
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = said.append
+    loggers = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+    assert [record.getMessage() for record in said] == []
 
 
 def same(answer: dict, prediction) -> bool:

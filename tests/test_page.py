@@ -2,28 +2,22 @@
 
 import io
 import shutil
-import socket
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import numpy
 import pytest
 import torch
-import uvicorn
 from PIL import Image
 from run_tester import tiny_run
+from serve_tester import serving
 from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model
 
 from mope.config import Config, InputConfig
 from mope.data.table import open_table
 from mope.media.masks import open_mask
 from mope.predictor import Predictor
-from mope.serve.app import build_app
-from mope.serve.settings import ServeSettings
 from mope.serve.views import attention_picture, masked_picture, routing_html
 from mope.training import train
 
@@ -47,28 +41,9 @@ def run(weights, tables, tmp_path_factory):
     return folder / "run"
 
 
-@contextmanager
-def serving(run, **options):
-    """A server in a thread, and its address."""
-    app = build_app(Predictor(run, device="cpu"), ServeSettings(**options))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.05)
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(timeout=60)
-
-
 @pytest.fixture(scope="module")
 def address(run):
-    with serving(run, megabytes=1) as address:
+    with serving(Predictor(run, device="cpu"), megabytes=1) as address:
         yield address
 
 
@@ -152,7 +127,7 @@ def test_a_token_opens_the_page(browser, run):
     context = browser.new_context()
     page = context.new_page()
     page.set_default_timeout(60_000)
-    with serving(run, token="secret") as address:
+    with serving(Predictor(run, device="cpu"), token="secret") as address:
         page.goto(address)
         page.fill("input[name=token]", "wrong")
         page.click("button")
@@ -250,7 +225,7 @@ def test_64_clients_by_sockets_are_answered_rightly_and_together(run, tables):
     wanted = Predictor(run, device="cpu").predict(
         [{"picture": str(tables / "test_0.png"), "question": text} for text in texts]
     )
-    with serving(run, page=False) as address, ThreadPoolExecutor(64) as pool:
+    with serving(Predictor(run, device="cpu"), page=False) as address, ThreadPoolExecutor(64) as pool:
         limits = httpx.Limits(max_connections=64)
         with httpx.Client(base_url=address, timeout=120, limits=limits) as ask:
 

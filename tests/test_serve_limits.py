@@ -20,6 +20,8 @@ from mope.serve.settings import ServeSettings
 
 pytest_plugins = ["serve_fixtures"]
 
+TOKEN = "a-secret-of-27-characters.."
+
 
 @pytest.mark.parametrize(
     "value",
@@ -210,15 +212,15 @@ def test_a_full_queue_says_so(predictor, rows):
 
 
 def test_a_token_is_needed(predictor, rows):
-    app = build_app(predictor, ServeSettings(host="0.0.0.0", token="secret", page=False))
+    app = build_app(predictor, ServeSettings(host="0.0.0.0", token=TOKEN, page=False))
     try:
         with talk(app) as client:
             body = {"json": {"row": rows[0]}}
-            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret"}):
+            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):
                 answer = client.post("/v1/predict", headers=headers, **body)
                 assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
                 assert "Name the token" in answer.json()["error"]
-            right = {"Authorization": "Bearer secret"}
+            right = {"Authorization": f"Bearer {TOKEN}"}
             assert client.post("/v1/predict", headers=right, **body).status_code == 200
             assert client.get("/healthz").status_code == 200
             for path in ("/metrics", "/docs", "/openapi.json"):
@@ -228,9 +230,9 @@ def test_a_token_is_needed(predictor, rows):
             asked = client.get("/", headers={"Accept": "text/html"})
             assert asked.status_code == 401
             assert "<input name=token type=password" in asked.text
-            answer = client.get("/", params={"token": "secret"})
+            answer = client.get("/", params={"token": TOKEN})
             assert (answer.status_code, answer.headers["location"]) == (303, "/")
-            assert "secret" not in answer.headers["set-cookie"]
+            assert TOKEN not in answer.headers["set-cookie"]
             assert "HttpOnly" in answer.headers["set-cookie"]
             # The cookie is for pages: another site's form could send it along to the API.
             assert client.get("/metrics").status_code == 200
@@ -251,11 +253,16 @@ def test_a_local_server_answers_to_local_names_only(client):
         ({"host": "0.0.0.0"}, "give --token TOKEN"),
         ({"host": "::"}, "give --token TOKEN"),
         ({"host": "my-machine"}, "give --token TOKEN"),
+        ({"host": "0.0.0.0", "token": "x" * 15}, "a token of 15 characters: take 16 or more"),
         ({"token": " "}, "The token is empty"),
         ({"rows": 0}, "--max-rows is 0"),
         ({"batch": 0}, "--batch-size is 0"),
         ({"queue": 3}, "less than the 64 rows"),
         ({"pixels": 10**9}, "are decoded"),
+        ({"connections": 0}, "--max-connections is 0"),
+        ({"header_bytes": -1}, "--max-header-bytes is -1"),
+        ({"body_seconds": float("inf")}, "--max-body-seconds is a number that ends"),
+        ({"header_seconds": float("nan")}, "--max-header-seconds is nan"),
         ({"port": 70_000}, "no port 70000"),
     ],
 )

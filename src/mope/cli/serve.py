@@ -15,7 +15,9 @@ from mope.errors import UserError
 if TYPE_CHECKING:
     from mope.serve.settings import ServeSettings
 
-_PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+_PACKAGES = ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client")
+_FILES = 256
+"""That a server opens beside its connections, generously."""
 
 
 def add(verbs: Any) -> None:
@@ -36,6 +38,12 @@ def add(verbs: Any) -> None:
         ("characters", 20_000, int, "of a text"),
         ("rows", 64, int, "per request"),
         ("queue", 512, int, "rows that wait for the model"),
+        ("connections", 512, int, "open at the same time"),
+        ("header-bytes", 32_768, int, "of a request's address and headers"),
+        ("headers", 100, int, "of a request"),
+        ("header-seconds", 10, float, "until a request's headers are there"),
+        ("body-seconds", 20, float, "for a body, beside one more for each 4,096 bytes that came"),
+        ("grace-seconds", 10, float, "for requests that are there when the server is told to end"),
     ):
         verb.add_argument(
             f"--max-{name}", type=kind, default=default, metavar="N", help=f"{text} ({default:,})"
@@ -59,20 +67,19 @@ def add_bench(bench: Any) -> None:
 def serve(options: argparse.Namespace) -> None:
     """`mope serve RUN`: until it is interrupted."""
     require_packages(not options.no_page)
-    import uvicorn
-
     from mope.predictor import Predictor
     from mope.serve.app import build_app
+    from mope.serve.connections import make_server
 
     settings = settings_of(options)
     load_plugins(options)
+    _allow_files(settings.connections)
     # Taken before the model is loaded: a port that is in use is known at once.
     listener = _listen(settings.host, settings.port)
+    # While the model is loaded, too, files are removed at the end.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app = build_app(Predictor(options.run, device=options.device), settings, thread=False)
-        # The access log would hold a token that is named in an address.
-        # A page that is left open keeps its connection: it isn't waited for.
-        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
         address = _address(settings.host, listener.getsockname()[1])
         if options.json:
             print(json.dumps({"address": address, "page": settings.page}), flush=True)
@@ -80,8 +87,9 @@ def serve(options: argparse.Namespace) -> None:
             where = "the page is there, the API" if settings.page else "the API is"
             print(f"Serving {options.run} at {address} - {where} at /v1/predict and described at /docs.")
             print("Stop it with Ctrl-C.", flush=True)
-        _run(uvicorn.Server(config), listener, app.state.engine)
+        _run(make_server(app, settings), listener, app.state.engine)
     finally:
+        signal.signal(signal.SIGTERM, before)
         listener.close()
 
 
@@ -101,6 +109,12 @@ def settings_of(options: argparse.Namespace) -> "ServeSettings":
         rows=options.max_rows,
         queue=options.max_queue,
         batch=options.batch_size,
+        connections=options.max_connections,
+        header_bytes=options.max_header_bytes,
+        headers=options.max_headers,
+        header_seconds=options.max_header_seconds,
+        body_seconds=options.max_body_seconds,
+        grace_seconds=options.max_grace_seconds,
     )
 
 
@@ -136,6 +150,25 @@ def require_packages(page: bool) -> None:
             __import__(name)
         except ImportError:
             raise UserError(f"A server takes the package {name}: pip install 'mope-fusion[serve]'.") from None
+
+
+def _allow_files(connections: int) -> None:
+    """Let the process open as many files as its connections and itself take, where there is such a limit."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    from mope.serve.connections import TURNED_AWAY
+
+    needed = connections + TURNED_AWAY + _FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        most = max(1, hard - TURNED_AWAY - _FILES)
+        raise UserError(
+            f"--max-connections is {connections}, but a process may open {hard} files: take up to {most}."
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -16,21 +16,23 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from mope.predictor import Predictor
 from mope.serve.engine import Engine
-from mope.serve.limits import BodyLimit, Refusal, said
+from mope.serve.limits import BodyLimit, OneShape, Refusal, said
 from mope.serve.metrics import Metrics, Watch
 from mope.serve.rows import Failure, RowParser, answer_model, answer_of, charset_of
 from mope.serve.security import Guard, PageGuard
 from mope.serve.settings import ServeSettings
 
 _CODES = {
-    400: "The body is broken: malformed JSON, or a malformed form.",
+    400: "The request is broken: malformed JSON, a malformed form, or headers that contradict each other.",
     401: "The token is missing or wrong.",
     403: "A local server was asked by another host's name, or by another site's page.",
+    408: "The headers or the body came too slowly.",
     413: "The body is too large, a picture has too many pixels, or audio or video is too long.",
     415: "The body is neither JSON nor a form.",
     422: "The body has another shape, unknown or missing inputs, or too many rows.",
+    431: "The headers are too large, or too many.",
     500: "Something went wrong in the server.",
-    503: "The queue is full: try again, as Retry-After says.",
+    503: "The queue is full, or too many are connected: try again, as Retry-After says.",
 }
 
 
@@ -69,12 +71,13 @@ def build_app(predictor: Predictor, settings: ServeSettings | None = None, *, th
     def count(refusal: Refusal) -> None:
         metrics.errors.labels(refusal.reason).inc()
 
+    # The last one added is the first to be asked.
+    app.add_middleware(OneShape)
     if settings.page:
         from mope.serve.page import mount_page
 
         app, folder = mount_page(app, engine)
         app.add_middleware(PageGuard, settings=settings, folder=folder, on_refusal=count)
-    # The last one added is the first to be asked.
     app.add_middleware(BodyLimit, settings=settings, on_refusal=count)
     app.add_middleware(Guard, settings=settings, on_refusal=count)
     app.add_middleware(Watch, metrics=metrics)
@@ -118,21 +121,23 @@ def _add_predict(app: FastAPI, engine: Engine, parser: RowParser) -> None:
         found = await asyncio.gather(*map(asyncio.wrap_future, futures))
         return JSONResponse(answer_of(found, routing))
 
-    def other(request: Request) -> Response:
-        return JSONResponse({"error": "Only POST is for /v1/predict."}, 405, {"Allow": "POST"})
-
-    anything: Any = _AnyMethod(other)
-    app.router.add_route("/v1/predict", anything, include_in_schema=False)
+    _refuse_others(app, "/v1/predict", "POST")
 
 
-class _AnyMethod:
-    """An endpoint for whatever method: the page stands behind all addresses and would answer those it can."""
+def _refuse_others(app: FastAPI, path: str, method: str) -> None:
+    """Say which method a path takes: the page stands behind all paths, and would answer what it can."""
+    anything: Any = _OtherMethod(f"Only {method} is for {path}.", method)
+    app.router.add_route(path, anything, include_in_schema=False)
 
-    def __init__(self, function: Any):
-        self.function = function
+
+class _OtherMethod:
+    """An endpoint for whatever method: a function would be one for GET alone."""
+
+    def __init__(self, text: str, method: str):
+        self.refusal = HTTPException(405, text, {"Allow": method})
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await self.function(Request(scope, receive))(scope, receive, send)
+        await said(self.refusal)(scope, receive, send)
 
 
 def _add_status(app: FastAPI, metrics: Metrics) -> None:
@@ -143,6 +148,9 @@ def _add_status(app: FastAPI, metrics: Metrics) -> None:
     @app.get("/metrics", summary="Numbers for Prometheus", response_class=PlainTextResponse)
     async def numbers() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    for path in ("/healthz", "/metrics", "/docs", "/openapi.json"):
+        _refuse_others(app, path, "GET")
 
 
 def _add_errors(app: FastAPI, metrics: Metrics) -> None:

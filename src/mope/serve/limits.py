@@ -1,7 +1,9 @@
-"""What is refused, how that is said, and the limit on bodies, which trusts no header."""
+"""What is refused, how that is said, and the limits on bodies, which trust no header."""
 
 import asyncio
+import json
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -13,9 +15,14 @@ from mope.serve.settings import ServeSettings
 RETRY_SECONDS = 1
 """What a full server tells callers to wait."""
 
-_BODIES = 16
+BODIES = 16
 """So many of the largest bodies may be held at once, of all requests together."""
 
+BYTES_PER_SECOND = 4096
+"""What a body, and an answer on its way, makes at least, after some seconds that each is given."""
+
+_KEPT = ("allow", "connection", "retry-after", "www-authenticate")
+"""Headers of an error that stay."""
 
 _PATIENCE = 5
 """Seconds for which a body that is refused is still taken."""
@@ -40,7 +47,7 @@ def said(error: HTTPException) -> JSONResponse:
 
 
 class BodyLimit:
-    """ASGI middleware: no body is larger than the limit, whatever its header says of it.
+    """ASGI middleware: no body is larger than the limit, whatever its header says of it, or comes too slowly.
 
     The bodies of all requests together have a limit too, since they are in memory until they are read.
     """
@@ -54,12 +61,14 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         taken = 0
-        started = False
+        started = ended = False
+        pace = _Pace(self.settings.body_seconds)
 
         async def take() -> Message:
-            nonlocal taken
-            message = await receive()
+            nonlocal taken, ended
+            message = await (receive() if ended else pace.wait(receive))
             if message["type"] == "http.request":
+                ended = not message.get("more_body", False)
                 size = len(message.get("body", b""))
                 try:
                     self._check(taken + size, self.held + size)
@@ -81,7 +90,7 @@ class BodyLimit:
             try:
                 self._check(length, self.held)
             except Refusal:
-                if length <= _BODIES * self.settings.bytes:
+                if length <= BODIES * self.settings.bytes:
                     await self._drain(receive)
                 raise
             await self.app(scope, take, watch)
@@ -95,7 +104,7 @@ class BodyLimit:
 
     async def _drain(self, receive: Receive) -> None:
         """Take and forget some of a body that is refused: many callers listen only after they have spoken."""
-        left = _BODIES * self.settings.bytes
+        left = BODIES * self.settings.bytes
         with suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE):
                 while left > 0:
@@ -113,8 +122,98 @@ class BodyLimit:
                 f"The body is larger than {self.settings.megabytes:g} MB.",
                 {"Connection": "close"},
             )
-        if held > _BODIES * limit:
+        if held > BODIES * limit:
             raise busy("The server is reading all it can hold: try again in a second.")
+
+
+class _Pace:
+    """How long a body may take: some seconds, and one more for each 4,096 bytes that came."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.loop = seconds, asyncio.get_running_loop()
+        self.end = self.loop.time() + seconds
+        self.was_late = False
+
+    async def wait(self, receive: Receive) -> Message:
+        """The next part of the body.
+
+        Raises:
+            Refusal: 408, it didn't come in time.
+        """
+        end, now = self.end, self.loop.time()
+        if now > end and not self.was_late:
+            # It may be the server that was late to look: what has come by now is taken, once.
+            self.was_late, end = True, now + 1
+        try:
+            async with asyncio.timeout_at(end):
+                message = await receive()
+        except TimeoutError:
+            rate = f"{BYTES_PER_SECOND:,} bytes"
+            text = f"The body came too slowly: it has {self.seconds:g} seconds, and one more for each {rate}."
+            raise Refusal(408, "slow", text, {"Connection": "close"}) from None
+        self.end += len(message.get("body", b"")) / BYTES_PER_SECOND
+        return message
+
+
+class OneShape:
+    """ASGI middleware: errors of others' code, such as Gradio's, have the shape that those of ours have."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start: Message | None = None
+        body = b""
+
+        async def shape(message: Message) -> None:
+            nonlocal start, body
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                start = message
+            elif start is None:
+                await send(message)
+            elif message["type"] == "http.response.body":
+                body += message.get("body", b"")
+                if not message.get("more_body", False):
+                    await said(_error_of(start, body))(scope, receive, send)
+
+        await self.app(scope, receive, shape)
+
+
+def _error_of(start: Message, body: bytes) -> HTTPException:
+    """What an answer of whatever shape says of an error."""
+    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in start["headers"]}
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        found = None
+    text = found.get("error", found.get("detail")) if isinstance(found, dict) else None
+    if not isinstance(text, str):
+        text = f"{HTTPStatus(start['status']).phrase}."
+    return HTTPException(start["status"], text, {name: headers[name] for name in _KEPT if name in headers})
+
+
+class Closing:
+    """ASGI app: requests that are still there when the server has waited long enough are told so."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        except asyncio.CancelledError:
+            if scope["type"] == "http" and not started:
+                await said(busy("The server is closing."))(scope, receive, send)
 
 
 def _length(scope: Scope) -> int:

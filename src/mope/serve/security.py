@@ -20,6 +20,7 @@ UPLOADS = 16
 
 _COOKIE = "mope_token"
 _OPEN = ("/healthz",)
+_ONCE = (b"host", b"origin", b"authorization", b"content-type", b"content-length")
 
 _ASK = """<!doctype html><html lang=en><meta charset=utf-8><title>mope</title>
 <style>body{font:16px system-ui,sans-serif;max-width:26em;margin:15vh auto;padding:0 1em}
@@ -43,14 +44,27 @@ class Guard:
         if scope["type"] == "websocket":  # nothing here has any
             await send({"type": "websocket.close", "code": 1008})
             return
-        if scope["type"] != "http" or scope["path"] in _OPEN:
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer = self._check(scope)
+        answer = self._check_names(scope)
+        if answer is None and scope["path"] not in _OPEN:
+            answer = self._check(scope)
         if answer is None:
             await self.app(scope, receive, send)
         else:
             await answer(scope, receive, send)
+
+    def _check_names(self, scope: Scope) -> Response | None:
+        """Refuse a request whose meaning would depend on which of two headers is read."""
+        names = [name for name, _ in scope["headers"]]
+        for name in _ONCE:
+            if names.count(name) > 1:
+                text = f"The request has several headers {name.decode()}: one is taken."
+                return self._refuse(Refusal(400, "head", text))
+        if b"host" not in names and scope["http_version"] not in ("0.9", "1.0"):
+            return self._refuse(Refusal(400, "head", "The request has no header host."))
+        return None
 
     def _check(self, scope: Scope) -> Response | None:
         """What to answer instead; None to let it through."""
@@ -159,9 +173,30 @@ class PageGuard:
             if body is None or not names_own_files(body, self.folder):
                 await self._refuse(scope, receive, send)
             else:
-                await self.app(scope, _again(body, receive), send)
+                await self._ask(scope, _again(body, receive), send)
         else:
-            await self.app(scope, receive, send)
+            await self._ask(scope, receive, send)
+
+    async def _ask(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Ask Gradio, which fails where a request names a function or a file that there isn't."""
+        held: list[Message] = []
+
+        async def watch(message: Message) -> None:
+            if held or message.get("status", 200) >= 500:
+                held.append(message)
+            else:
+                await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        except (LookupError, TypeError, ValueError):
+            if not held:  # it has begun to answer
+                raise
+            refusal = Refusal(400, "page", "The page can't make sense of this request.")
+            await self._refuse(scope, receive, send, refusal)
+            return
+        for message in held:
+            await send(message)
 
     async def _refuse(
         self, scope: Scope, receive: Receive, send: Send, refusal: Refusal | None = None

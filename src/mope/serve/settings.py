@@ -7,6 +7,26 @@ from dataclasses import dataclass
 from mope.errors import UserError
 from mope.media.images import MAX_PIXELS
 
+LIMITS = (
+    "megabytes",
+    "pixels",
+    "seconds",
+    "characters",
+    "rows",
+    "queue",
+    "batch",
+    "connections",
+    "header_bytes",
+    "headers",
+    "header_seconds",
+    "body_seconds",
+    "grace_seconds",
+)
+"""Settings that are numbers above 0."""
+
+_TOKEN_LENGTH = 16
+"""Characters that a token has at least where others can try some."""
+
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a host's name or address."""
@@ -34,6 +54,12 @@ class ServeSettings:
         rows: per request.
         queue: rows that wait for the model, of all requests.
         batch: rows per forward pass.
+        connections: open at the same time.
+        header_bytes: of a request's address and headers.
+        headers: of a request.
+        header_seconds: from a request's first byte, or the connection's, to the end of its headers.
+        body_seconds: for a body, beside one more for each 4,096 bytes; and for an answer to be taken.
+        grace_seconds: for requests that are there when the server is told to end.
 
     Raises:
         UserError: the values don't make a server.
@@ -50,21 +76,25 @@ class ServeSettings:
     rows: int = 64
     queue: int = 512
     batch: int = 32
+    connections: int = 512
+    header_bytes: int = 32_768
+    headers: int = 100
+    header_seconds: float = 10
+    body_seconds: float = 20
+    grace_seconds: float = 10
 
     def __post_init__(self):
         if self.token is not None and not self.token.strip():
             raise UserError("The token is empty: give one with --token, or leave it out.")
         if self.token is not None and not all("!" <= character <= "~" for character in self.token):
             raise UserError("The token has blanks or letters that headers don't carry: take others.")
-        if self.token is None and not is_loopback(self.host):
-            raise UserError(
-                f"Others can reach this machine at '{self.host}': give --token TOKEN, or leave --host out."
-            )
-        names = ("megabytes", "pixels", "seconds", "characters", "rows", "queue", "batch")
-        if (wrong := next((name for name in names if not getattr(self, name) > 0), None)) is not None:
-            raise UserError(f"--{flag(wrong)} is {getattr(self, wrong)}: it must be above 0.")
-        if not (math.isfinite(self.megabytes) and math.isfinite(self.seconds)):
-            raise UserError("--max-megabytes and --max-seconds are numbers that end: inf isn't one.")
+        if not is_loopback(self.host):
+            self._check_token()
+        for name in LIMITS:
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{flag(name)} is {getattr(self, name)}: it must be above 0.")
+            if not math.isfinite(getattr(self, name)):
+                raise UserError(f"--{flag(name)} is a number that ends: inf isn't one.")
         if self.pixels > MAX_PIXELS:
             raise UserError(f"--max-pixels is {self.pixels}: at most {MAX_PIXELS} are decoded.")
         if self.queue < self.rows:
@@ -74,6 +104,17 @@ class ServeSettings:
         if not 0 <= self.port < 65536:
             raise UserError(f"There is no port {self.port}: the last one is 65535.")
 
+    def _check_token(self) -> None:
+        if self.token is None:
+            raise UserError(
+                f"Others can reach this machine at '{self.host}': give --token TOKEN, or leave --host out."
+            )
+        if len(self.token) < _TOKEN_LENGTH:
+            raise UserError(
+                f"Others can reach this machine at '{self.host}', and could guess a token of "
+                f"{len(self.token)} characters: take {_TOKEN_LENGTH} or more, as by `openssl rand -hex 16`."
+            )
+
     @property
     def bytes(self) -> int:
         """Largest body of a request."""
@@ -82,4 +123,4 @@ class ServeSettings:
 
 def flag(name: str) -> str:
     """The flag of a setting, without its dashes."""
-    return "batch-size" if name == "batch" else f"max-{name}"
+    return "batch-size" if name == "batch" else f"max-{name.replace('_', '-')}"
