@@ -1,4 +1,10 @@
-"""The one error a user is meant to see."""
+"""The one error a user is meant to see, and how its sentence shows what others wrote."""
+
+import reprlib
+from typing import Any
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 3, 60, 60
 
 
 class UserError(Exception):
@@ -11,3 +17,17 @@ class UserError(Exception):
     def __init__(self, message: str = ""):
         # A loader's worker gives an error back with its traceback before the sentence.
         super().__init__(message.rpartition("mope.errors.UserError: ")[2].rstrip("\n"))
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """A cell, a name or a reason as a sentence shows it: in one line, without what can't be printed, and cut
+    where it is long.
+
+    Args:
+        value: a text as it stands; anything else as Python writes it.
+        most: characters that are kept.
+    """
+    text = value[: most + 1] if isinstance(value, str) else _REPR.repr(value)
+    if not text.isprintable():
+        text = repr(text)[1:-1]
+    return text if len(text) <= most else f"{text[:most]}..."
