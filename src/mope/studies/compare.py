@@ -37,7 +37,7 @@ def compare(
         _check_kept(cell)
     outcomes: dict[int, Outcome] = {}
     for place, cell in enumerate(todo):
-        if (metrics := read_metrics(cell.folder)) and TEST in metrics:
+        if (metrics := read_metrics(cell.folder, trained=True)) and TEST in metrics:
             outcomes[place] = Outcome(metrics)
     if outcomes:
         report(f"{len(outcomes)} of {len(todo)} runs are done.")
