@@ -154,7 +154,7 @@ def test_media_are_what_they_seem():
         check_media("audio", b"ID3\x04\x00\x00\x00\x00\x00\x00" * 300_000, limits)
     with pytest.raises(BadCell, match="not base64"):
         decode_base64("data:" + ";" * 1_000_000)
-    with pytest.raises(BadCell, match="not an image this server reads"):
+    with pytest.raises(BadCell, match="not an image this library reads"):
         check_media("image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", limits)
 
 

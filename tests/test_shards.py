@@ -64,8 +64,8 @@ def test_what_a_member_is_follows_from_its_extension(tmp_path):
     ("members", "sentence"),
     [
         ({"1.txt": b"\xff\xfe\xfa"}, r"1\.txt isn't UTF-8"),
-        ({"1.json": "{"}, r"1\.json isn't JSON"),
-        ({"1.json": "[" * 100_000}, r"1\.json (is nested too deeply|isn't JSON)"),
+        ({"1.json": "{"}, r"1\.json: not JSON"),
+        ({"1.json": "[" * 100_000}, r"1\.json: nested too deeply"),
         ({"1.json": "[1]"}, r"1\.json must be an object"),
         ({"1.txt": "a", "1.json": '{"txt": "b"}'}, r"two values of 'txt', the second in 1\.json"),
         ({"1.txt": "a", "1.TXT": "b"}, r"has two members 1\.TXT: rename one"),

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from mope.errors import UserError
+from mope.errors import UserError, shown
 
 
 @contextmanager
@@ -86,6 +87,103 @@ def write_json(file: Path, content: Any) -> None:
     """Write JSON whole or not at all."""
     with replacing(file) as draft:
         draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+_DEEP = 100
+"""Lists in lists, or objects in objects, beyond which JSON is refused: what is made of it goes into each."""
+
+FILE, FOLDER = "a file", "a folder"
+_KINDS = {
+    stat.S_IFREG: FILE,
+    stat.S_IFDIR: FOLDER,
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def what_is(path: Path) -> str | None:
+    """What a path names: `FILE`, `FOLDER`, a named pipe, a socket or a device, all of these without opening
+    it; None for nothing.
+
+    Raises:
+        OSError: it can't be looked at.
+    """
+    try:
+        return _KINDS.get(stat.S_IFMT(path.stat().st_mode), "no file")
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def require_table_file(path: Path) -> None:
+    """Make sure that a path names a file or a folder: a pipe or a device would be read without end.
+
+    Raises:
+        UserError: it names something else, or nothing, or can't be looked at.
+    """
+    try:
+        found = what_is(path)
+    except OSError as error:
+        raise UserError(f"Can't read {shown(str(path), 200)}: {error.strerror}.") from None
+    if found is None:
+        raise UserError(f"There is no table {shown(str(path), 200)}.")
+    if found not in (FILE, FOLDER):
+        raise UserError(f"{path} is {found}, not a table: write its rows into a file, and name that.")
+
+
+def parse_json(text: str) -> Any:
+    """What JSON says.
+
+    Raises:
+        ValueError: it isn't JSON, an object names a key twice, or it is nested too deeply; the message is a
+            few words for the end of a sentence.
+    """
+    try:
+        found = _JSON.decode(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg})") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except _TwiceNamed:
+        raise
+    except ValueError:  # Python's own bound on a number's digits
+        raise ValueError("a number of too many digits") from None
+    if text.count("[") + text.count("{") > _DEEP and _is_deep(found):
+        raise ValueError("nested too deeply")
+    return found
+
+
+class _TwiceNamed(ValueError):
+    """An object that has a key twice."""
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        known: set[str] = set()
+        for name, _ in pairs:
+            if name in known:
+                raise _TwiceNamed(f"two values of '{shown(name)}' in one object")
+            known.add(name)
+    return found
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_distinct)
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEEP):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def read_yaml(file: Path, what: str, needs: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from mope.config import Config
+from mope.config import Config, MediaLimits
 from mope.errors import UserError
 from mope.files import write_json
 from mope.run import CONFIG, METRICS, WEIGHTS, read_metrics, read_run
@@ -38,7 +38,7 @@ def forget_tables(config: Config) -> None:
     """Take out of a config where tables are: a stranger's may name any file of this machine."""
     for place in _PLACES:
         setattr(config.data, place, None)
-    config.data.trusted = False
+    config.data.trusted, config.data.limits = False, MediaLimits()
 
 
 def find_run(run: str | Path, revision: str | None = None) -> Path:
@@ -85,9 +85,10 @@ def push_run(run: str | Path, repository: str, *, private: bool = True) -> str:
     if not _REPOSITORY.fullmatch(repository):
         raise UserError(f"A repository is OWNER/NAME, not '{repository}'.")
     config, known = read_run(run)
-    trusted = config.data.trusted
+    trusted, limits = config.data.trusted, config.data.limits
     forget_tables(config)
-    config.data.trusted, config.training.begin_from, config.output = trusted, None, "runs/run"
+    config.data.trusted, config.data.limits = trusted, limits
+    config.training.begin_from, config.output = None, "runs/run"
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -154,12 +154,16 @@ class Predictor:
     def _rows(self, rows: Any, folder: str | Path | None) -> Table:
         """Rows of any kind as a table, by column."""
         if isinstance(rows, str | Path | Table):
-            return open_table(rows, self.settings.data.trusted, self.settings.data.encoding, folder)
+            table = self.table(rows, folder)
+            if table.note is not None and not isinstance(rows, Table):
+                say(table.note)
+            return table
+        data = self.settings.data
         if isinstance(rows, HubDataset):
-            return open_table(rows, self.settings.data.trusted, folder=folder or self.settings.data.folder)
+            return open_table(rows, data.trusted, folder=folder or data.folder, limits=data.limits)
         found = frame_rows(rows)
-        home = Path(folder or self.settings.data.folder or "")
-        home = home if self.settings.data.trusted else UntrustedFolder(home)
+        home = Path(folder or data.folder or "")
+        home = home if data.trusted else UntrustedFolder.within(home, data.limits)
         if isinstance(found, HubDataset):
             return Table(found, home)
         columns = {name: reader.columns for name, reader in self.readers.items()}
@@ -206,7 +210,8 @@ class Predictor:
             UserError: it can't be read, or the config names no test rows.
         """
         if data is not None:
-            return open_table(data, self.settings.data.trusted, self.settings.data.encoding, folder)
+            own = self.settings.data
+            return open_table(data, own.trusted, own.encoding, folder, own.limits)
         splits = open_splits(self.settings)
         if "test" not in splits:
             raise UserError(f"The config of {self.run} names no test rows: say which with --data FILE.")
@@ -323,7 +328,10 @@ def evaluate(
     settings = predictor.settings.model_copy(deep=True)
     settings.data.bad_rows = "skip" if skip_bad_rows else "refuse"
     columns = cells_of(settings.inputs[name] for name in predictor.readers)
-    table = check_split(settings, predictor.table(data, folder), columns, predictor.model.task, report)
+    table = predictor.table(data, folder)
+    if table.note is not None:
+        report(table.note)
+    table = check_split(settings, table, columns, predictor.model.task, report)
     logits, targets = predictor.outcomes(table)
     task = predictor.model.task
     result: dict[str, Any] = Metrics(compute_metrics(task, logits, targets) | {"rows": len(table)})

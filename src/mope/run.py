@@ -1,13 +1,12 @@
 """A run's folder: what is in it, and whether two runs are one."""
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from mope.config import Config, of_older_version
-from mope.errors import UserError
-from mope.files import read_yaml, write_json
+from mope.errors import UserError, shown
+from mope.files import parse_json, read_yaml, write_json
 
 CONFIG = "config.yaml"
 WEIGHTS = "model.safetensors"
@@ -39,10 +38,58 @@ def read_run(folder: str | Path, finished: bool = True) -> tuple[Config, dict[st
     return Config.parse(settings, str(folder / CONFIG)), run
 
 
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """The content of a run's `metrics.json`; empty if there is none."""
+def read_metrics(folder: Path, trained: bool = False) -> dict[str, Any]:
+    """The content of a run's `metrics.json`; empty if there is none.
+
+    Args:
+        folder: the run's.
+        trained: whether it must say what a training says.
+
+    Raises:
+        UserError: it is damaged.
+    """
     file = folder / METRICS
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    try:
+        found = parse_json(file.read_text(encoding="utf-8"))
+        if (wrong := _wrong_metrics(found, trained)) is not None:
+            raise ValueError(wrong)
+    except OSError as error:
+        raise UserError(f"Can't read {file}: {error.strerror}.") from None
+    except ValueError as error:
+        raise UserError(
+            f"{file} is damaged ({shown(str(error), 100)}): put a whole copy in its place, or move it away; "
+            "the run predicts without it."
+        ) from None
+    return found
+
+
+def _wrong_metrics(found: Any, trained: bool) -> str | None:
+    """Why what a `metrics.json` says isn't what training and evaluation write; None if it is."""
+    if not isinstance(found, dict):
+        return "no mapping"
+    kinds = {
+        "metric": str,
+        "best_epoch": int | float,
+        "trainable": int,
+        "frozen": int,
+        "history": list,
+        "validation": dict,
+        "test": dict,
+    }
+    for name, kind in kinds.items():
+        if trained and name != "test" and name not in found:
+            return f"it has no '{name}'"
+        if name in found and not isinstance(found[name], kind):
+            return f"'{name}' is {shown(found[name])}"
+        if name in ("validation", "test"):
+            for metric, value in found.get(name, {}).items():
+                if metric != "patterns" and not isinstance(value, int | float | None):
+                    return f"'{name}.{shown(metric)}' is {shown(value)}"
+    if not all(isinstance(entry, dict) for entry in found.get("history", [])):
+        return "'history' has entries that are no mappings"
+    return None
 
 
 def add_metrics(folder: Path, name: str, metrics: Mapping[str, Any]) -> None:

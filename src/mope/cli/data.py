@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mope.cli.output import add_table, add_verb, print_table
+from mope.cli.output import LIMITS, add_table, add_verb, limits_of, print_table
 from mope.errors import UserError
 
 KINDS = ("image", "text", "audio", "video")
@@ -90,9 +90,10 @@ def _is_config(options: argparse.Namespace) -> bool:
     """Whether the file is a config, which says itself what these flags would."""
     if Path(options.file).suffix.lower() not in (".yaml", ".yml"):
         return False
-    flags = (*KINDS, "label", "labels", "encoding", "untrusted")
+    flags = (*KINDS, "label", "labels", "encoding", "untrusted", *LIMITS)
     if given := [flag for flag in flags if getattr(options, flag, None)]:
-        raise UserError(f"A config says which columns there are, and how: leave out --{given[0]}.")
+        flag = given[0].replace("_", "-")
+        raise UserError(f"A config says which columns there are, and how: leave out --{flag}.")
     return True
 
 
@@ -117,7 +118,10 @@ def data_describe(options: argparse.Namespace) -> None:
         columns = cells_of(config.inputs.values())
         label = config.data.label if config.has_classes else None
     else:
-        table = open_table(options.file, not options.untrusted, options.encoding)
+        limits = limits_of(options)
+        table = open_table(options.file, not options.untrusted, options.encoding, limits=limits)
+        if table.note is not None:
+            print(table.note, file=sys.stderr)
         guessed = {name: kind for name, kind in guess_columns(table).items() if name != label}
         tables, columns = {Path(options.file).stem: table}, columns or guessed
     for table in tables.values():
@@ -194,6 +198,7 @@ def data_check(options: argparse.Namespace) -> None:
                 known,
                 trusted=not options.untrusted,
                 encoding=options.encoding,
+                limits=limits_of(options),
             )
         ]
     bad = sum(len(report.bad_rows) for report in reports)
@@ -202,6 +207,8 @@ def data_check(options: argparse.Namespace) -> None:
     else:
         for report in reports:
             columns = ", ".join(f"{column} ({kind})" for column, kind in report.columns.items())
+            if report.note is not None:
+                print(report.note)
             print(f"{report.table}: {report.rows} rows; read {columns}")
             if report.problems:
                 print_table(

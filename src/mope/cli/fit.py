@@ -13,7 +13,7 @@ def add(verbs: Any) -> None:
     verb = add_verb(
         verbs, "fit", fit, "train on a table, with everything decided but the label's name", overrides=True
     )
-    verb.add_argument("table", metavar="TABLE", help="a .csv, .jsonl or .parquet file")
+    verb.add_argument("table", metavar="TABLE", help="a .csv, .tsv, .jsonl or .parquet file")
     verb.add_argument("--label", metavar="COLUMN", required=True, help="the label's column")
     verb.add_argument("--plan", action="store_true", help="show what would be done, and stop")
     verb.add_argument("--write", metavar="FILE", help="write the plan's config to a .yaml file, and stop")

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from mope.errors import UserError
+
 
 def add_verb(
     verbs: Any, name: str, function: Any, text: str, overrides: bool = False
@@ -55,7 +57,46 @@ def add_plugin(verb: argparse.ArgumentParser) -> None:
 def add_table(verb: argparse.ArgumentParser) -> None:
     """The flags for how a table is read."""
     verb.add_argument("--encoding", help="of a CSV or JSONL file; without it, UTF-8, or UTF-16 where it is")
-    verb.add_argument("--untrusted", action="store_true", help="refuse paths that leave the table's folder")
+    verb.add_argument(
+        "--untrusted",
+        action="store_true",
+        help="the table is a stranger's: refuse paths that leave its folder, and what a server would refuse",
+    )
+    add_limits(verb, "of a file; with --untrusted")
+
+
+LIMITS = ("max_megabytes", "max_pixels", "max_seconds")
+"""Options that say how large a stranger's media may be."""
+
+
+def add_limits(verb: argparse.ArgumentParser, megabytes: str) -> None:
+    """The flags for how large a stranger's media may be, in a request or in a table that isn't trusted.
+
+    Args:
+        verb: the command.
+        megabytes: what so many are the most of.
+    """
+    for name, default, kind, text in (
+        ("megabytes", "32", float, megabytes),
+        ("pixels", "64,000,000", int, "of an image, or of a video's frame"),
+        ("seconds", "120", float, "of audio or video"),
+    ):
+        verb.add_argument(f"--max-{name}", type=kind, metavar="N", help=f"{text} ({default})")
+
+
+def limits_of(options: argparse.Namespace) -> Any:
+    """The limits of a table that isn't trusted, as a `MediaLimits`.
+
+    Raises:
+        UserError: there are some, and the table is trusted; or one is out of bounds.
+    """
+    given = {name: value for name in LIMITS if (value := getattr(options, name)) is not None}
+    if given and not options.untrusted:
+        flag = next(iter(given)).replace("_", "-")
+        raise UserError(f"--{flag} is for a stranger's table: add --untrusted, or leave it out.")
+    from mope.config import MediaLimits
+
+    return MediaLimits(**{name.removeprefix("max_"): value for name, value in given.items()})
 
 
 def add_method(verb: argparse.ArgumentParser) -> None:

@@ -7,7 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mope.cli.output import add_method, add_plugin, add_table, add_verb, load_plugins, print_table, reporter
+from mope.cli.output import (
+    add_method,
+    add_plugin,
+    add_table,
+    add_verb,
+    limits_of,
+    load_plugins,
+    print_table,
+    reporter,
+)
 from mope.errors import UserError
 
 
@@ -124,10 +133,12 @@ def evaluate(options: argparse.Namespace) -> None:
     """`mope evaluate RUN`."""
     from mope.hub import is_on_hub
     from mope.predictor import evaluate as run
-    from mope.run import add_metrics
+    from mope.run import add_metrics, read_metrics
 
     load_plugins(options)
     name = "test" if options.data is None else str(options.data)
+    if not is_on_hub(options.run):
+        read_metrics(Path(options.run))  # to which is added: whether it is whole is known at once
     result = run(
         options.run,
         options.data,
@@ -164,7 +175,10 @@ def predict(options: argparse.Namespace) -> None:
     out = Path(options.out) if options.out else None
     if out is not None:
         require_writable(out)
-    table = open_table(options.file, not options.untrusted, options.encoding, options.folder)
+    trusted, limits = not options.untrusted, limits_of(options)
+    table = open_table(options.file, trusted, options.encoding, options.folder, limits)
+    if table.note is not None:
+        print(table.note, file=sys.stderr)
     if options.rows is not None:
         if options.rows < 1:
             raise UserError(f"--rows is {options.rows}: at least one row is predicted.")

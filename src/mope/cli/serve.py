@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from mope.cli.output import add_plugin, add_verb, load_plugins, print_table
+from mope.cli.output import LIMITS, add_limits, add_plugin, add_verb, load_plugins, print_table
 from mope.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,10 +31,8 @@ def add(verbs: Any) -> None:
     )
     verb.add_argument("--no-page", action="store_true", help="the JSON API alone")
     verb.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows per forward pass (32)")
+    add_limits(verb, "of a request's body")
     for name, default, kind, text in (
-        ("megabytes", 32, float, "of a request's body"),
-        ("pixels", 64_000_000, int, "of an image, or of a video's frame"),
-        ("seconds", 120, float, "of audio or video"),
         ("characters", 20_000, int, "of a text"),
         ("rows", 64, int, "per request"),
         ("queue", 512, int, "rows that wait for the model"),
@@ -97,14 +95,13 @@ def settings_of(options: argparse.Namespace) -> "ServeSettings":
     """How a run is to be served."""
     from mope.serve.settings import ServeSettings
 
+    given = {name: value for name in LIMITS if (value := getattr(options, name)) is not None}
     return ServeSettings(
         host=options.host,
         port=options.port,
         token=os.environ.get("MOPE_TOKEN") if options.token is None else options.token,
         page=not options.no_page,
-        megabytes=options.max_megabytes,
-        pixels=options.max_pixels,
-        seconds=options.max_seconds,
+        **{name.removeprefix("max_"): value for name, value in given.items()},
         characters=options.max_characters,
         rows=options.max_rows,
         queue=options.max_queue,

@@ -12,10 +12,12 @@ from mope.config.fusion import (
     only_own,
 )
 from mope.config.sections import (
+    MAX_PIXELS,
     DataConfig,
     EncoderConfig,
     FieldConfig,
     InputConfig,
+    MediaLimits,
     Section,
     SegmentationConfig,
     TrainingConfig,
@@ -23,6 +25,7 @@ from mope.config.sections import (
 from mope.config.settings import Config, Setting, explain, fields, typed
 
 __all__ = [
+    "MAX_PIXELS",
     "ConcatConfig",
     "Config",
     "DataConfig",
@@ -31,6 +34,7 @@ __all__ = [
     "FusionConfig",
     "InputConfig",
     "InputsConfig",
+    "MediaLimits",
     "PmfConfig",
     "RegisteredConfig",
     "Section",

@@ -19,6 +19,8 @@ from mope.errors import UserError
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 PATH: JsonDict = {"path": True}
+MAX_PIXELS = 64_000_000
+"""Largest image that is decoded; above it a small file can take gigabytes of memory."""
 
 
 def _labels(value: Any) -> Any:
@@ -169,6 +171,22 @@ class InputConfig(Section):
         return {name: field.kind or "value" for name, field in self.columns.items()}
 
 
+class MediaLimits(Section):
+    """How large a stranger's pictures, sounds and videos may be; read where rows aren't trusted."""
+
+    megabytes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 32
+    """Largest file, in 2**20 bytes."""
+    pixels: Annotated[int, Field(gt=0, le=MAX_PIXELS)] = MAX_PIXELS
+    """Of a picture, or of a video's frame."""
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 120
+    """Of a sound or a video."""
+
+    @property
+    def bytes(self) -> int:
+        """Largest file."""
+        return int(self.megabytes * 2**20)
+
+
 class DataConfig(Section):
     """Tables: CSV, JSONL, Parquet, .tar shards or a saved `datasets.Dataset`; columns for inputs, label."""
 
@@ -203,7 +221,9 @@ class DataConfig(Section):
     encoding: str | None = None
     """Of CSV and JSONL tables; null for UTF-8, or UTF-16 where a file is in it."""
     trusted: bool = True
-    """Whether the tables' paths may leave the tables' folders."""
+    """Whether the tables' paths may leave the tables' folders, and media be what a server would refuse."""
+    limits: MediaLimits = Field(default_factory=MediaLimits)
+    """Of the media of tables that aren't trusted."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
     """What training does with rows it can't use."""
     workers: Annotated[int, Field(ge=0)] = 1

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from mope.data.shards import KEY
 from mope.data.table import Table
-from mope.errors import UserError
+from mope.errors import UserError, shown
 from mope.media import OPENERS, PEEKERS
 from mope.media.cells import BadCell, is_missing
 from mope.media.masks import require_size
@@ -40,7 +40,7 @@ class Problem:
     missing: bool = False
 
     def __str__(self) -> str:
-        return f"row {self.row}, column '{self.column}': {self.reason}"
+        return f"row {self.row}, column '{shown(self.column)}': {self.reason}"
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import numpy
 from datasets import ClassLabel, Dataset, List, Value
 from PIL import Image
 
-from mope.errors import UserError
+from mope.errors import UserError, shown
 from mope.media.cells import BadCell
+from mope.media.safety import reason_of
 
 
 def plain_cell(cell: Any) -> Any:
@@ -58,6 +59,10 @@ def picture_of(pixels: numpy.ndarray) -> Image.Image:
 
 def _png(image: Image.Image) -> bytes:
     content = io.BytesIO()
+    try:
+        image.load()
+    except Exception as error:  # Pillow's readers raise whatever they stumble over
+        raise BadCell(f"broken image: {reason_of(error)}") from None
     image = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else image.convert("RGB")
     image.save(content, "PNG", compress_level=1)
     return content.getvalue()
@@ -104,10 +109,10 @@ def frame_rows(source: Any, name: str = "the rows") -> Dataset | Sequence[Mappin
 def _require_names(columns: Any) -> None:
     names = list(columns)
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"Two columns are named {twice[0]!r}: rename one.")
+        raise UserError(f"Two columns are named {shown(repr(twice[0]))}: rename one.")
     for column in names:
         if not isinstance(column, str):
-            raise UserError(f"A column is named {column!r}, which is no text: give every column a name.")
+            raise UserError(f"A column is named {shown(column)}, which is no text: give every column a name.")
 
 
 def _plain_rows(rows: Sequence[Any], name: str) -> list[dict[str, Any]]:
@@ -123,7 +128,7 @@ def _plain_rows(rows: Sequence[Any], name: str) -> list[dict[str, Any]]:
             try:
                 plain[column] = plain_cell(cell)
             except BadCell as error:
-                raise UserError(f"{name}, row {number}, column '{column}': {error}.") from None
+                raise UserError(f"{name}, row {number}, column '{shown(column)}': {error}.") from None
         found.append(plain)
     return found
 

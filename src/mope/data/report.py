@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mope.config import Config
+from mope.config import Config, MediaLimits
 from mope.data.check import Problem, check_rows, find_problems, guess_columns
 from mope.data.fields import find_fields
 from mope.data.splits import cells_of, label_names, open_splits, row_check
@@ -23,12 +23,14 @@ class TableReport:
         rows: how many it has.
         columns: kind of each column that was read.
         problems: what can't be used, in order.
+        note: how it was read, where that isn't as its name says.
     """
 
     table: str
     rows: int
     columns: dict[str, str]
     problems: list[Problem]
+    note: str | None = None
 
     @property
     def bad_rows(self) -> set[int]:
@@ -54,6 +56,7 @@ def check_table(
     *,
     trusted: bool = True,
     encoding: str | None = None,
+    limits: MediaLimits | None = None,
 ) -> TableReport:
     """Read every row of a table.
 
@@ -62,9 +65,9 @@ def check_table(
         columns: kind of each input's column; empty to recognise them by their first rows.
         label: the label's column, if it is to be checked.
         labels: the labels that are known; None for any.
-        trusted, encoding: see `open_table`.
+        trusted, encoding, limits: see `open_table`.
     """
-    table = open_table(file, trusted, encoding)
+    table = open_table(file, trusted, encoding, limits=limits)
     if labels is not None and label is None:
         raise UserError("--labels needs --label COLUMN, the column that holds them.")
     kinds = dict(columns) or {name: kind for name, kind in guess_columns(table).items() if name != label}
@@ -72,7 +75,8 @@ def check_table(
         raise UserError(f"{file}: no column looks like images or texts; name one with --image or --text.")
     encode = None if label is None else (Classification(labels) if labels else _AnyLabel([])).encode
     problems = find_problems(table, kinds, label, encode, workers=1)
-    return TableReport(table.name, len(table), {**kinds, **({label: "label"} if label else {})}, problems)
+    read = {**kinds, **({label: "label"} if label else {})}
+    return TableReport(table.name, len(table), read, problems, table.note)
 
 
 def check_config(file: str | Path) -> list[TableReport]:
@@ -91,5 +95,6 @@ def check_config(file: str | Path) -> list[TableReport]:
     reports = []
     for table in splits.values():
         problems = check_rows(table, row_check(config, columns, task), config.data.workers)
-        reports.append(TableReport(table.name, len(table), {**columns, config.data.label: "label"}, problems))
+        read = {**columns, config.data.label: "label"}
+        reports.append(TableReport(table.name, len(table), read, problems, table.note))
     return reports

@@ -5,7 +5,6 @@ and never a path, and links are passed over.
 """
 
 import glob
-import json
 import re
 import tarfile
 from collections.abc import Collection, Iterator
@@ -13,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mope.errors import UserError
+from mope.errors import UserError, shown
+from mope.files import FOLDER, parse_json, what_is
 from mope.media.cells import BadCell
 
 KEY = "__key__"
@@ -64,35 +64,31 @@ class Sample:
                 if kind in _TEXTS:
                     cells = {name: self._text(name, content).strip()}
                 if twice := [column for column in cells if column in row]:
-                    raise BadCell(f"two values of '{twice[0]}', the second in {_shown(self.key)}.{name}")
+                    raise BadCell(f"two values of '{twice[0]}', the second in {self._name(name)}")
                 row.update(cells)
         return row
+
+    def _name(self, member: str) -> str:
+        return shown(f"{self.key}.{member}")
 
     def _text(self, name: str, content: bytes) -> str:
         try:
             return content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise BadCell(
-                f"{_shown(self.key)}.{name} isn't UTF-8 ({error.reason} at byte {error.start})"
-            ) from None
+            raise BadCell(f"{self._name(name)} isn't UTF-8 ({error.reason} at byte {error.start})") from None
 
     def _object(self, name: str, content: bytes) -> dict[str, Any]:
+        text = self._text(name, content)
         try:
-            found = json.loads(self._text(name, content))
-        except json.JSONDecodeError as error:
-            raise BadCell(f"{_shown(self.key)}.{name} isn't JSON ({error.msg})") from None
-        except RecursionError:
-            raise BadCell(f"{_shown(self.key)}.{name} is nested too deeply") from None
+            found = parse_json(text)
+        except ValueError as error:
+            raise BadCell(f"{self._name(name)}: {error}") from None
         if not isinstance(found, dict):
-            raise BadCell(f'{_shown(self.key)}.{name} must be an object, such as {{"label": "..."}}')
+            raise BadCell(f'{self._name(name)} must be an object, such as {{"label": "..."}}')
         return found
 
     def __str__(self) -> str:
-        return f"{self.shard}, sample {_shown(self.key)}"
-
-
-def _shown(name: str) -> str:
-    return name if name.isprintable() else repr(name)
+        return f"{self.shard}, sample {shown(self.key)}"
 
 
 def read_shard(file: Path) -> Iterator[Sample]:
@@ -112,7 +108,7 @@ def read_shard(file: Path) -> Iterator[Sample]:
         extension, here = extension.lower(), f"{folder}{slash}{stem}"
         if extension.rpartition(".")[2] in _PICKLED:
             raise UserError(
-                f"{file} has a pickled member, {_shown(member.name)}: reading it could run code, so write "
+                f"{file} has a pickled member, {shown(member.name)}: reading it could run code, so write "
                 "what it holds as text, JSON or a picture."
             )
         if here != key:
@@ -120,7 +116,7 @@ def read_shard(file: Path) -> Iterator[Sample]:
                 yield Sample(file, key, members)
             key, members = here, {}
         elif extension in members:
-            raise UserError(f"{file} has two members {_shown(member.name)}: rename one.")
+            raise UserError(f"{file} has two members {shown(member.name)}: rename one.")
         members[extension] = (member.offset_data, member.size)
     if key is not None:
         yield Sample(file, key, members)
@@ -154,20 +150,24 @@ def find_files(source: str | Path) -> list[Path]:
         UserError: there is nothing like a `*`, or too much.
     """
     path = Path(source)
-    if path.is_dir():
+    try:
+        found = what_is(path)
+    except OSError:  # such as a pattern that is longer than a name may be
+        found = None
+    if found == FOLDER:
         return sorted(path.glob("*.tar")) or [path]
-    if path.exists():
+    if found is not None:
         return [path]
-    found = []
+    files = []
     for name in _expand(str(source)):
         if re.search(r"[*?\[]", name):
             matches = sorted(glob.glob(name))  # noqa: PTH207 - a pattern may be absolute
             if not matches:
                 raise UserError(f"There is no file like {name}.")
-            found += map(Path, matches)
+            files += map(Path, matches)
         else:
-            found.append(Path(name))
-    return found
+            files.append(Path(name))
+    return files
 
 
 def _expand(pattern: str) -> list[str]:

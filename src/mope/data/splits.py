@@ -10,7 +10,7 @@ from mope.config import Config, InputConfig
 from mope.data.check import RowCheck, check_rows, usable
 from mope.data.stream import Stream
 from mope.data.table import SPLITS, Table, open_table
-from mope.errors import UserError
+from mope.errors import UserError, shown
 from mope.tasks import Task, label_text, sorted_labels, split_labels
 
 Report = Callable[[str], None]
@@ -44,13 +44,13 @@ def open_splits(
         named = {split: getattr(data, split) for split in SPLITS if getattr(data, split) is not None}
     if tables is not None or data.split_column is None:
         return {
-            split: open_table(source, data.trusted, data.encoding, data.folder)
+            split: open_table(source, data.trusted, data.encoding, data.folder, data.limits)
             for split, source in named.items()
             if opened(split, source)
         }
     if set(named) != {"train"}:
         raise UserError("With data.split_column all rows come from data.train: name no other table.")
-    table = open_table(named["train"], data.trusted, data.encoding, data.folder)
+    table = open_table(named["train"], data.trusted, data.encoding, data.folder, data.limits)
     return table.split(data.split_column)
 
 
@@ -80,6 +80,10 @@ def label_names(config: Config, train: Table | Stream) -> list[str]:
         return [data.label]
     if data.labels is not None:
         found = list(dict.fromkeys(data.labels))
+        if (blank := next((name for name in found if name != label_text(name)), None)) is not None:
+            raise UserError(
+                f"data.labels has '{shown(blank)}', with blanks around it: rows' labels are taken without."
+            )
     elif isinstance(train, Stream):
         raise UserError(f"The labels of {train.name} aren't known beforehand: list them in data.labels.")
     else:

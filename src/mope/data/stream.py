@@ -1,30 +1,23 @@
 """Training rows as a stream: read one after another, never all held and never checked beforehand."""
 
-import codecs
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import datasets
 
-from mope.config import Config
+from mope.config import Config, MediaLimits
+from mope.data.arrowfiles import parquet_length, parquet_rows, read_folder
 from mope.data.frames import name_of
 from mope.data.shards import find_files, is_shard, read_shard
-from mope.data.table import (
-    Table,
-    csv_frames,
-    guess_encoding,
-    jsonl_rows,
-    no_encoding,
-    read_folder,
-    require,
-)
+from mope.data.table import READ, Table, require
+from mope.data.textfiles import SEPARATORS, CsvFile, jsonl_rows, open_text_file
 from mope.errors import UserError
+from mope.files import require_table_file
 from mope.media.cells import BadCell, UntrustedFolder
 
 _LOOKED_AT = 100  # rows that say which columns there are
@@ -53,9 +46,10 @@ class Stream:
 
     Args:
         source: a file, a folder or a pattern of files (see `find_files`), or a dataset.
-        trusted: whether paths in rows may leave their file's folder.
+        trusted: whether paths in rows may leave their file's folder, and media be of any size and format.
         encoding: of CSV and JSONL files; None for UTF-8, or UTF-16 where a file is.
         folder: what paths in rows are relative to; None for their file's folder.
+        limits: of the media of rows that aren't trusted; None for the usual ones.
 
     Raises:
         UserError: there is no such file, or it is of no kind that is read.
@@ -67,8 +61,9 @@ class Stream:
         trusted: bool = True,
         encoding: str | None = None,
         folder: str | Path | None = None,
+        limits: MediaLimits | None = None,
     ):
-        self.trusted, self.encoding, self.home = trusted, encoding, folder
+        self.trusted, self.encoding, self.home, self.limits = trusted, encoding, folder, limits
         self.parts: Sequence[Part]
         if isinstance(source, datasets.IterableDataset):
             rows = source.with_format(None)
@@ -83,6 +78,15 @@ class Stream:
         """How many rows it has, where that is known without reading them: of Parquet and of datasets."""
         lengths = [_length(part) for part in self.parts]
         return None if None in lengths else sum(length or 0 for length in lengths)
+
+    @property
+    def note(self) -> str | None:
+        """A sentence on how its first file is read, where that isn't as its name says; see `Table.note`."""
+        first = self.parts[0]
+        if not isinstance(first, Path) or first.suffix.lower() not in SEPARATORS:
+            return None
+        with open_text_file(first, self.encoding) as text:
+            return CsvFile(first, text).note
 
     @cached_property
     def columns(self) -> list[str]:
@@ -141,7 +145,7 @@ class Stream:
 
     def _folder(self, folder: Path) -> Path:
         folder = folder if self.home is None else Path(self.home)
-        return folder if self.trusted else UntrustedFolder(folder)
+        return folder if self.trusted else UntrustedFolder.within(folder, self.limits)
 
     def _rows(self, part: Part) -> Iterator[dict[str, Any]]:
         """The rows of a part that isn't a shard."""
@@ -160,67 +164,31 @@ class Stream:
                     dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)
                 )
         elif part.suffix.lower() == ".parquet":
-            yield from _parquet_rows(part)
+            yield from parquet_rows(part)
         else:
-            with _open_text(part, self.encoding) as text:
+            with open_text_file(part, self.encoding) as text:
                 if part.suffix.lower() == ".jsonl":
                     yield from jsonl_rows(part, text)
                 else:
-                    for frame in csv_frames(part, text, 1000):
-                        yield from frame.to_dict("records")  # pyright: ignore[reportReturnType]
+                    found = CsvFile(part, text)
+                    yield from (dict(zip(found.columns, cells, strict=True)) for cells in found)
 
 
 def _open(file: Path) -> Part:
-    if not file.exists():
-        raise UserError(f"There is no table {file}.")
+    require_table_file(file)
     if file.is_dir():
         return Table(read_folder(file), file)
-    if not is_shard(file) and file.suffix.lower() not in (".csv", ".jsonl", ".parquet"):
+    if not is_shard(file) and file.suffix.lower() not in READ:
         raise UserError(f"{file} can't be streamed: name .csv, .jsonl or .parquet files, or .tar shards.")
     return file
-
-
-def _parquet(file: Path) -> Any:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.ParquetFile(file)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file} isn't a Parquet file: {str(error).splitlines()[0]}") from None
-
-
-def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
-    with _parquet(file) as parquet:
-        for batch in parquet.iter_batches(batch_size=256):
-            yield from batch.to_pylist()
 
 
 def _length(part: Part) -> int | None:
     if isinstance(part, Table):
         return len(part)
     if isinstance(part, Path) and part.suffix.lower() == ".parquet":
-        with _parquet(part) as parquet:
-            return parquet.metadata.num_rows
+        return parquet_length(part)
     return None
-
-
-@contextmanager
-def _open_text(file: Path, encoding: str | None) -> Iterator[TextIO]:
-    if encoding is None:
-        with file.open("rb") as content:
-            encoding = guess_encoding(content.read(2000)) or "utf-8-sig"
-    try:
-        codecs.lookup(encoding)
-    except LookupError:
-        raise no_encoding(encoding) from None
-    try:
-        with file.open(encoding=encoding, newline="\n") as text:
-            yield text
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{file} isn't in {error.encoding.upper()} ({error.reason}): set data.encoding to what it is in."
-        ) from None
 
 
 def open_stream(config: Config, tables: Mapping[str, Any] | None = None) -> Stream | None:
@@ -244,7 +212,7 @@ def open_stream(config: Config, tables: Mapping[str, Any] | None = None) -> Stre
             "A stream's labels aren't counted beforehand, so data.class_weights can't be balanced: give each "
             "label's weight."
         )
-    stream = Stream(source, data.trusted, data.encoding, data.folder)
+    stream = Stream(source, data.trusted, data.encoding, data.folder, data.limits)
     if data.train_rows is None and stream.length is None:
         raise UserError(
             f"{stream.name} doesn't say how many rows it has: set data.train_rows to the rows per epoch."

@@ -1,25 +1,31 @@
 """Tables of rows: CSV, JSONL, Parquet, WebDataset shards, or a saved `datasets.Dataset`."""
 
-import codecs
 import difflib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any
 
-from datasets import Dataset, IterableDataset, load_from_disk
+from datasets import Dataset, IterableDataset
 from datasets.features import Audio, Image, Video
 
+from mope.config import MediaLimits
+from mope.data.arrowfiles import UNREADABLE, read_folder, read_parquet
 from mope.data.frames import frame_rows, label_columns
 from mope.data.shards import find_files, is_shard, read_shard
-from mope.errors import UserError
+from mope.data.textfiles import SEPARATORS, CsvFile, jsonl_rows, read_text
+from mope.errors import UserError, shown
+from mope.files import require_table_file
 from mope.media.cells import BadCell, UntrustedFolder
 
-if TYPE_CHECKING:
-    import pandas
-
 SPLITS = ("train", "validation", "test")
+READ = (*SEPARATORS, ".jsonl", ".parquet")
+"""Endings of files that are tables; shards are beside them."""
+
+_TOGETHER = 20_000  # rows of a CSV file that are held as text before they are packed
+_MOST_NAMED = 12  # columns that a message names
 
 
 class Table:
@@ -32,7 +38,12 @@ class Table:
         folder: what relative paths in the rows are relative to.
         name: how messages call the table.
         numbers: each row's number in the file it came from; by default 1, 2, ...
+
+    Attributes:
+        note: a sentence on how its file was read, where that isn't as its name says.
     """
+
+    note: str | None = None
 
     def __init__(
         self,
@@ -102,7 +113,7 @@ class Table:
         for number, value in zip(self.numbers, values, strict=True):
             if value not in SPLITS:
                 raise UserError(
-                    f"{self.name}, row {number}: the column '{column}' says {value!r}, "
+                    f"{self.name}, row {number}: the column '{column}' says '{shown(value)}', "
                     f"not one of {', '.join(SPLITS)}."
                 )
         found = {split: [i for i, value in enumerate(values) if value == split] for split in SPLITS}
@@ -114,25 +125,32 @@ def require(table: str, columns: Sequence[str], names: Iterable[str]) -> None:
     for name in names:
         if name not in columns:
             near = difflib.get_close_matches(name, columns, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(columns)}."
+            some = ", ".join(shown(column, 20) for column in columns[:_MOST_NAMED])
+            more = ", ..." if len(columns) > _MOST_NAMED else ""
+            hint = f"did you mean '{shown(near[0])}'?" if near else f"it has {some}{more}."
             table = table.replace("the ", "The ", 1) if table.startswith("the ") else table
-            raise UserError(f"{table} has no column '{name}': {hint}")
+            raise UserError(f"{table} has no column '{shown(name)}': {hint}")
 
 
 def open_table(
-    source: Any, trusted: bool = True, encoding: str | None = None, folder: str | Path | None = None
+    source: Any,
+    trusted: bool = True,
+    encoding: str | None = None,
+    folder: str | Path | None = None,
+    limits: MediaLimits | None = None,
 ) -> Table:
-    """Read a table: a .csv, .jsonl or .parquet file, .tar shards, a folder of `Dataset.save_to_disk`; or rows
-    in memory: a `Dataset`, a pandas or polars frame, a list of mappings.
+    """Read a table: a .csv, .tsv, .jsonl or .parquet file, .tar shards, a folder of `Dataset.save_to_disk`;
+    or rows in memory: a `Dataset`, a pandas or polars frame, a list of mappings.
 
     Every cell of a CSV file is text. Paths in a file are relative to it, of rows in memory to the current
     folder.
 
     Args:
         source: which.
-        trusted: whether paths may leave the table's folder.
+        trusted: whether paths may leave the table's folder, and media be of any size and format.
         encoding: of a CSV or JSONL file; None for UTF-8, or UTF-16 where a file is.
         folder: what paths in the rows are relative to, instead.
+        limits: of the media of a table that isn't trusted; None for the usual ones.
 
     Raises:
         UserError: it can't be read as what its name says, or has no rows.
@@ -141,19 +159,27 @@ def open_table(
         return source
     if isinstance(source, IterableDataset):
         raise UserError("Only training rows can be a stream: give a datasets.Dataset for the others.")
+    note = None
     if not isinstance(source, str | Path):
         found = source if isinstance(source, Dataset) else frame_rows(source)
-        rows = found if isinstance(found, Dataset) else dataset_of(found)
+        rows, name = found if isinstance(found, Dataset) else dataset_of(found), "the table"
         if len(rows) == 0:
             raise UserError("The table has no rows.")
-        home = Path(folder or "")
-        return Table(rows, home if trusted else UntrustedFolder(home))
+        own = Path()
+    else:
+        rows, own, name, note = _read(source, encoding)
+    home = own if folder is None else Path(folder)
+    table = Table(rows, home if trusted else UntrustedFolder.within(home, limits), name)
+    table.note = note
+    return table
+
+
+def _read(source: str | Path, encoding: str | None) -> tuple[Dataset, Path, str, str | None]:
+    """A file's rows, its folder, what messages call it, and a note on how it was read."""
     files = find_files(source)
     for file in files:
-        if not file.exists():
-            raise UserError(f"There is no table {file}.")
-    file = files[0]
-    texts = {".csv": _read_csv, ".jsonl": _read_jsonl}
+        require_table_file(file)
+    file, note = files[0], None
     suffix = file.suffix.lower()
     if all(map(is_shard, files)):
         rows, own, file = _read_shards(files), file.parent, Path(source)
@@ -161,103 +187,33 @@ def open_table(
         raise UserError(f"{source} names several files, which are a table only if they are .tar shards.")
     elif file.is_dir():
         rows, own = read_folder(file), file
-    elif suffix in texts:
-        rows, own = texts[suffix](file, read_text(file, encoding)), file.parent
+    elif suffix in SEPARATORS:
+        found = CsvFile(file, io.StringIO(read_text(file, encoding), newline=""))
+        rows, own, note = _packed(found), file.parent, found.note
+    elif suffix == ".jsonl":
+        lines = io.StringIO(read_text(file, encoding), newline="")
+        rows, own = dataset_of(list(jsonl_rows(file, lines)), str(file)), file.parent
     elif suffix == ".parquet":
-        rows, own = _read_parquet(file), file.parent
+        rows, own = read_parquet(file), file.parent
     else:
         raise UserError(
-            f"{file} is no table this library reads: name a .csv, .jsonl or .parquet file, or .tar shards."
+            f"{file} is no table this library reads: name a .csv, .tsv, .jsonl or .parquet file, or .tar "
+            "shards."
         )
     if len(rows) == 0:
         raise UserError(f"{file} has no rows.")
-    home = own if folder is None else Path(folder)
-    return Table(rows, home if trusted else UntrustedFolder(home), str(file))
+    return rows, own, str(file), note
 
 
-def read_text(file: Path, encoding: str | None = None) -> str:
-    """A text file's content, without a byte order mark.
+def _packed(file: CsvFile) -> Dataset:
+    import pyarrow
 
-    Args:
-        file: which.
-        encoding: None for UTF-8, or for UTF-16 where a mark or every other byte being zero says so.
-
-    Raises:
-        UserError: it is in another encoding, with the line where that shows.
-    """
-    content = file.read_bytes()
-    if encoding is None:
-        encoding = guess_encoding(content[:2000])
-    try:
-        return content.decode(encoding or "utf-8-sig").removeprefix("\ufeff")
-    except LookupError:
-        raise no_encoding(encoding) from None
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        hint = "" if encoding else "; if it is in another encoding, such as gb18030, set data.encoding"
-        raise UserError(
-            f"{file}, line {line}: not {error.encoding.upper()} ({error.reason} at byte {error.start}){hint}."
-        ) from None
-
-
-def guess_encoding(head: bytes) -> str | None:
-    """UTF-16, where a file's first bytes say so by a mark or by every other one being zero; else None."""
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    if head[1::2].count(0) > len(head) // 4:
-        return "utf-16-le"
-    return "utf-16-be" if head[::2].count(0) > len(head) // 4 else None
-
-
-def no_encoding(encoding: str | None) -> UserError:
-    """What is said of an encoding that Python doesn't know."""
-    return UserError(f"There is no encoding '{encoding}': set data.encoding to one that Python knows.")
-
-
-def _read_csv(file: Path, text: str) -> Dataset:
-    return Dataset.from_pandas(next(csv_frames(file, io.StringIO(text))), preserve_index=False)
-
-
-def csv_frames(file: Path, text: TextIO, size: int | None = None) -> "Iterator[pandas.DataFrame]":
-    """A CSV file's rows, so many at a time or all at once, every cell as text.
-
-    Raises:
-        UserError: it isn't CSV, or its header has too few columns.
-    """
-    import pandas
-
-    try:
-        found = pandas.read_csv(text, dtype=str, keep_default_na=False, chunksize=size)
-        for frame in [found] if isinstance(found, pandas.DataFrame) else found:
-            if not isinstance(frame.index, pandas.RangeIndex):
-                raise UserError(
-                    f"{file}: rows have more cells than the header has columns; quote cells that hold commas."
-                )
-            yield frame
-    except (pandas.errors.ParserError, pandas.errors.EmptyDataError) as error:
-        raise UserError(f"{file} isn't a CSV file: {' '.join(str(error).split())}.") from None
-
-
-def _read_jsonl(file: Path, text: str) -> Dataset:
-    return dataset_of(list(jsonl_rows(file, text.split("\n"))), str(file))
-
-
-def jsonl_rows(file: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file's lines; blank lines are passed over.
-
-    Raises:
-        UserError: a line is no object.
-    """
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}, line {number}: not JSON ({error.msg}).") from None
-        if not isinstance(row, dict):
-            raise UserError(f'{file}, line {number}: a row must be an object, such as {{"text": "..."}}.')
-        yield row
+    schema = pyarrow.schema([(name, pyarrow.string()) for name in file.columns])
+    rows, parts = iter(file), []
+    while some := list(islice(rows, _TOGETHER)):
+        cells = [pyarrow.array(column, pyarrow.string()) for column in zip(*some, strict=True)]
+        parts.append(pyarrow.Table.from_arrays(cells, schema=schema))
+    return Dataset(pyarrow.concat_tables(parts) if parts else schema.empty_table())
 
 
 def _read_shards(files: Sequence[Path]) -> Dataset:
@@ -269,35 +225,6 @@ def _read_shards(files: Sequence[Path]) -> Dataset:
             except BadCell as error:
                 raise UserError(f"{file}: {error}.") from None
     return dataset_of(rows, str(files[0].parent))
-
-
-def _read_parquet(file: Path) -> Dataset:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return Dataset(pyarrow.parquet.read_table(file, memory_map=True))
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file} isn't a Parquet file: {str(error).splitlines()[0]}") from None
-
-
-def read_folder(folder: Path) -> Dataset:
-    """A dataset that `Dataset.save_to_disk` wrote.
-
-    Raises:
-        UserError: the folder holds none, or several.
-    """
-    try:
-        rows = load_from_disk(str(folder))
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} is a folder but holds no saved dataset and no .tar shards; name a table file in it."
-        ) from None
-    if not isinstance(rows, Dataset):
-        raise UserError(
-            f"{folder} holds several datasets ({', '.join(map(str, rows))}): name the folder of one."
-        )
-    return rows
 
 
 class MemoryTable(Table):
@@ -349,10 +276,35 @@ def dataset_of(rows: Sequence[Mapping[str, Any]], name: str = "the rows") -> Dat
     for key in names:
         values = _alike([row.get(key) for row in rows])
         try:
-            columns[key] = pyarrow.array(values)
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
-            columns[key] = _mixed(values, key, name)
-    return Dataset(pyarrow.table(columns))
+            columns[key] = _column(values, key, name)
+        except UnicodeEncodeError:
+            raise _halved(values, key, name) from None
+    try:
+        return Dataset(pyarrow.table(columns))
+    except (pyarrow.ArrowException, *UNREADABLE) as error:
+        raise UserError(f"{name}: cells hold what no table can: {shown(str(error), 100)}.") from None
+
+
+def _column(values: list[Any], key: str, name: str) -> Any:
+    import pyarrow
+
+    try:
+        return pyarrow.array(values)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError):
+        return _mixed(values, key, name)
+
+
+def _halved(values: list[Any], key: str, name: str) -> UserError:
+    """What is said of a text with half of a pair of surrogates, which no encoding has."""
+
+    def whole(value: Any) -> bool:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+        return text.encode(errors="replace").decode() == text
+
+    number, value = next((place, one) for place, one in enumerate(values, 1) if not whole(one))
+    return UserError(
+        f"{name}, row {number}: '{shown(key)}' has half a character, '{shown(value)}': write the whole one."
+    )
 
 
 def _alike(values: list[Any]) -> list[Any]:
@@ -378,7 +330,7 @@ def _mixed(values: list[Any], key: str, name: str) -> Any:
     for number, value in enumerate(values, 1):
         if not isinstance(value, str | int | float | bool | None):
             raise UserError(
-                f"{name}, row {number}: '{key}' is a {type(value).__name__}, unlike other rows; "
+                f"{name}, row {number}: '{shown(key)}' is a {type(value).__name__}, unlike other rows; "
                 "a column needs values of one type."
             )
     return pyarrow.array(

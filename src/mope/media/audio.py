@@ -8,7 +8,8 @@ import numpy
 from numpy.typing import NDArray
 
 from mope.errors import UserError
-from mope.media.cells import BadCell, source_of
+from mope.media.cells import BadCell
+from mope.media.safety import media_of, open_sound, reason_of
 from mope.media.video import open_container
 
 
@@ -26,22 +27,25 @@ def open_audio(
     Raises:
         BadCell: it is missing, no audio, empty, silent or holds values that aren't numbers.
     """
-    soundfile, soxr = _packages()
-    source = source_of(cell, folder, "audio")
+    soxr = _packages()
+    source = media_of(cell, folder, "audio")
     try:
-        with soundfile.SoundFile(source) as file:
+        with open_sound(source) as file:
             own = file.samplerate
             frames = -1 if seconds is None else round(seconds * own)
             samples = file.read(frames, dtype="float32", always_2d=True).mean(axis=1)
-    except (soundfile.SoundFileError, OSError, ValueError) as error:
-        samples, own = _sound_track(source, seconds, str(error).split(": ")[-1])
+    except Exception as error:  # also no memory for what a header promises
+        samples, own = _sound_track(source, seconds, reason_of(error).split(": ")[-1])
     if not len(samples):
         raise BadCell("broken audio: it has no samples")
     if not numpy.isfinite(samples).all():
         raise BadCell("broken audio: it has samples that are no numbers")
     if not samples.any():
         raise BadCell("silent audio: every sample is zero")
-    return samples if rate in (None, own) else soxr.resample(samples, own, rate)
+    try:
+        return samples if rate in (None, own) else soxr.resample(samples, own, rate)
+    except Exception as error:
+        raise BadCell(f"broken audio: {own} samples per second, {reason_of(error)}") from None
 
 
 def peek_audio(cell: Any, folder: Path) -> None:
@@ -50,25 +54,29 @@ def peek_audio(cell: Any, folder: Path) -> None:
     Raises:
         BadCell: it is missing, no audio, or has no samples.
     """
-    soundfile = _packages()[0]
-    source = source_of(cell, folder, "audio")
+    _packages()
+    source = media_of(cell, folder, "audio")
     try:
-        with soundfile.SoundFile(source) as file:
-            if not file.frames:
-                raise BadCell("broken audio: it has no samples")
-    except (soundfile.SoundFileError, OSError, RuntimeError):
+        with open_sound(source) as file:
+            found = file.frames
+    except Exception:
+        found = None
+    if found == 0:
+        raise BadCell("broken audio: it has no samples")
+    if found is None:
         open_audio(cell, folder, seconds=0.1)  # a video's sound track, or nothing
 
 
-def _packages() -> tuple[Any, Any]:
+def _packages() -> Any:
+    """Makes sure that what reads sounds is there; soxr, which resamples."""
     try:
-        import soundfile
+        import soundfile  # noqa: F401
         import soxr
     except ImportError:
         raise UserError(
             "Audio takes the packages soundfile and soxr: pip install 'mope-fusion[audio]'."
         ) from None
-    return soundfile, soxr
+    return soxr
 
 
 def reduce_noise(samples: NDArray[numpy.float32], rate: int) -> NDArray[numpy.float32]:
@@ -105,7 +113,6 @@ def _sound_track(
     bad = BadCell(f"broken audio, or none this library reads: {reason}")
     try:
         import av
-        import av.error
     except ImportError:
         raise bad from None
     try:
@@ -122,9 +129,7 @@ def _sound_track(
                 count += len(parts[-1]) if parts else 0
                 if seconds is not None and count >= seconds * rate:
                     break
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        if isinstance(error, BadCell):
-            raise
+    except Exception:  # FFmpeg's, and what its bindings stumble over
         raise bad from None
     samples = numpy.concatenate(parts).astype(numpy.float32) if parts else numpy.zeros(0, numpy.float32)
     return (samples if seconds is None else samples[: round(seconds * rate)]), rate

@@ -5,6 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from mope.config import MediaLimits
+from mope.errors import shown
+from mope.files import FILE, what_is
+
 
 class BadCell(ValueError):
     """A cell that can't be used; the message says why."""
@@ -15,7 +19,24 @@ class Cells(dict[str, Any]):
 
 
 class UntrustedFolder(type(Path())):
-    """The folder of a table from somebody else, whose paths may name nothing outside it."""
+    """The folder of a table from somebody else, whose paths may name nothing outside it.
+
+    Attributes:
+        limits: how large its media may be.
+    """
+
+    limits = MediaLimits()
+
+    @classmethod
+    def within(cls, folder: Path, limits: MediaLimits | None = None) -> "UntrustedFolder":
+        """A folder with limits of its own; None for the usual ones."""
+        found = cls(folder)
+        if limits is not None:
+            found.limits = limits
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return UntrustedFolder.within, (Path(self), self.limits)
 
 
 def is_missing(cell: Any) -> bool:
@@ -47,12 +68,15 @@ def source_of(cell: Any, folder: Path, kind: str) -> Path | io.BytesIO:
         raise BadCell(f"wrong type: {type(cell).__name__} where {_an(kind)} is expected")
     file = _inside(cell, folder) if isinstance(folder, UntrustedFolder) else folder / cell
     try:
-        there = file.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        there = False
-    if not there:
-        raise BadCell(f"missing file {cell!r}" if not cell.isprintable() else f"missing file {cell}")
-    if file.stat().st_size == 0:
+        found = what_is(file)
+        empty = found == FILE and file.stat().st_size == 0
+    except OSError:  # a name that no file can have, or a folder that may not be looked into
+        found, empty = None, False
+    if found is None:
+        raise BadCell(f"missing file {shown(cell)}")
+    if found != FILE:
+        raise BadCell(f"{found}, not a file: {shown(cell)}")
+    if empty:
         raise BadCell(f"broken {kind}: the file is empty")
     return file
 
@@ -64,10 +88,14 @@ def _inside(cell: str, folder: Path) -> Path:
         BadCell: it is outside the folder, also by way of a link.
     """
     if "\0" in cell or Path(cell).is_absolute() or ".." in Path(cell).parts:
-        raise BadCell(f"a path that leaves the table's folder: {cell!r}")
+        raise BadCell(f"a path that leaves the table's folder: {shown(cell)}")
     file = Path(folder) / cell
-    if not file.resolve().is_relative_to(Path(folder).resolve()):
-        raise BadCell(f"a path that leaves the table's folder: {cell!r}")
+    try:
+        inside = file.resolve().is_relative_to(Path(folder).resolve())
+    except (OSError, RuntimeError, ValueError):  # links that lead to each other, or a name that none can have
+        raise BadCell(f"missing file {shown(cell)}") from None
+    if not inside:
+        raise BadCell(f"a path that leaves the table's folder: {shown(cell)}")
     return file
 
 

@@ -9,11 +9,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from mope.media.cells import BadCell, source_of
-
-MAX_PIXELS = 64_000_000
-"""Largest image that is decoded; above it a small file can take gigabytes of memory."""
-
+from mope.config import MAX_PIXELS
+from mope.media.cells import BadCell
+from mope.media.safety import PICTURES, media_of, open_picture, reason_of
 
 _ORIENTATION = 0x0112
 """Tag of EXIF's note which way is up; from 5 on the picture lies on its side."""
@@ -25,23 +23,28 @@ def open_image(cell: Any, folder: Path) -> Image.Image:
     Raises:
         BadCell: it is missing, no image, too large or broken.
     """
-    if isinstance(cell, Image.Image):
-        return _to_rgb(cell)
-    file = source_of(cell, folder, "image")
+    file = None if isinstance(cell, Image.Image) else media_of(cell, folder, "image")
     try:
+        if file is None:
+            return _to_rgb(cell)
         # Pillow's own bomb check would warn at half its limit and raise at twice that; ours is one limit.
-        with Image.open(file) as image:
+        with open_picture(file) as image:
             _require_pixels(*image.size)
             image.load()
             return _to_rgb(image)
-    except UnidentifiedImageError:
-        raise BadCell("wrong type: not an image this library reads") from None
-    except Image.DecompressionBombError:
-        raise BadCell(f"huge image: at most {MAX_PIXELS:,} pixels are decoded") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, BadCell):
-            raise
-        raise BadCell(f"broken image: {error}") from None
+    except Exception as error:  # Pillow's readers raise whatever they stumble over
+        raise _told(error) from None
+
+
+def _told(error: Exception) -> BadCell:
+    """Why a picture can't be used."""
+    if isinstance(error, BadCell):
+        return error
+    if isinstance(error, UnidentifiedImageError):
+        return BadCell(f"wrong type: not an image this library reads ({', '.join(PICTURES)})")
+    if isinstance(error, Image.DecompressionBombError):
+        return BadCell(f"huge image: at most {MAX_PIXELS:,} pixels are decoded")
+    return BadCell(f"broken image: {reason_of(error)}")
 
 
 def open_pixels(cell: Any, folder: Path) -> Tensor:
@@ -51,11 +54,15 @@ def open_pixels(cell: Any, folder: Path) -> Tensor:
         BadCell: see `open_image`.
     """
     if not isinstance(cell, Image.Image):
-        source = source_of(cell, folder, "image")
-        content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
+        source = media_of(cell, folder, "image")
+        try:
+            content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
+        except OSError as error:
+            raise _told(error) from None
         if content.startswith(b"\xff\xd8") and (found := _decode_jpeg(content)) is not None:
             return found
-        cell = content
+        # Its bytes were looked at, and are no path.
+        cell, folder = content, Path()
     return torch.from_numpy(numpy.array(open_image(cell, folder))).permute(2, 0, 1)
 
 
@@ -66,14 +73,14 @@ def _decode_jpeg(content: bytes) -> Tensor | None:
     except ImportError:  # announced to move to another package
         return None
     try:
-        with Image.open(io.BytesIO(content)) as header:
+        with open_picture(io.BytesIO(content)) as header:
             plain = header.format == "JPEG" and header.mode in ("RGB", "L")
             if not plain or header.width * header.height > MAX_PIXELS:
                 return None
         data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         found = decode_jpeg(data, mode=ImageReadMode.RGB, apply_exif_orientation=True)
         return found if isinstance(found, Tensor) else None
-    except (RuntimeError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Exception:
         return None
 
 
@@ -86,17 +93,14 @@ def picture_size(cell: Any, folder: Path) -> tuple[int, int]:
     if isinstance(cell, Image.Image):
         upright = ImageOps.exif_transpose(cell)
         return upright.height, upright.width
+    source = media_of(cell, folder, "image")
     try:
-        with Image.open(source_of(cell, folder, "image")) as image:
+        with open_picture(source) as image:
             _require_pixels(image.width, image.height)
             turned = _exif(image).get(_ORIENTATION, 1) in range(5, 9)
             return (image.width, image.height) if turned else (image.height, image.width)
-    except Image.DecompressionBombError:
-        raise BadCell(f"huge image: at most {MAX_PIXELS:,} pixels are decoded") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, BadCell):
-            raise
-        raise BadCell("wrong type: not an image this library reads") from None
+    except Exception as error:
+        raise _told(error) from None
 
 
 def _exif(image: Image.Image) -> Image.Exif:

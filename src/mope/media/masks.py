@@ -1,6 +1,5 @@
 """Masks of things in pictures: read from PNG, run lengths or polygons, written as run lengths or PNG."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from mope.errors import UserError
-from mope.media.cells import BadCell, is_missing, source_of
-from mope.media.images import MAX_PIXELS
+from mope.config import MAX_PIXELS, MediaLimits
+from mope.errors import UserError, shown
+from mope.files import parse_json
+from mope.media.cells import BadCell, is_missing
+from mope.media.safety import limits_of, media_of, open_picture, reason_of
 
 Mask = NDArray[numpy.bool_]
 """(height, width), True inside."""
@@ -39,11 +40,11 @@ def open_mask(cell: Any, folder: Path, empty: bool = False) -> Mask:
         raise BadCell("no mask: the cell is empty")
     if isinstance(cell, str) and cell.lstrip().startswith("{"):
         try:
-            cell = json.loads(cell)
+            cell = parse_json(cell)
         except ValueError as error:
-            raise BadCell(f"broken mask: not JSON ({error})") from None
+            raise BadCell(f"broken mask: {error}") from None
     if isinstance(cell, Mapping) and ("counts" in cell or "segmentation" in cell):
-        mask = _from_coco(cell)
+        mask = _from_coco(cell, limits_of(folder))
     else:
         mask = _from_picture(cell, folder)
     if not empty and not mask.any():
@@ -68,8 +69,9 @@ def _pixels(image: Image.Image) -> Mask:
 
 def _from_picture(cell: Any, folder: Path, read: Callable[[Image.Image], Any] = _pixels) -> Any:
     """What is read of a mask's picture, by default the mask."""
+    source = media_of(cell, folder, "mask")
     try:
-        with Image.open(source_of(cell, folder, "mask")) as image:
+        with open_picture(source) as image:
             if image.format == "JPEG":
                 raise BadCell("a mask as JPEG, which blurs its edge: write it as PNG")
             if image.mode not in ("1", "L", "P", "I", "I;16"):
@@ -77,17 +79,17 @@ def _from_picture(cell: Any, folder: Path, read: Callable[[Image.Image], Any] = 
             if image.width * image.height > MAX_PIXELS:
                 raise BadCell(f"huge mask: {image.width} x {image.height} pixels")
             return read(image)
+    except BadCell:
+        raise
     except UnidentifiedImageError:
         raise BadCell("wrong type: no mask this library reads") from None
     except Image.DecompressionBombError:
         raise BadCell(f"huge mask: at most {MAX_PIXELS:,} pixels are decoded") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, BadCell):
-            raise
-        raise BadCell(f"broken mask: {error}") from None
+    except Exception as error:  # Pillow's readers raise whatever they stumble over
+        raise BadCell(f"broken mask: {reason_of(error)}") from None
 
 
-def _from_coco(cell: Mapping[str, Any]) -> Mask:
+def _from_coco(cell: Mapping[str, Any], limits: MediaLimits | None) -> Mask:
     """A mask as COCO writes it. Everything is checked before pycocotools, written in C, sees it."""
     size: Any = cell.get("size")
     content: Any = cell.get("segmentation", cell.get("counts"))
@@ -95,9 +97,9 @@ def _from_coco(cell: Mapping[str, Any]) -> Mask:
         size, content = content.get("size", size), content.get("counts")
     whole = isinstance(size, Sequence) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)
     if not whole:
-        raise BadCell(f"broken mask: its size is {size!r}, not [height, width]")
+        raise BadCell(f"broken mask: its size is {shown(size)}, not [height, width]")
     height, width = size
-    if height * width > MAX_PIXELS:
+    if height * width > (MAX_PIXELS if limits is None else limits.pixels):
         raise BadCell(f"huge mask: {width} x {height} pixels")
     tools = _tools()
     if isinstance(content, list) and content and isinstance(content[0], list):

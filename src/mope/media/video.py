@@ -6,9 +6,10 @@ from typing import Any
 
 from PIL import Image
 
+from mope.config import MAX_PIXELS
 from mope.errors import UserError
-from mope.media.cells import BadCell, source_of
-from mope.media.images import MAX_PIXELS
+from mope.media.cells import BadCell
+from mope.media.safety import media_of, reason_of
 
 FRAMES = 8
 """Frames that stand for a video (appendix B)."""
@@ -22,12 +23,8 @@ def open_video(cell: Any, folder: Path, frames: int = FRAMES) -> list[Image.Imag
     Raises:
         BadCell: it is missing, no video, or has no frames.
     """
-    try:
-        import av
-        import av.error
-    except ImportError:
-        raise UserError("Video takes the package av: pip install 'mope-fusion[video]'.") from None
-    source = source_of(cell, folder, "video")
+    _require_package()
+    source = media_of(cell, folder, "video")
     try:
         count = _count_frames(source)
         wanted = [int((part + 0.5) * count / frames) for part in range(frames)]
@@ -40,11 +37,10 @@ def open_video(cell: Any, folder: Path, frames: int = FRAMES) -> list[Image.Imag
                     found[index] = frame.to_image()
                 if index >= wanted[-1]:
                     break
-    except (av.error.FFmpegError, IndexError, OSError, ValueError) as error:
-        if isinstance(error, BadCell):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise BadCell(f"broken video, or none this library reads: {reason}") from None
+    except BadCell:
+        raise
+    except Exception as error:  # FFmpeg's, and what its bindings stumble over
+        raise BadCell(f"broken video, or none this library reads: {reason_of(error)}") from None
     if count == 0 or len(found) < len(set(wanted)):
         raise BadCell("broken video: it has no frames" if not found else "broken video: it ends early")
     return [found[index] for index in wanted]
@@ -56,19 +52,23 @@ def peek_video(cell: Any, folder: Path) -> None:
     Raises:
         BadCell: it is missing, no video, or of a format without a decoder.
     """
+    _require_package()
+    source = media_of(cell, folder, "video")
     try:
-        import av.error
-    except ImportError:
-        raise UserError("Video takes the package av: pip install 'mope-fusion[video]'.") from None
-    try:
-        with open_container(source_of(cell, folder, "video")) as container:
+        with open_container(source) as container:
             if not container.streams.video or container.streams.video[0].codec_context is None:
                 raise BadCell("broken video, or none this library reads: it has no pictures")
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        if isinstance(error, BadCell):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise BadCell(f"broken video, or none this library reads: {reason}") from None
+    except BadCell:
+        raise
+    except Exception as error:
+        raise BadCell(f"broken video, or none this library reads: {reason_of(error)}") from None
+
+
+def _require_package() -> None:
+    try:
+        import av  # noqa: F401
+    except ImportError:
+        raise UserError("Video takes the package av: pip install 'mope-fusion[video]'.") from None
 
 
 def _count_frames(source: Path | io.BytesIO) -> int:

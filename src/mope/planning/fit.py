@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import send_to_device
 from transformers import TrainerCallback
 
-from mope.config import Config
+from mope.config import Config, MediaLimits
 from mope.data.dataset import collate
 from mope.data.splits import Report
 from mope.data.table import Table, open_table
@@ -122,7 +122,9 @@ def plan(
         raise UserError(f"minutes is {minutes:g}: give more than none.")
     config_folder = {} if folder is None else {"data.folder": str(folder)}
     said = dict(settings or {})
-    table = open_table(data, said.get("data.trusted", True), said.get("data.encoding"), folder)
+    own = {key.rpartition(".")[2]: value for key, value in said.items() if key.startswith("data.limits.")}
+    trusted, encoding = said.get("data.trusted", True), said.get("data.encoding")
+    table = open_table(data, trusted, encoding, folder, MediaLimits(**own))
     table.require(label)
     columns = look(table, label, kinds)
     config, reason = make_config(

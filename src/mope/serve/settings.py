@@ -3,9 +3,10 @@
 import ipaddress
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
+from mope.config import MAX_PIXELS, MediaLimits
 from mope.errors import UserError
-from mope.media.images import MAX_PIXELS
 
 LIMITS = (
     "megabytes",
@@ -69,9 +70,9 @@ class ServeSettings:
     port: int = 7860
     token: str | None = None
     page: bool = True
-    megabytes: float = 32
-    pixels: int = MAX_PIXELS
-    seconds: float = 120
+    megabytes: float = MediaLimits().megabytes
+    pixels: int = MediaLimits().pixels
+    seconds: float = MediaLimits().seconds
     characters: int = 20_000
     rows: int = 64
     queue: int = 512
@@ -114,6 +115,11 @@ class ServeSettings:
                 f"Others can reach this machine at '{self.host}', and could guess a token of "
                 f"{len(self.token)} characters: take {_TOKEN_LENGTH} or more, as by `openssl rand -hex 16`."
             )
+
+    @cached_property
+    def media(self) -> MediaLimits:
+        """The limits of a request's media, which untrusted tables have as well."""
+        return MediaLimits(megabytes=self.megabytes, pixels=self.pixels, seconds=self.seconds)
 
     @property
     def bytes(self) -> int:

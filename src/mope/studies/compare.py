@@ -44,7 +44,7 @@ def compare(
 def _run(study: Study, todo: Sequence[Cell], runner: Runner, report: Report) -> dict[str, Any]:
     outcomes: dict[int, Outcome] = {}
     for place, cell in enumerate(todo):
-        if (metrics := read_metrics(cell.folder)) and TEST in metrics:
+        if (metrics := read_metrics(cell.folder, trained=True)) and TEST in metrics:
             outcomes[place] = Outcome(metrics)
     if outcomes:
         report(f"{len(outcomes)} of {len(todo)} runs are done.")

@@ -21,7 +21,7 @@ from torchmetrics.classification import (
 )
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
-from mope.errors import UserError
+from mope.errors import UserError, shown
 from mope.tasks.base import Task, label_text, split_labels
 
 
@@ -43,8 +43,9 @@ class _Weighted(Task):
 
     def _class(self, text: str) -> int:
         if text not in self.index:
-            known = ", ".join(self.labels[:8]) + (", ..." if len(self.labels) > 8 else "")
-            raise ValueError(f"unknown label '{text}' (known: {known})")
+            known = ", ".join(shown(name, 20) for name in self.labels[:5])
+            more = ", ..." if len(self.labels) > 5 else ""
+            raise ValueError(f"unknown label '{shown(text)}' (known: {known}{more})")
         return self.index[text]
 
     def fit(self, values: Iterable[Any], weights: str | Mapping[str, float]) -> None:
@@ -247,8 +248,8 @@ class Regression(Task):
     def encode(self, value: Any, folder: Path = Path()) -> float:
         try:
             number = float(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"the label {value!r} is no number") from None
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"the label {shown(repr(value))} is no number") from None
         if not math.isfinite(number):
             raise ValueError(f"the label {number} is not finite")
         return number

@@ -58,7 +58,7 @@ def check_folder(folder: Path, config: Config, resume: bool, report: Report) -> 
         )
     if finished and not _wants_more(folder, before, config):
         report(f"{folder} is finished; it is left as it is.")
-        return read_metrics(folder)
+        return read_metrics(folder, trained=True)
     if before.training.epochs != config.training.epochs:
         _require_same_rates(folder, before, config)
     if not (folder / CHECKPOINTS).is_dir():

@@ -32,6 +32,9 @@ def _sources(
 ) -> tuple[Table | Stream, Table]:
     """Training rows, a table or a stream, and validation rows, unchecked."""
     stream, splits = open_stream(config, tables), open_splits(config, tables)
+    for source in (stream, splits.get("train"), splits.get("validation")):
+        if source is not None and source.note is not None:
+            report(source.note)
     if stream is None:
         splits = hold_out(splits, config, report)
     train = stream or splits.get("train")
@@ -81,8 +84,8 @@ def prepare(
         rows = RowDataset(train, readers, task, label, train=True, skip=skip, seed=seed, **common)
         task.fit((task.encode(value) for value in train.column(label)), config.data.class_weights)
         _say_changed_texts(readers, train, report)
-        for doubt in doubts(config, model, train):
-            report(doubt)
+    for doubt in doubts(config, model, train):
+        report(doubt)
     return model, {
         "train": rows,
         "validation": RowDataset(validation, readers, task, label, **common),
