@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+import torch
 from conftest import make_tables, make_weights
 from run_tester import tiny_run
 from safetensors.torch import load_file
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", help="where they are; a temporary one by default")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # threads wouldn't live on in the children
     root = Path(options.folder or tempfile.mkdtemp())
     for name in ("weights", "tables"):
         (root / name).mkdir(parents=True)
@@ -113,7 +115,7 @@ def _outcome(config: Config) -> tuple[dict[str, bytes], str]:
     history = json.loads((folder / "metrics.json").read_text())["history"]
     kept = [{k: v for k, v in entry.items() if not k.endswith(_TIMES)} for entry in history]
     weights = load_file(folder / "model.safetensors")
-    return {name: tensor.numpy().tobytes() for name, tensor in weights.items()}, json.dumps(kept)
+    return {name: tensor.numpy().tobytes() for name, tensor in weights.items()}, json.dumps(kept, sort_keys=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Runs that are continued, or refused to be; and what is never lost."""
 
 import errno
-import importlib.util
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -205,13 +206,11 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_is_whole(config, tmp_path, 
 @pytest.mark.slow
 def test_killed_runs_end_as_unbroken_ones(tmp_path):
     """A few of what dev/torture.py does a hundred times."""
-    file = Path(__file__).parents[1] / "dev" / "torture.py"
-    spec = importlib.util.spec_from_file_location("torture", file)
-    assert spec is not None
-    assert spec.loader is not None
-    torture = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(torture)
-    assert torture.main(["--trials", "4", "--folder", str(tmp_path)]) == 0
+    script = Path(__file__).parents[1] / "dev" / "torture.py"
+    command = [sys.executable, str(script), "--trials", "4", "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 of 4 the same" in done.stdout
 
 
 def test_a_resumed_run_ends_where_an_unbroken_one_does(config, tmp_path):

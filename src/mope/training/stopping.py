@@ -48,7 +48,10 @@ class Saver(TrainerCallback):
             due, stop = told.tolist()
             self.received = signal.Signals(stop) if stop else None
         self._stopping = bool(stop)
-        if due or self._stopping:
+        # After an epoch's last step its evaluation comes first, and is saved with it: what went on from a
+        # checkpoint before it would never make it.
+        ends = float(state.epoch).is_integer() or state.global_step >= state.max_steps
+        if (due or self._stopping) and not ends:
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
