@@ -115,7 +115,8 @@ def _outcome(config: Config) -> tuple[dict[str, bytes], str]:
     history = json.loads((folder / "metrics.json").read_text())["history"]
     kept = [{k: v for k, v in entry.items() if not k.endswith(_TIMES)} for entry in history]
     weights = load_file(folder / "model.safetensors")
-    return {name: tensor.numpy().tobytes() for name, tensor in weights.items()}, json.dumps(kept, sort_keys=True)
+    found = {name: tensor.numpy().tobytes() for name, tensor in weights.items()}
+    return found, json.dumps(kept, sort_keys=True)
 
 
 if __name__ == "__main__":

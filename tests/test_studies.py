@@ -2,12 +2,18 @@
 
 import csv
 import json
+import os
 import statistics
+import sys
+import threading
+import time
 from pathlib import Path
 
 import optuna
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from mope.cli import main
 from mope.config import Config
@@ -20,7 +26,7 @@ from mope.model import empty_model
 from mope.run import difference
 from mope.studies.compare import compare
 from mope.studies.counts import paper_counts
-from mope.studies.runs import Runner
+from mope.studies.runs import LocalRunner
 from mope.studies.study import Study, cells, row_config
 from mope.studies.table import interval
 from mope.studies.tune import tune
@@ -172,7 +178,7 @@ def test_a_study_uses_each_gpu_by_its_own_name(study, monkeypatch, tmp_path):
     compare(Study.load(study), plugins=[str(plugin)], report=lambda line: None)
     assert sorted((tmp_path / "seen.txt").read_text().split()) == ["4", "7"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    runner = Runner()
+    runner = LocalRunner()
     assert [runner._devices.get() for _ in range(runner.workers)] == ["0", "1"]
 
 
@@ -190,6 +196,76 @@ def test_a_run_that_fails_is_said_and_the_others_go_on(study, tmp_path, capsys):
     table = json.loads((tmp_path / "study" / "table.json").read_text())
     assert [row["name"] for row in table["rows"]] == ["P-TextOnly"]
     assert "no weights" in (tmp_path / "study" / "broken" / "seed0" / "error.txt").read_text()
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A Ray cluster of two machines, which are processes of this one."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    # Its processes import what the tests do.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    found = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    yield found
+    found.shutdown()
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_machine_gives_the_table_of_one_machine(study, tmp_path, cluster):
+    change(study, settings={"training.epochs": 3, "training.save_minutes": 1e-9}, rows=[{"method": "MoPE"}])
+    change(study, reference=None, quick={})
+    alone = compare(Study.load(study, output=str(tmp_path / "alone")), workers=1, report=lambda line: None)
+    machine = cluster.add_node(num_cpus=1)
+    lost = []
+
+    def lose():
+        while len(list(tmp_path.glob("study/*/*/checkpoints/checkpoint-*"))) < 3:
+            time.sleep(0.02)
+        cluster.remove_node(machine, allow_graceful=False)
+        lost.append(machine)
+
+    losing = threading.Thread(target=lose, daemon=True)
+    losing.start()
+    table = compare(Study.load(study), address=cluster.address, report=lambda line: None)
+    losing.join(timeout=60)
+    assert lost
+    for row, expected in zip(table["rows"], alone["rows"], strict=True):
+        assert row["values"]["accuracy"]["by_seed"] == expected["values"]["accuracy"]["by_seed"]
+    for file in tmp_path.glob("alone/*/*/model.safetensors"):
+        one, other = load_file(file), load_file(tmp_path / "study" / file.relative_to(tmp_path / "alone"))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_cluster_that_is_not_there_is_a_sentence(study, capsys):
+    pytest.importorskip("ray")
+    assert main(["compare", str(study), "--address", "127.0.0.1:9"]) == 2
+    said = capsys.readouterr().err
+    assert "There is no Ray cluster at '127.0.0.1:9'" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_run_whose_process_dies_is_done_again_from_its_checkpoint(study, tmp_path):
+    plugin = tmp_path / "die.py"
+    plugin.write_text(
+        "import os, pathlib, mope\n"
+        "mope.register_method('Dying', 'concat')\n"
+        "from mope.training.trainer import FusionTrainer\n"
+        "note = pathlib.Path(__file__).parent / 'died.txt'\n"
+        "step = FusionTrainer.begin_step\n"
+        "def begin_step(self):\n"
+        "    if self.state.global_step == 4 and not note.exists():\n"
+        "        note.write_text('once')\n"
+        "        os._exit(9)\n"
+        "    step(self)\n"
+        "FusionTrainer.begin_step = begin_step\n"
+    )
+    change(study, rows=[{"method": "P-TextOnly"}], seeds=[0], reference=None, metrics=None)
+    change(study, settings={"training.epochs": 2, "training.save_minutes": 1e-9})
+    lines = []
+    compare(Study.load(study), plugins=[str(plugin)], report=lines.append)
+    assert (tmp_path / "died.txt").exists()
+    assert "accuracy" in lines[-1]
 
 
 @pytest.mark.slow

@@ -140,6 +140,13 @@ class _ListSettings(argparse.Action):
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], last_is_sum: bool = False) -> None:
     """Print a table; numbers stand to the right."""
     from rich.console import Console
+
+    table = make_table(header, rows, last_is_sum)
+    Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def make_table(header: Sequence[str], rows: Sequence[Sequence[str]], last_is_sum: bool = False) -> Any:
+    """A table to be printed by rich."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -150,7 +157,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], last_is_su
         if last_is_sum and place == len(rows) - 1:
             table.add_section()
         table.add_row(*row)
-    Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty()).print(table)
+    return table
 
 
 def _is_number(text: str) -> bool:

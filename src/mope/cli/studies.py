@@ -2,9 +2,12 @@
 
 import argparse
 import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from mope.cli.output import add_plugin, add_verb, load_plugins, print_table
+from mope.cli.output import add_plugin, add_verb, load_plugins, make_table, print_table
 from mope.errors import UserError
 
 
@@ -31,6 +34,10 @@ def _add_study_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--output", metavar="FOLDER", help="another folder for the runs and the table")
     verb.add_argument(
         "--workers", type=int, metavar="N", help="runs at a time; without it, one per GPU, or one per core"
+    )
+    verb.add_argument(
+        "--address",
+        help="of a Ray cluster to spread the runs over, `auto` for this machine's; they share folders",
     )
 
 
@@ -59,7 +66,9 @@ def compare(options: argparse.Namespace) -> None:
 
     study = _study(options)
     report = _to_stderr if options.json else _at_once
-    table = run(study, workers=options.workers, plugins=options.plugin, report=report)
+    places = {"workers": options.workers, "address": options.address, "plugins": options.plugin}
+    with _live(lambda table: cells_of(study, table), options.json) as show:
+        table = run(study, **places, report=report, show=show)
     if options.json:
         print(json.dumps(table, indent=2))
         return
@@ -69,13 +78,23 @@ def compare(options: argparse.Namespace) -> None:
     print(f"Written: {', '.join(str(folder / name) for name in names)}")
 
 
+@contextmanager
+def _live(cells: Callable[[dict[str, Any]], tuple[Any, Any]], quiet: bool) -> Iterator[Any]:
+    """What shows a table as it grows: at a terminal alone."""
+    if quiet or not sys.stdout.isatty():
+        yield None
+        return
+    from rich.live import Live
+
+    with Live(auto_refresh=False, transient=True) as live:
+        yield lambda table: live.update(make_table(*cells(table)), refresh=True)
+
+
 def _at_once(line: str) -> None:
     print(line, flush=True)
 
 
 def _to_stderr(line: str) -> None:
-    import sys
-
     print(line, file=sys.stderr, flush=True)
 
 
@@ -125,7 +144,8 @@ def tune(options: argparse.Namespace) -> None:
 
     study = _study(options)
     report = _to_stderr if options.json else _at_once
-    result = run(study, options.row, workers=options.workers, plugins=options.plugin, report=report)
+    places = {"workers": options.workers, "address": options.address, "plugins": options.plugin}
+    result = run(study, options.row, **places, report=report)
     if options.json:
         print(json.dumps(result, indent=2))
         return

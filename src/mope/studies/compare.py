@@ -8,6 +8,7 @@ from typing import Any
 from mope.errors import UserError
 from mope.lock import writing
 from mope.run import CONFIG, difference, read_metrics, read_run
+from mope.studies.cluster import make_runner
 from mope.studies.plot import require_packages
 from mope.studies.runs import ERROR, TEST, Outcome, Runner
 from mope.studies.study import Cell, Study, cells
@@ -19,15 +20,24 @@ Report = Callable[[str], Any]
 
 
 def compare(
-    study: Study, *, workers: int | None = None, plugins: Sequence[str] = (), report: Report = print
+    study: Study,
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+    plugins: Sequence[str] = (),
+    report: Report = print,
+    show: Report | None = None,
 ) -> dict[str, Any]:
     """Run what isn't done yet, then write the table and the picture.
 
     Args:
         study: what to run.
-        workers: runs at a time; None for what the study says, or as many as the machine takes, see `Runner`.
+        workers: runs at a time; None for what the study says, or as many as there is room for, see
+            `LocalRunner` and `RayRunner`.
+        address: of a Ray cluster that the runs are spread over; None for this machine.
         plugins: Python files that register methods, for every worker to load.
         report: takes each line that is said.
+        show: takes the table as far as it is there, after each run.
 
     Returns:
         The table, see `build_table`.
@@ -37,11 +47,13 @@ def compare(
     _check_metrics(study, todo[0])
     for cell in todo:
         _check_kept(cell)
-    with writing(Path(study.output)):
-        return _run(study, todo, Runner(workers or study.workers, plugins), report)
+    with writing(Path(study.output)), make_runner(workers or study.workers, plugins, address) as runner:
+        return _run(study, todo, runner, report, show)
 
 
-def _run(study: Study, todo: Sequence[Cell], runner: Runner, report: Report) -> dict[str, Any]:
+def _run(
+    study: Study, todo: Sequence[Cell], runner: Runner, report: Report, show: Report | None
+) -> dict[str, Any]:
     outcomes: dict[int, Outcome] = {}
     for place, cell in enumerate(todo):
         if (metrics := read_metrics(cell.folder, trained=True)) and TEST in metrics:
@@ -53,7 +65,9 @@ def _run(study: Study, todo: Sequence[Cell], runner: Runner, report: Report) -> 
     for place, outcome in runner.each(jobs):
         outcomes[place] = outcome
         report(_line(study, todo[place], outcome, len(outcomes), len(todo)))
-        _write(study, todo, outcomes)
+        table = _write(study, todo, outcomes)
+        if show is not None:
+            show(table)
     table = _write(study, todo, outcomes)
     failed = [todo[place].label for place, outcome in outcomes.items() if outcome.error]
     if failed:

@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from mope.device import pick_device
-from mope.errors import UserError
+from mope.errors import Interrupted, UserError
 from mope.methods import load_plugin
 from mope.run import CHECKPOINTS, add_metrics, read_metrics
 
@@ -26,6 +27,7 @@ Result = TypeVar("Result")
 
 TEST = "test"
 ERROR = "error.txt"
+AGAIN = 2  # times that a run is done again whose process died
 # Bytes that a run of a small model may take while it trains; with more runs than fit, the machine would swap.
 _RUN_MEMORY = 4 * 2**30
 
@@ -45,8 +47,53 @@ class Outcome:
     seconds: float = 0.0
 
 
-class Runner:
+class Runner(ABC):
     """Runs configs, as many at a time as it has workers; its `run` is called from that many threads.
+
+    Attributes:
+        workers: runs at a time.
+    """
+
+    workers: int
+
+    def __enter__(self) -> "Runner":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back what the runs were run on."""
+        return
+
+    def each(self, jobs: Mapping[Key, Callable[[], Result]]) -> Iterator[tuple[Key, Result]]:
+        """Call each job in a thread, as many at a time as there are workers; keys and results as they end.
+
+        Whatever a job raises is raised here, and jobs that haven't begun aren't begun then.
+        """
+        with ThreadPoolExecutor(self.workers) as pool:
+            futures = {pool.submit(job): key for key, job in jobs.items()}
+            try:
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    @abstractmethod
+    def run(self, settings: dict[str, Any], *, test: bool) -> Outcome:
+        """Run a config in a process of its own and wait for it; even one that is killed has an outcome.
+
+        One whose process dies is done again, from its last checkpoint, twice at most.
+
+        Args:
+            settings: the config, as `Config.parse` takes it; its `output` is the run's folder.
+            test: whether to evaluate the run on its test rows too.
+        """
+
+
+class LocalRunner(Runner):
+    """Runs configs in processes of this machine.
 
     Args:
         workers: runs at a time; None for one per GPU, or on a CPU one per core as far as memory goes (two
@@ -64,41 +111,37 @@ class Runner:
         for place in range(self.workers):
             self._devices.put(_gpu_name(place % gpus) if gpus > 1 else None)
 
-    def each(self, jobs: Mapping[Key, Callable[[], Result]]) -> Iterator[tuple[Key, Result]]:
-        """Call each job in a thread, as many at a time as there are workers; keys and results as they end.
-
-        Whatever a job raises is raised here, and jobs that haven't begun aren't begun then.
-        """
-        with ThreadPoolExecutor(self.workers) as pool:
-            futures = {pool.submit(job): key for key, job in jobs.items()}
-            try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
     def run(self, settings: dict[str, Any], *, test: bool) -> Outcome:
-        """Run a config in a process of its own and wait for it; even one that is killed has an outcome.
-
-        Args:
-            settings: the config, as `Config.parse` takes it; its `output` is the run's folder.
-            test: whether to evaluate the run on its test rows too.
-        """
-        started, folder = time.monotonic(), Path(settings["output"])
+        """See `Runner.run`."""
+        started, code = time.monotonic(), None
         gpu = self._devices.get()
-        job = (settings, gpu, self._threads, self._plugins, test, os.getpid())
-        process = get_context("spawn").Process(target=run_config, args=job)
-        process.start()
-        process.join()
+        for _ in range(1 + AGAIN):
+            job = (settings, gpu, self._threads, self._plugins, test, os.getpid())
+            process = get_context("spawn").Process(target=run_config, args=job)
+            process.start()
+            process.join()
+            if (code := process.exitcode) == 0:
+                break
         self._devices.put(gpu)
-        seconds, error = time.monotonic() - started, folder / ERROR
-        if error.is_file():
-            return Outcome({}, error.read_text(encoding="utf-8").strip().splitlines()[-1], seconds)
-        metrics = read_metrics(folder)
-        if process.exitcode != 0 or not metrics or (test and TEST not in metrics):
-            return Outcome({}, f"its process ended with code {process.exitcode}", seconds)
-        return Outcome(metrics, None, seconds)
+        seconds = time.monotonic() - started
+        return outcome_of(Path(settings["output"]), test, seconds, f"its process ended with code {code}")
+
+
+def outcome_of(folder: Path, test: bool, seconds: float, died: str) -> Outcome:
+    """How the run in a folder ended, as its files say.
+
+    Args:
+        folder: the run's.
+        test: whether it was to be evaluated on its test rows.
+        seconds: how long it took.
+        died: why it failed, where nothing says so.
+    """
+    error, metrics = folder / ERROR, read_metrics(folder)
+    if error.is_file():
+        return Outcome({}, error.read_text(encoding="utf-8").strip().splitlines()[-1], seconds)
+    if not metrics or (test and TEST not in metrics):
+        return Outcome({}, died, seconds)
+    return Outcome(metrics, None, seconds)
 
 
 def run_config(
@@ -107,10 +150,20 @@ def run_config(
     threads: int,
     plugins: Sequence[str],
     test: bool,
-    parent: int,
+    parent: int | None,
 ) -> None:
-    """Train and evaluate one run; what it says goes into its `log.txt`, why it fails into `error.txt`."""
-    _end_with(parent)
+    """Train and evaluate one run; what it says goes into its `log.txt`, why it fails into `error.txt`.
+
+    Args:
+        settings: the config's.
+        gpu: what CUDA calls the one that it is to have; None for what this process has.
+        threads: of PyTorch's.
+        plugins: Python files that register methods.
+        test: whether to evaluate it on its test rows too.
+        parent: process with which this one is to end; None for none.
+    """
+    if parent is not None:
+        _end_with(parent)
     if gpu is not None:
         # Of several GPUs transformers takes the first that it sees: it is to see this run's alone.
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
@@ -136,6 +189,8 @@ def run_config(
                 if test:
                     result = evaluate(folder, report=say, device=config.training.device)
                     add_metrics(folder, TEST, result)
+        except Interrupted as error:
+            raise SystemExit(error.code) from None  # by whoever ends processes: it goes on, here or elsewhere
         except UserError as error:
             (folder / ERROR).write_text(f"{error}\n", encoding="utf-8")
             return

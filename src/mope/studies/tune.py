@@ -12,6 +12,7 @@ from mope.config import Config
 from mope.errors import UserError
 from mope.files import replacing
 from mope.run import difference
+from mope.studies.cluster import make_runner
 from mope.studies.compare import Report
 from mope.studies.runs import Runner
 from mope.studies.study import RowConfig, Study, row_config, slug
@@ -26,6 +27,7 @@ def tune(
     rows: list[str] | None = None,
     *,
     workers: int | None = None,
+    address: str | None = None,
     plugins: Sequence[str] = (),
     report: Report = print,
 ) -> dict[str, Any]:
@@ -38,7 +40,8 @@ def tune(
     Args:
         study: its `tune` says how much is tried, its `tuned` where to write.
         rows: only these; None for all.
-        workers: rows at a time; None for what the study says, or as many as the machine takes, see `Runner`.
+        workers: rows at a time; None for what the study says, or as many as there is room for.
+        address: of a Ray cluster that the trials are spread over; None for this machine.
         plugins: Python files that register methods, for every worker to load.
         report: takes each line that is said.
 
@@ -61,23 +64,23 @@ def tune(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file, folder = Path(study.tuned), Path(study.output) / "tuning"
     folder.mkdir(parents=True, exist_ok=True)
-    runner = Runner(workers or study.workers, plugins)
     # One process at a time makes the tables of trials.
     storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'trials.sqlite'}")
-    searches = {
-        row.label: partial(_tune_row, study, row, storage, folder, runner, report)
-        for row in study.rows
-        # What L-BFGS fits has no learning rate.
-        if (rows is None or row.label in rows) and row_config(study, row).training.solver == "adamw"
-    }
     known = _known(file)
-    for label, found in runner.each(searches):
-        # Read anew: another process may tune other rows, and another study may have its rows in the file.
-        known = {**_known(file), label: found}
-        known = {name: known[name] for name in [*labels, *known] if name in known}
-        content = {"trials": study.tune.trials, "rows": known}
-        with replacing(file) as draft:
-            draft.write_text("# Written by `mope tune`.\n" + yaml.safe_dump(content, sort_keys=False))
+    with make_runner(workers or study.workers, plugins, address) as runner:
+        searches = {
+            row.label: partial(_tune_row, study, row, storage, folder, runner, report)
+            for row in study.rows
+            # What L-BFGS fits has no learning rate.
+            if (rows is None or row.label in rows) and row_config(study, row).training.solver == "adamw"
+        }
+        for label, found in runner.each(searches):
+            # Read anew: another process may tune other rows, and another study may have rows in the file.
+            known = {**_known(file), label: found}
+            known = {name: known[name] for name in [*labels, *known] if name in known}
+            content = {"trials": study.tune.trials, "rows": known}
+            with replacing(file) as draft:
+                draft.write_text("# Written by `mope tune`.\n" + yaml.safe_dump(content, sort_keys=False))
     return {"rows": known}
 
 

@@ -1,0 +1,45 @@
+"""Keep what studies measured in the repository, so that it isn't measured again elsewhere.
+
+`python dev/measured.py keep` copies settings and metrics of each finished run in runs/studies to dev/measured.
+`python dev/measured.py restore` puts them back where they aren't, so that `mope compare` runs the others alone.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+KEPT, RUNS = Path("dev/measured"), Path("runs/studies")
+FILES = ("config.yaml", "metrics.json")
+
+
+def main() -> int:
+    """Keep or restore, from the repository's root."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("keep", "restore"))
+    what = parser.parse_args().what
+    source, target = (RUNS, KEPT) if what == "keep" else (KEPT, RUNS)
+    count = 0
+    for metrics in sorted(source.glob("*/*/*seed*/metrics.json")):
+        run = metrics.parent
+        if '"test"' not in metrics.read_text(encoding="utf-8"):
+            continue
+        copy = target / run.relative_to(source)
+        if (copy / "metrics.json").is_file() and what == "restore":
+            continue
+        copy.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            shutil.copy(run / name, copy / name)
+        config = copy / "config.yaml"
+        text = config.read_text(encoding="utf-8")
+        # A run's config has whole paths, which here are the root's: they are kept relative to it.
+        config.write_text(text.replace(f"{Path.cwd()}/", ""), encoding="utf-8")
+        count += 1
+    print(f"{what}: {count} runs, to {target}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
