@@ -1,7 +1,7 @@
 """Keep what studies measured in the repository, so that it isn't measured again elsewhere.
 
-`python dev/measured.py keep` copies settings and metrics of each finished run in runs/studies to dev/measured.
-`python dev/measured.py restore` puts them back where they aren't, so that `mope compare` runs the others alone.
+`python dev/measured.py keep` copies settings and metrics of finished runs in runs/studies to dev/measured.
+`python dev/measured.py restore` puts them back where they aren't: `mope compare` then runs the others alone.
 """
 
 import argparse

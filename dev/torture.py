@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -77,7 +78,9 @@ def _in_child(config: Config, seconds: float | None) -> tuple[bool, int]:
         _train(config, note)
     deadline = None if seconds is None else time.monotonic() + seconds
     while True:
-        done, _ = os.waitpid(child, os.WNOHANG)
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done and status:
+            raise RuntimeError(f"The training in {config.output} failed by itself.")
         if done:
             return False, STEPS
         if deadline is not None and time.monotonic() > deadline:
@@ -100,6 +103,8 @@ def _train(config: Config, note: Path) -> None:
     try:
         train(config, resume=True, report=lambda line: None, callbacks=[Noted()])
         code = 0
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(code)
 

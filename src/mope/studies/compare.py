@@ -26,7 +26,7 @@ def compare(
     address: str | None = None,
     plugins: Sequence[str] = (),
     report: Report = print,
-    show: Report | None = None,
+    show: Callable[[dict[str, Any]], Any] | None = None,
 ) -> dict[str, Any]:
     """Run what isn't done yet, then write the table and the picture.
 
@@ -52,7 +52,11 @@ def compare(
 
 
 def _run(
-    study: Study, todo: Sequence[Cell], runner: Runner, report: Report, show: Report | None
+    study: Study,
+    todo: Sequence[Cell],
+    runner: Runner,
+    report: Report,
+    show: Callable[[dict[str, Any]], Any] | None,
 ) -> dict[str, Any]:
     outcomes: dict[int, Outcome] = {}
     for place, cell in enumerate(todo):
