@@ -214,7 +214,10 @@ def cluster(monkeypatch):
 def test_a_cluster_that_loses_a_machine_gives_the_table_of_one_machine(study, tmp_path, cluster):
     change(study, settings={"training.epochs": 3, "training.save_minutes": 1e-9}, rows=[{"method": "MoPE"}])
     change(study, reference=None, quick={})
-    alone = compare(Study.load(study, output=str(tmp_path / "alone")), workers=1, report=lambda line: None)
+    # One thread each, as on the cluster.
+    alone = compare(
+        Study.load(study, output=str(tmp_path / "alone")), workers=os.cpu_count(), report=lambda line: None
+    )
     machine = cluster.add_node(num_cpus=1)
     lost = []
 
