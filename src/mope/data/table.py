@@ -46,7 +46,7 @@ class Table:
             if isinstance(feature, Image | Audio | Video):
                 rows = rows.cast_column(column, type(feature)(decode=False))
         self.rows, self.folder, self.name = rows, folder, name
-        self.numbers = list(numbers) if numbers is not None else list(range(1, len(rows) + 1))
+        self.numbers: Sequence[int] = list(numbers) if numbers is not None else range(1, len(rows) + 1)
 
     def __len__(self) -> int:
         return len(self.rows)
