@@ -68,6 +68,8 @@ class Predictor:
     ):
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}: at least one row is predicted at a time.")
+        if workers < 0:
+            raise UserError(f"workers is {workers}: none, 0, is the least.")
         self.run = find_run(run)
         self.device = pick_device(device)
         model = FusionModel.from_pretrained(self.run).to(self.device)
@@ -112,7 +114,7 @@ class Predictor:
         Raises:
             UserError: it is no table, a column is missing, or the task hasn't one label by name.
         """
-        self._require_abstaining(abstain_below)
+        self.require_abstaining(abstain_below)
         source = as_table([rows] if isinstance(rows, Mapping) else rows, self.settings, self.readers, folder)
         predictions = Predictions((Prediction() for _ in range(len(source))), self.model.task.classes)
         if not predictions:
@@ -139,7 +141,7 @@ class Predictor:
         Raises:
             UserError: see `predict`; while iterating, a file can't be read on.
         """
-        self._require_abstaining(abstain_below)
+        self.require_abstaining(abstain_below)
         rows = [rows] if isinstance(rows, Mapping) else rows
         source = one_after_another(rows, self.settings, self.readers, folder, self.batch_size)
         for part in self.predict_parts(source, abstain_below=abstain_below):
@@ -192,7 +194,12 @@ class Predictor:
             batches, lambda inputs: self.forward_batch(inputs)[0], task, stream.name, skip_bad_rows, report
         )
 
-    def _require_abstaining(self, abstain_below: float | None) -> None:
+    def require_abstaining(self, abstain_below: float | None) -> None:
+        """Make sure that the task can name no label.
+
+        Raises:
+            UserError: it can't.
+        """
         if abstain_below is not None and self.settings.task != "classification":
             raise UserError(
                 f"A {self.settings.task} names its label whatever its probability: no abstaining."

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from mope.cli import data, encoders, export, fit, init, insight, runs, serve, studies
+from mope.cli import data, encoders, export, fit, init, insight, predict, runs, serve, studies
 from mope.errors import UserError
 
 
@@ -32,10 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mope: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        hint = " With --resume it goes on from the last whole epoch." if verb == "train" else ""
+        hint = _RESUMED.get(verb, "")
         print(f"mope: interrupted.{hint}", file=sys.stderr)
         return 130
     return 0
+
+
+_RESUMED = {
+    "train": " With --resume it goes on from the last whole epoch.",
+    "predict": " What goes to --out goes on with --resume.",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="print a script that completes commands in bash, zsh or tcsh, and exit",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
-    for group in (fit, init, runs, serve, export, studies, insight, data, encoders):
+    for group in (fit, init, runs, predict, serve, export, studies, insight, data, encoders):
         group.add(verbs)
     return parser
 
