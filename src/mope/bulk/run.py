@@ -11,6 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mope.bulk.cluster import Job
+from mope.bulk.cluster import predict_parts as predict_by_ray
 from mope.bulk.columns import Columns, Keep
 from mope.bulk.formats import Format, format_of
 from mope.bulk.parts import Parts, require_free
@@ -32,6 +34,8 @@ break, and its last digits are the same."""
 
 _PART_SECONDS = 30.0
 """Or what can be lost of a slow model's work."""
+
+ENGINES = ("here", "ray")
 
 Also = Callable[[PredictedRows], None]
 """Takes each batch before it is written."""
@@ -111,6 +115,8 @@ def predict_file(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    engine: str = "here",
+    plugins: Sequence[str] = (),
     also: Also | None = None,
     report: Report = say,
     **options: Any,
@@ -127,6 +133,8 @@ def predict_file(
         wanted: which rows and columns.
         resume: go on where the same call was interrupted; the rest is as if it hadn't been.
         overwrite: replace the file if it is there.
+        engine: `here`, or `ray`: then `workers` are so many that load the model, see `mope.bulk.cluster`.
+        plugins: files that register methods, which Ray's workers load.
         also: takes each batch before it is written; of a resumed call only those that weren't.
         report: takes what is said.
         options: the `Predictor`'s.
@@ -135,6 +143,8 @@ def predict_file(
         UserError: something can't be read or written, or a file is there already.
     """
     out = Path(out)
+    if engine not in ENGINES:
+        raise UserError(f"There is no engine '{engine}': name {' or '.join(ENGINES)}.")
     require_free(out, overwrite or resume)
     stream = _open(table, out, wanted)
     keep = Keep.of(wanted.keep, stream)
@@ -150,22 +160,58 @@ def predict_file(
         columns = Columns(keep, stream, predictor.settings.task, task.classes, experts, out)
         if begun:
             report(f"{out}: goes on behind row {begun:,}.")
-        total = None if stream.length is None else min(stream.length, wanted.rows or stream.length)
-        rows = tqdm(
-            numbered(stream, begun, wanted.rows),
-            f"predicting {stream.name}",
-            total or wanted.rows,
-            leave=False,
-            initial=begun,
-            disable=None,
-            unit="row",
-        )
         layout = format_of(out, columns)
-        found = predictor.predict_parts(rows, keep.columns, keep.all, wanted.abstain_below)
+        if engine == "ray":
+            job = _job(find_run(run), table, wanted, keep, stream, options, plugins)
+            found = predict_by_ray(job, begun, predictor.batch_size, max(1, predictor.workers))
+        else:
+            rows = numbered(stream, begun, wanted.rows)
+            found = predictor.predict_parts(rows, keep.columns, keep.all, wanted.abstain_below)
+        found = _shown(found, stream, begun, wanted.rows)
         write_parts(found, columns, layout, parts, also)
         layout.join(parts.files(), parts.draft())
         parts.finish()
         return _written(parts)
+
+
+def _job(
+    run: Path,
+    table: str | Path,
+    wanted: Wanted,
+    keep: Keep,
+    stream: Stream,
+    options: dict[str, Any],
+    plugins: Sequence[str],
+) -> Job:
+    """What Ray's workers need to know; rows are counted, as they are shared out by their places."""
+    rows = stream.length
+    if rows is None:
+        rows = sum(1 for _ in numbered(stream, 0, wanted.rows))
+    return Job(
+        run,
+        str(table),
+        wanted.folder,
+        wanted.trusted,
+        wanted.encoding,
+        keep.columns,
+        keep.all,
+        wanted.abstain_below,
+        rows if wanted.rows is None else min(rows, wanted.rows),
+        options,
+        plugins,
+    )
+
+
+def _shown(
+    found: Iterable[PredictedRows], stream: Stream, begun: int, most: int | None
+) -> Iterator[PredictedRows]:
+    """The same, with a bar of how many rows are done."""
+    total = most if stream.length is None else min(stream.length, most or stream.length)
+    name = f"predicting {stream.name}"
+    with tqdm(desc=name, total=total, leave=False, initial=begun, disable=None, unit="row") as bar:
+        for part in found:
+            yield part
+            bar.update(len(part.numbers))
 
 
 def _open(table: str | Path, out: Path, wanted: Wanted) -> Stream:

@@ -32,6 +32,13 @@ def add(verbs: Any) -> None:
     verb.add_argument("--resume", action="store_true", help="go on where the same command was interrupted")
     verb.add_argument("--overwrite", action="store_true", help="replace --out if it is there already")
     verb.add_argument(
+        "--engine",
+        default="here",
+        choices=("here", "ray"),
+        help="ray: --workers is how many load the model, on this machine or on the cluster that RAY_ADDRESS "
+        "names",
+    )
+    verb.add_argument(
         "--routing", action="store_true", help="add the routing scores of every layer and expert"
     )
     verb.add_argument("--rows", type=int, metavar="N", help="only the first N rows")
@@ -57,6 +64,8 @@ def predict(options: argparse.Namespace) -> None:
     if options.out is None:
         if named := [name for name in ("keep", "resume", "overwrite") if getattr(options, name)]:
             raise UserError(f"--{named[0]} is for the file that --out names.")
+        if options.engine != "here":
+            raise UserError("--engine is for the file that --out names.")
         _print(options)
     else:
         _write(options)
@@ -94,6 +103,8 @@ def _write(options: argparse.Namespace) -> None:
         ),
         resume=options.resume,
         overwrite=options.overwrite,
+        engine=options.engine,
+        plugins=options.plugin,
         also=also,
         report=lambda line: print(line, file=sys.stderr),
         **_loading(options),
