@@ -1,78 +1,24 @@
-"""Any number of rows: streamed in and out, in order, and none lost or doubled when a process is killed."""
+"""Any number of rows: streamed in and out, in order, in every format."""
 
-import csv
 import json
-import os
-import random
-import signal
-import sys
-import time
 from datetime import date
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from bulk_tester import OUTPUTS, read_back, sources, write_csv
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_from_disk
-from run_tester import quiet, tiny_run
+from run_tester import quiet
 from shard_tester import write_tar
 
-from mope.bulk import Wanted, parts, predict_file
-from mope.bulk import run as bulk
+from mope.bulk import Wanted, predict_file
 from mope.cli import main
-from mope.config import Config
-from mope.data.table import open_table
+from mope.data.shards import KEY
 from mope.errors import UserError
 from mope.predictor import Predictor, evaluate
-from mope.training import train
 
-OUTPUTS = (".csv", ".jsonl", ".parquet", "")
-
-
-@pytest.fixture(scope="module")
-def run(weights, tables, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "run"
-    train(Config.parse(tiny_run(weights, tables, folder, epochs=1)), report=quiet)
-    return folder
-
-
-@pytest.fixture
-def rows(tables) -> list[dict]:
-    """Twenty rows of which three can't be used."""
-    rows = [{**row, "picture": str(tables / row["picture"])} for row in open_table(tables / "test.csv")]
-    rows[3]["picture"], rows[7]["question"], rows[19]["picture"] = "none.png", " ", ""
-    return [{"id": str(n), **row} for n, row in enumerate(rows)]
-
-
-def write_csv(rows: list[dict], file: Path) -> Path:
-    with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return file
-
-
-def sources(rows: list[dict], folder: Path) -> dict[str, Path]:
-    """The rows as a file of every kind."""
-    folder.mkdir(exist_ok=True)
-    write_csv(rows, folder / "t.csv")
-    (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    Dataset.from_list(rows).to_parquet(str(folder / "t.parquet"))
-    Dataset.from_list(rows).save_to_disk(str(folder / "saved"))
-    for half in range(2):
-        members = {f"{n:02}.json": json.dumps(rows[n]) for n in range(half * 10, half * 10 + 10)}
-        write_tar(folder / f"t{half}.tar", members)
-    return {name: folder / name for name in ("t.csv", "t.jsonl", "t.parquet", "saved", "t{0..1}.tar")}
-
-
-def read_back(out: Path) -> list[dict]:
-    """The rows of an output; those of CSV are texts."""
-    if out.suffix == ".csv":
-        with out.open(newline="") as stream:
-            return list(csv.DictReader(stream))
-    if out.suffix == ".jsonl":
-        return [json.loads(line) for line in out.read_text().splitlines()]
-    return list(load_from_disk(out)) if not out.suffix else pyarrow.parquet.read_table(out).to_pylist()
+pytest_plugins = ["bulk_fixtures"]
 
 
 @pytest.mark.parametrize("kind", OUTPUTS)
@@ -129,137 +75,6 @@ def test_workers_keep_the_order(run, rows, tmp_path):
         predict_file(run, many, outs[-1], Wanted(["id"]), device="cpu", batch_size=7, workers=workers)
     assert outs[0].read_bytes() == outs[1].read_bytes()
     assert [row["id"] for row in read_back(outs[0])] == [str(n) for n in range(430)]
-
-
-def killed(action) -> bool:
-    """Whether a process that does this was killed."""
-    child = os.fork()
-    if child == 0:
-        try:
-            action()
-            os._exit(0)
-        except BaseException as error:
-            print(repr(error), flush=True)
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
-
-
-def die(*_: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def content(out: Path) -> bytes | list[dict]:
-    return out.read_bytes() if out.suffix else read_back(out)
-
-
-@pytest.mark.parametrize("kind", OUTPUTS)
-def test_a_process_killed_anywhere_is_gone_on_with(run, rows, tmp_path, kind, monkeypatch):
-    """Killed while a part is written, behind it, while parts are joined, and behind that."""
-    monkeypatch.setattr(bulk, "_PART_ROWS", 8)
-    rows = [{**row, "n": [n, None, n + 0.5, str(n)][n % 4 if n > 12 else 0]} for n, row in enumerate(rows)]
-    table = tmp_path / "t.jsonl"
-    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def predict(out: Path, **options) -> None:
-        predict_file(
-            run, table, out, Wanted(["all"], routing=True), device="cpu", batch_size=4, workers=0, **options
-        )
-
-    whole, out = tmp_path / f"whole{kind}", tmp_path / f"out{kind}"
-    predict(whole)
-    written = []
-
-    def die_in_a_part(part) -> None:
-        written.append(part)
-        if len(written) == 4:
-            die()
-
-    assert killed(lambda: predict(out, also=die_in_a_part))
-    assert not out.exists()
-    for place in ("add", "draft", "finish"):
-        with monkeypatch.context() as patch:
-            patch.setattr(parts.Parts, place, die)
-            assert killed(lambda: predict(out, resume=True))
-        assert not out.exists()
-        with pytest.raises(UserError, match="go on with --resume, or begin anew with --overwrite"):
-            predict(out)
-    with monkeypatch.context() as patch:
-        patch.setattr(parts.Parts, "remove", die)
-        assert killed(lambda: predict(out, resume=True))
-    assert content(out) == content(whole)
-    lines = []
-    predict(out, resume=True, report=lines.append)
-    assert "was finished before" in lines[0]
-    assert content(out) == content(whole)
-    assert [row["id"] for row in read_back(out)] == [str(n) for n in range(20)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["t.jsonl", whole.name, out.name])
-
-
-def test_kills_at_random_moments_lose_and_double_nothing(run, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(bulk, "_PART_ROWS", 32)
-    table = write_csv([{**rows[n % 20], "id": n} for n in range(1200)], tmp_path / "t.csv")
-    whole, out = tmp_path / "whole.csv", tmp_path / "out.csv"
-
-    def predict(file: Path, resume: bool = False) -> None:
-        wanted = Wanted(["id", "question"])
-        predict_file(run, table, file, wanted, resume=resume, device="cpu", batch_size=16, workers=0)
-
-    begun = time.monotonic()
-    predict(whole)
-    seconds, chance, kills = time.monotonic() - begun, random.Random(0), 0
-    for _ in range(40):
-        child = os.fork()
-        if child == 0:
-            predict(out, resume=True)
-            os._exit(0)
-        time.sleep(chance.uniform(0.05, 0.4) * seconds)
-        os.kill(child, signal.SIGKILL)
-        kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-        if out.exists():
-            break
-    assert kills >= 3
-    if not out.exists() or (tmp_path / ".out.csv.parts").exists():
-        predict(out, resume=True)
-    assert out.read_bytes() == whole.read_bytes()
-
-
-def test_parts_of_something_else_are_refused(run, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(bulk, "_PART_ROWS", 8)
-    table, out = write_csv(rows, tmp_path / "t.csv"), tmp_path / "out.csv"
-
-    def interrupt(part) -> None:
-        if part.numbers[0] > 8:
-            raise KeyboardInterrupt
-
-    def predict(wanted: Wanted | None = None, file=table, **options) -> None:
-        predict_file(run, file, out, wanted or Wanted(), device="cpu", batch_size=4, workers=0, **options)
-
-    with pytest.raises(KeyboardInterrupt):
-        predict(also=interrupt)
-    for name, wanted in {
-        "--rows": Wanted(rows=12),
-        "--keep": Wanted(["id"]),
-        "--abstain-below": Wanted(abstain_below=0.5),
-    }.items():
-        with pytest.raises(UserError, match=f"were predicted with another {name}: go on with the same"):
-            predict(wanted, resume=True)
-    with pytest.raises(UserError, match="were predicted with another table, or a changed one"):
-        predict(file=write_csv(rows, tmp_path / "other.csv"), resume=True)
-    with pytest.raises(UserError, match=r"Rows for .*out\.csv were begun"):
-        predict()
-    state = tmp_path / ".out.csv.parts" / "state.json"
-    assert json.loads(state.read_text())["rows"] == 8
-    held = parts.FileLock(state.parent / "lock")
-    with held, pytest.raises(UserError, match="Another process is writing"):
-        predict(resume=True)
-    state.write_text(state.read_text()[:40])
-    with pytest.raises(UserError, match="is damaged: begin anew with --overwrite"):
-        predict(resume=True)
-    predict(Wanted(["id"]), overwrite=True)
-    assert len(read_back(out)) == 20
-    assert not state.parent.exists()
 
 
 def test_nothing_is_written_over_unasked(run, rows, tables, tmp_path, capsys):
@@ -363,8 +178,6 @@ def test_what_is_kept_keeps_its_type(run, rows, tmp_path):
 
 
 def test_a_row_of_a_shard_with_a_broken_member_keeps_its_place_and_its_name(run, rows, tmp_path):
-    from mope.data.shards import KEY
-
     members = {}
     for n in range(3):
         members[f"{n}.json"] = json.dumps({"picture": rows[n]["picture"], "question": "what is left ?"})
@@ -416,43 +229,3 @@ def test_evaluating_a_stream_is_evaluating_its_table(run, rows, tmp_path, capsys
     (tmp_path / "empty.csv").write_text("picture,question,colour\n")
     with pytest.raises(UserError, match=r"empty\.csv has no rows"):
         evaluate(run, tmp_path / "empty.csv", device="cpu")
-
-
-@pytest.mark.slow
-def test_ray_s_workers_predict_what_one_process_does(run, rows, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("ray")
-    monkeypatch.setattr(bulk, "_PART_ROWS", 64)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for the workers
-    table = write_csv([{**rows[n % 20], "id": n} for n in range(400)], tmp_path / "t.csv")
-    whole, out = tmp_path / "whole.parquet", tmp_path / "out.parquet"
-    options = ["--keep", "id", "--routing", "--device", "cpu", "--batch-size", "8"]
-    command = ["predict", str(run), str(table), *options]
-    assert main([*command, "--out", str(whole)]) == 0
-
-    def interrupt(part) -> None:
-        if part.numbers[0] > 150:
-            raise KeyboardInterrupt
-
-    wanted, on_ray = Wanted(["id"], routing=True), {"engine": "ray", "workers": 2}
-    with pytest.raises(KeyboardInterrupt):
-        predict_file(run, table, out, wanted, **on_ray, device="cpu", batch_size=8, also=interrupt)
-    capsys.readouterr()
-    assert main([*command, "--out", str(out), "--engine", "ray", "--workers", "2", "--resume"]) == 0
-    said = capsys.readouterr()
-    assert "400 rows are in" in said.out
-    assert "goes on behind row 128" in said.err
-    assert "60 of 400 rows can't be used, such as row 4" in said.err
-    assert out.read_bytes() == whole.read_bytes()
-
-
-def test_what_the_engine_takes_is_said(run, rows, tmp_path, monkeypatch, capsys):
-    table = write_csv(rows, tmp_path / "t.csv")
-    command = ["predict", str(run), str(table), "--device", "cpu", "--engine"]
-    assert main([*command, "ray"]) == 2
-    assert "--engine is for the file that --out names" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "ray", None)
-    assert main([*command, "ray", "--out", str(tmp_path / "a.csv")]) == 2
-    assert "--engine ray takes Ray: pip install 'mope-fusion[ray]'" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.csv"]
-    assert main([*command, "spark", "--out", str(tmp_path / "a.csv")]) == 2
-    assert "invalid choice: 'spark'" in capsys.readouterr().err

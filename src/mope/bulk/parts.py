@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ class Parts:
             if not self.finished:
                 require_free(out, overwrite)
                 self._write(self.state)
-                self._clear()
+                self._clear({_STATE, "lock", *(self._name(number) for number in range(self.state.parts))})
         except BaseException:
             self._lock.release()
             raise
@@ -118,9 +118,8 @@ class Parts:
                     "command as then, or begin anew with --overwrite and without --resume."
                 )
 
-    def _clear(self) -> None:
-        """Take away what doesn't count: parts that were cut short, and drafts."""
-        kept = {_STATE, "lock", *(self._name(number) for number in range(self.state.parts))}
+    def _clear(self, kept: Collection[str]) -> None:
+        """Take away all but what is named: parts that were cut short, and drafts."""
         for entry in self.folder.iterdir():
             if entry.name in kept:
                 continue
@@ -162,7 +161,8 @@ class Parts:
         self.remove()
 
     def remove(self) -> None:
-        """Take the parts away."""
+        """Take the parts away; what says that all is done goes last, should this be cut short."""
+        self._clear({_STATE})
         self._lock.release()
         shutil.rmtree(self.folder)
 
