@@ -153,25 +153,28 @@ def predict_file(
             report(f"{out} was finished before.")
             return _written(parts)
         predictor = Predictor(run, **options)
-        predictor.require_abstaining(wanted.abstain_below)
-        stream.require(*RowReader(predictor.readers).columns)
-        experts = predictor.experts() if wanted.routing else None
-        task, begun = predictor.model.task, parts.state.rows
-        columns = Columns(keep, stream, predictor.settings.task, task.classes, experts, out)
+        columns, begun = _columns(predictor, wanted, keep, stream, out), parts.state.rows
+        layout = format_of(out, columns)
         if begun:
             report(f"{out}: goes on behind row {begun:,}.")
-        layout = format_of(out, columns)
         if engine == "ray":
             job = _job(find_run(run), table, wanted, keep, stream, options, plugins)
             found = predict_by_ray(job, begun, predictor.batch_size, max(1, predictor.workers))
         else:
             rows = numbered(stream, begun, wanted.rows)
             found = predictor.predict_parts(rows, keep.columns, keep.all, wanted.abstain_below)
-        found = _shown(found, stream, begun, wanted.rows)
-        write_parts(found, columns, layout, parts, also)
+        write_parts(_shown(found, stream, begun, wanted.rows), columns, layout, parts, also)
         layout.join(parts.files(), parts.draft())
         parts.finish()
         return _written(parts)
+
+
+def _columns(predictor: Predictor, wanted: Wanted, keep: Keep, stream: Stream, out: Path) -> Columns:
+    """The output's columns, once it is sure that the run can predict the table."""
+    predictor.require_abstaining(wanted.abstain_below)
+    stream.require(*RowReader(predictor.readers).columns)
+    experts = predictor.experts() if wanted.routing else None
+    return Columns(keep, stream, predictor.settings.task, predictor.model.task.classes, experts, out)
 
 
 def _job(
