@@ -57,7 +57,7 @@ class Table:
             if isinstance(feature, Image | Audio | Video):
                 rows = rows.cast_column(column, type(feature)(decode=False))
         self.rows, self.folder, self.name = rows, folder, name
-        self.numbers = list(numbers) if numbers is not None else list(range(1, len(rows) + 1))
+        self.numbers: Sequence[int] = list(numbers) if numbers is not None else range(1, len(rows) + 1)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -196,13 +196,17 @@ def _read(source: str | Path, encoding: str | None) -> tuple[Dataset, Path, str,
     elif suffix == ".parquet":
         rows, own = read_parquet(file), file.parent
     else:
-        raise UserError(
-            f"{file} is no table this library reads: name a .csv, .tsv, .jsonl or .parquet file, or .tar "
-            "shards."
-        )
+        raise no_table(file)
     if len(rows) == 0:
         raise UserError(f"{file} has no rows.")
     return rows, own, str(file), note
+
+
+def no_table(file: Path) -> UserError:
+    """What is said of a file that is of no kind that is read."""
+    return UserError(
+        f"{file} is no table this library reads: name a .csv, .tsv, .jsonl or .parquet file, or .tar shards."
+    )
 
 
 def _packed(file: CsvFile) -> Dataset:
