@@ -22,10 +22,11 @@ from mope.device import Precision, autocast, frozen_dtype, pick_device
 from mope.errors import UserError
 from mope.hub import find_run, forget_tables, is_on_hub, push_run
 from mope.logs import say
-from mope.media.cells import BadCell, UntrustedFolder, is_missing
+from mope.media.cells import BadCell, home_of, is_missing
 from mope.media.images import picture_size
 from mope.model import FusionModel
 from mope.predictions import Prediction, Predictions, as_dataset
+from mope.remote import look_anew
 from mope.tasks.metrics import Metrics, compute_metrics
 
 if TYPE_CHECKING:
@@ -157,9 +158,9 @@ class Predictor:
             return open_table(rows, self.settings.data.trusted, self.settings.data.encoding, folder)
         if isinstance(rows, HubDataset):
             return open_table(rows, self.settings.data.trusted, folder=folder or self.settings.data.folder)
+        look_anew()
         found = frame_rows(rows)
-        home = Path(folder or self.settings.data.folder or "")
-        home = home if self.settings.data.trusted else UntrustedFolder(home)
+        home = home_of(folder or self.settings.data.folder or "", self.settings.data.trusted)
         if isinstance(found, HubDataset):
             return Table(found, home)
         columns = {name: reader.columns for name, reader in self.readers.items()}

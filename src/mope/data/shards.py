@@ -15,6 +15,7 @@ from typing import Any
 
 from mope.errors import UserError
 from mope.media.cells import BadCell
+from mope.remote import is_url, look_anew, matching, path_of
 
 KEY = "__key__"
 """Column of the samples' names."""
@@ -151,22 +152,26 @@ def find_files(source: str | Path) -> list[Path]:
     name may not be there; a folder without .tar files is itself.
 
     Raises:
-        UserError: there is nothing like a `*`, or too much.
+        UserError: there is nothing like a `*`, or too much; or it is elsewhere, and can't be reached.
     """
-    path = Path(source)
-    if path.is_dir():
-        return sorted(path.glob("*.tar")) or [path]
-    if path.exists():
-        return [path]
+    look_anew()
+    path = path_of(source)
+    signs = r"[*\[]" if str(source).startswith("http") else r"[*?\[]"  # in an address `?` is another sign
+    if not (is_url(source) and re.search(rf"{signs}|[{{]", str(source))):
+        if path.is_dir():
+            return sorted(path.glob("*.tar")) or [path]
+        if path.exists():
+            return [path]
     found = []
     for name in _expand(str(source)):
-        if re.search(r"[*?\[]", name):
-            matches = sorted(glob.glob(name))  # noqa: PTH207 - a pattern may be absolute
+        if re.search(signs, name):
+            # A pattern may be absolute.
+            matches = matching(name) if is_url(name) else sorted(map(Path, glob.glob(name)))  # noqa: PTH207
             if not matches:
                 raise UserError(f"There is no file like {name}.")
-            found += map(Path, matches)
+            found += matches
         else:
-            found.append(Path(name))
+            found.append(path_of(name))
     return found
 
 

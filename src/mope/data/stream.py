@@ -25,7 +25,7 @@ from mope.data.table import (
     require,
 )
 from mope.errors import UserError
-from mope.media.cells import BadCell, UntrustedFolder
+from mope.media.cells import BadCell, home_of
 
 _LOOKED_AT = 100  # rows that say which columns there are
 
@@ -140,8 +140,7 @@ class Stream:
             yield Item(f"{name}, row {number}", folder, lambda columns, row=row: row)
 
     def _folder(self, folder: Path) -> Path:
-        folder = folder if self.home is None else Path(self.home)
-        return folder if self.trusted else UntrustedFolder(folder)
+        return home_of(folder if self.home is None else self.home, self.trusted)
 
     def _rows(self, part: Part) -> Iterator[dict[str, Any]]:
         """The rows of a part that isn't a shard."""

@@ -4,6 +4,7 @@ import codecs
 import difflib
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -14,7 +15,8 @@ from datasets.features import Audio, Image, Video
 from mope.data.frames import frame_rows, label_columns
 from mope.data.shards import find_files, is_shard, read_shard
 from mope.errors import UserError
-from mope.media.cells import BadCell, UntrustedFolder
+from mope.media.cells import BadCell, home_of
+from mope.remote import look_anew, path_of
 
 if TYPE_CHECKING:
     import pandas
@@ -142,12 +144,12 @@ def open_table(
     if isinstance(source, IterableDataset):
         raise UserError("Only training rows can be a stream: give a datasets.Dataset for the others.")
     if not isinstance(source, str | Path):
+        look_anew()
         found = source if isinstance(source, Dataset) else frame_rows(source)
         rows = found if isinstance(found, Dataset) else dataset_of(found)
         if len(rows) == 0:
             raise UserError("The table has no rows.")
-        home = Path(folder or "")
-        return Table(rows, home if trusted else UntrustedFolder(home))
+        return Table(rows, home_of(folder or "", trusted))
     files = find_files(source)
     for file in files:
         if not file.exists():
@@ -156,7 +158,7 @@ def open_table(
     texts = {".csv": _read_csv, ".jsonl": _read_jsonl}
     suffix = file.suffix.lower()
     if all(map(is_shard, files)):
-        rows, own, file = _read_shards(files), file.parent, Path(source)
+        rows, own, file = _read_shards(files), file.parent, path_of(source)
     elif len(files) > 1:
         raise UserError(f"{source} names several files, which are a table only if they are .tar shards.")
     elif file.is_dir():
@@ -171,8 +173,7 @@ def open_table(
         )
     if len(rows) == 0:
         raise UserError(f"{file} has no rows.")
-    home = own if folder is None else Path(folder)
-    return Table(rows, home if trusted else UntrustedFolder(home), str(file))
+    return Table(rows, home_of(own if folder is None else folder, trusted), str(file))
 
 
 def read_text(file: Path, encoding: str | None = None) -> str:
@@ -288,7 +289,7 @@ def read_folder(folder: Path) -> Dataset:
         UserError: the folder holds none, or several.
     """
     try:
-        rows = load_from_disk(str(folder))
+        rows = load_from_disk(os.fspath(folder))
     except FileNotFoundError:
         raise UserError(
             f"{folder} is a folder but holds no saved dataset and no .tar shards; name a table file in it."

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from mope.remote import NotThere, RemotePath, is_url, path_of
+
 
 class BadCell(ValueError):
     """A cell that can't be used; the message says why."""
@@ -16,6 +18,25 @@ class Cells(dict[str, Any]):
 
 class UntrustedFolder(type(Path())):
     """The folder of a table from somebody else, whose paths may name nothing outside it."""
+
+
+class UntrustedRemoteFolder(RemotePath, UntrustedFolder):
+    """The same of one that is elsewhere."""
+
+
+def home_of(folder: str | Path, trusted: bool = True) -> Path:
+    """What paths in a table are relative to.
+
+    Args:
+        folder: a folder, which may be a URL's.
+        trusted: whether they may leave it.
+    """
+    home = path_of(folder)
+    if trusted:
+        return home
+    return (
+        UntrustedRemoteFolder(home.url, home.below) if isinstance(home, RemotePath) else UntrustedFolder(home)
+    )
 
 
 def is_missing(cell: Any) -> bool:
@@ -45,7 +66,11 @@ def source_of(cell: Any, folder: Path, kind: str) -> Path | io.BytesIO:
         return io.BytesIO(cell)
     if not isinstance(cell, str):
         raise BadCell(f"wrong type: {type(cell).__name__} where {_an(kind)} is expected")
-    file = _inside(cell, folder) if isinstance(folder, UntrustedFolder) else folder / cell
+    file = file_of(cell, folder)
+    try:
+        file = file.local() if isinstance(file, RemotePath) else file
+    except NotThere as error:
+        raise BadCell(str(error).rstrip(".").replace("There is", "there is")) from None
     try:
         there = file.is_file()
     except (OSError, ValueError):  # a name that no file can have
@@ -57,14 +82,27 @@ def source_of(cell: Any, folder: Path, kind: str) -> Path | io.BytesIO:
     return file
 
 
+def file_of(cell: str, folder: Path) -> Path:
+    """The file that a cell names, which may be elsewhere.
+
+    Raises:
+        BadCell: its table is somebody else's, and it is outside the folder.
+    """
+    if isinstance(folder, UntrustedFolder):
+        return _inside(cell, folder)
+    return path_of(cell) if is_url(cell) else folder / cell
+
+
 def _inside(cell: str, folder: Path) -> Path:
     """The file that an untrusted cell names.
 
     Raises:
         BadCell: it is outside the folder, also by way of a link.
     """
-    if "\0" in cell or Path(cell).is_absolute() or ".." in Path(cell).parts:
+    if "\0" in cell or is_url(cell) or Path(cell).is_absolute() or ".." in Path(cell).parts:
         raise BadCell(f"a path that leaves the table's folder: {cell!r}")
+    if isinstance(folder, RemotePath):
+        return folder / cell
     file = Path(folder) / cell
     if not file.resolve().is_relative_to(Path(folder).resolve()):
         raise BadCell(f"a path that leaves the table's folder: {cell!r}")
