@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,8 +81,10 @@ def require_writable(out: Path) -> None:
     """Make sure that predictions can be written there: a file by its format, or a new folder.
 
     Raises:
-        UserError: the name ends in something else, or the folder isn't new.
+        UserError: the name ends in something else or is a URL, or the folder isn't new.
     """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(out)):  # of a URL's two slashes a path keeps one
+        raise UserError(f"{out} is elsewhere, but what is said is written to files of this machine.")
     if out.suffix and out.suffix.lower() not in FORMATS:
         raise UserError(
             f"Can't write {out}: name a {', '.join(FORMATS)} file, or a folder, whose name has no dot."

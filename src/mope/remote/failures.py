@@ -143,11 +143,10 @@ def _status(error: BaseException) -> int | None:
     answer: Any = getattr(error, "response", None)
     if isinstance(answer, dict):  # botocore's
         return answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    for holder in (error, answer):
-        for name in ("status", "status_code", "code"):
-            if isinstance(found := getattr(holder, name, None), int) and 400 <= found < 600:
-                return found
-    return None
+    # aiohttp says of an answer that is cut off, too, that its code is 400.
+    names = ("status", "status_code", *(() if type(error).__module__.startswith("aiohttp") else ("code",)))
+    found = (getattr(holder, name, None) for holder in (error, answer) for name in names)
+    return next((status for status in found if isinstance(status, int) and 400 <= status < 600), None)
 
 
 def _reason(error: BaseException) -> str:
