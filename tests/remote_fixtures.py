@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +23,7 @@ class Web:
         files: content by path, such as `/rows.csv`.
         asked: how often each was asked for, by method and path, such as `GET /rows.csv`.
         fails: by method and path what the next answers are: a status, or "cut" for half the content.
+        seconds: how long each answer takes.
         tags: whether it says of files by an ETag what version they are.
     """
 
@@ -29,7 +31,7 @@ class Web:
         self.files: dict[str, bytes] = {}
         self.asked: Counter[str] = Counter()
         self.fails: dict[str, list[Any]] = {}
-        self.tags = True
+        self.tags, self.seconds = True, 0.0
         web = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -42,6 +44,7 @@ class Web:
             def answer(self, whole: bool):
                 asked = f"{self.command} {unquote(self.path)}"
                 web.asked[asked] += 1
+                time.sleep(web.seconds)
                 content = web.files.get(unquote(self.path).partition("?")[0])
                 fails = web.fails.get(asked, [])
                 fail = fails.pop(0) if fails else 200 if content is not None else 404

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import time
 import zipfile
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from mope.cli import main
 from mope.config import Config
+from mope.data.check import find_problems
 from mope.data.stream import Stream
 from mope.data.table import open_table
 from mope.errors import UserError
@@ -153,6 +155,8 @@ def test_a_local_table_may_name_files_elsewhere(bucket, tables, web, tmp_path):
     assert open_image(table[0]["picture"], table.folder).size == (28, 28)
     with pytest.raises(BadCell, match=r"there is no file http://.*/none.png"):
         open_image(f"{web.url}/none.png", Path())
+    with pytest.raises(BadCell, match=r"[Cc]an't read"):
+        open_image("\ud800.png", home_of(web.url))
     with pytest.raises(BadCell, match="is a folder"):
         open_image("tiny", home_of("s3://rows"))
 
@@ -261,7 +265,7 @@ def test_copies_leave_where_they_take_too_much(web, cache, monkeypatch):
         web.files[f"/{number}.bin"] = bytes(100_000)
         file = RemotePath(f"{web.url}/{number}.bin").local()
         os.utime(file, (number, number))
-    there = [entry for entry in copies._root().glob("??/*/*")]
+    there = list(copies._root().glob("??/*/*"))
     assert 1 <= len(there) <= 3
     assert RemotePath(f"{web.url}/5.bin").local() in there
     monkeypatch.setenv("MOPE_REMOTE_GB", "much")
@@ -279,6 +283,18 @@ def test_processes_fetch_a_file_once(web, cache):
     with multiprocessing.get_context("fork").Pool(4) as pool:
         assert pool.map(_read_one, [f"{web.url}/shard.tar"] * 4) == [2_000_000] * 4
     assert web.asked["GET /shard.tar"] == 1
+
+
+def test_the_files_of_many_rows_are_fetched_at_once(web, cache):
+    names = [f"{number}.png" for number in range(64)]
+    web.files |= {f"/{name}": png() for name in names}
+    web.files["/a.csv"] = "\n".join(["picture", *names]).encode()
+    web.seconds = 0.05
+    table = open_table(f"{web.url}/a.csv")
+    began = time.monotonic()
+    assert not find_problems(table, {"picture": "image"})
+    assert time.monotonic() - began < 64 * 2 * 0.05 / 2  # each is asked for twice
+    assert all(web.asked[f"GET /{name}"] == 1 for name in names)
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -348,7 +364,7 @@ def test_credentials_are_asked_for(bucket, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/none")
     type(bucket).clear_instance_cache()
-    with pytest.raises(UserError, match="no credentials for s3://rows/tiny/test.csv: set AWS_PROFILE"):
+    with pytest.raises(UserError, match=r"no credentials for s3://rows/tiny/test\.csv: set AWS_PROFILE"):
         open_table("s3://rows/tiny/test.csv")
 
 

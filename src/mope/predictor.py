@@ -42,6 +42,10 @@ class _Tolerant(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __getitems__(self, indices: list[int]) -> list[tuple[int, Any, str | None]]:
+        self.rows.fetched(indices)
+        return [self[index] for index in indices]
+
     def __getitem__(self, index: int) -> tuple[int, Any, str | None]:
         try:
             return index, self.rows[index], None

@@ -19,7 +19,7 @@ from mope.data.readers import ImageReader, Reader
 from mope.data.stream import Item, Stream
 from mope.data.table import Table
 from mope.errors import UserError
-from mope.media.cells import BadCell
+from mope.media.cells import BadCell, fetch
 from mope.tasks import Task
 
 _REASON = 500  # bytes kept of the first skipped row's reason
@@ -150,8 +150,15 @@ class RowDataset(Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         """The samples of a batch, whose rows are read at once."""
-        rows = self.table.rows_at(indices)
+        rows = self.fetched(indices)
         return [self._sample(index, row) for index, row in zip(indices, rows, strict=True)]
+
+    def fetched(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Rows, after the files were fetched that they name elsewhere, several at once."""
+        rows = self.table.rows_at(indices)
+        media = [reader for reader in self.readers.values() if reader.names_files]
+        fetch((reader.cell(row) for row in rows for reader in media), self.table.folder)
+        return rows
 
     def _sample(self, index: int, row: Mapping[str, Any]) -> dict[str, Any]:
         reason = ""

@@ -45,8 +45,10 @@ class Reader(ABC):
         columns: the table's columns that it reads, mostly one.
         learns: whether a stand-in is learned for missing cells.
         drop: share of training rows from which the input is taken away.
+        names_files: whether a cell may be a file's name.
     """
 
+    names_files: bool = True
     learns: bool = False
     drop: float = 0.0
 
@@ -187,6 +189,8 @@ class _RandAugment(v2.RandAugment):
 class TextReader(Reader):
     """Texts, tokenised as the encoder was trained."""
 
+    names_files = False
+
     def __init__(self, config: InputConfig):
         super().__init__(config)
         self.max_length = config.max_length
@@ -276,6 +280,8 @@ class TableReader(Reader):
     A sample is (numbers, categories): float32 (n,), NaN where one is missing, and int64 (m,), 0 for a missing
     one, 1 for one that isn't known.
     """
+
+    names_files = False
 
     def __init__(self, config: InputConfig):
         super().__init__(config)

@@ -2,10 +2,12 @@
 
 import io
 import math
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mope.remote import NotThere, RemotePath, is_url, path_of
+from mope.remote import NotThere, RemotePath, fetch_all, is_url, path_of
 
 
 class BadCell(ValueError):
@@ -80,6 +82,21 @@ def source_of(cell: Any, folder: Path, kind: str) -> Path | io.BytesIO:
     if file.stat().st_size == 0:
         raise BadCell(f"broken {kind}: the file is empty")
     return file
+
+
+def fetch(cells: Iterable[Any], folder: Path) -> None:
+    """Fetch the files elsewhere that cells name, several at a time; cells that can't be used are passed over.
+
+    Raises:
+        UserError: a storage can't be reached.
+    """
+    files = []
+    for cell in cells:
+        name = (None if cell.get("bytes") else cell.get("path")) if isinstance(cell, dict) else cell
+        if isinstance(name, str) and (isinstance(folder, RemotePath) or is_url(name)):
+            with suppress(BadCell):
+                files.append(file_of(name, folder))
+    fetch_all(file for file in files if isinstance(file, RemotePath))
 
 
 def file_of(cell: str, folder: Path) -> Path:

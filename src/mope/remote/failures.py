@@ -88,7 +88,8 @@ def _sentence(name: str, error: Exception) -> UserError:
         )
     if kind == "here":
         return UserError(f"No copy of {name} can be kept ({reason}): free disk space, or set MOPE_CACHE.")
-    return UserError(f"Can't read {name}: {reason}.")
+    # A name that no file can have is a row's fault, anything else that of all rows.
+    return (NotThere if isinstance(error, ValueError) else UserError)(f"Can't read {name}: {reason}.")
 
 
 def _kind(error: BaseException) -> str:

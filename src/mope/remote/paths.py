@@ -5,7 +5,9 @@ import posixpath
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,6 +20,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _LOCAL = ("file", "local")
 _WEB = ("http", "https")
 _ARCHIVES = ("zip", "tar", "libarchive")
+_AT_ONCE = 8  # files that a process fetches
 _LARGE = 10 * 2**20  # bytes from which on a bar is shown
 _VALIDATORS = (
     *("etag", "lastmodified", "modified", "modify", "mtime", "updated", "created", "generation", "versionid"),
@@ -27,6 +30,7 @@ _VALIDATORS = (
 
 _unknown = secrets.token_hex(8)  # the version of a file whose source says none: good for this process
 _asked = time.time()  # when sources were last to be asked anew
+_fetchers: tuple[int, ThreadPoolExecutor] | None = None  # and whose they are
 _listed: dict[int, float] = {}  # when a file system's lists were last forgotten
 
 
@@ -218,6 +222,32 @@ class RemotePath(type(Path())):
         if _scheme(self.url) in _WEB:
             path, below = path.partition("?")[0], quote(below)
         return system, _slashed(path) + below if path else below
+
+
+def fetch_all(files: Iterable[RemotePath]) -> None:
+    """Make the copies that are still to be made, several at a time.
+
+    Raises:
+        UserError: a storage can't be reached; what isn't there shows when it is opened.
+    """
+    global _fetchers
+    missing = [file for file in dict.fromkeys(files) if kept(str(file), _asked) is None]
+    if len(missing) < 2:
+        return
+    if _fetchers is None or _fetchers[0] != os.getpid():  # a forked process has none of the threads
+        _fetchers = os.getpid(), ThreadPoolExecutor(_AT_ONCE, "fetching")
+    fetching = [_fetchers[1].submit(_try, file) for file in missing]
+    try:
+        for one in fetching:
+            one.result()
+    finally:
+        for one in fetching:
+            one.cancel()
+
+
+def _try(file: RemotePath) -> None:
+    with suppress(NotThere):
+        file.local()
 
 
 def matching(pattern: str) -> list[RemotePath]:
