@@ -12,6 +12,9 @@ from mope.files import cache_folder
 WAITS = (0.5, 2.0, 5.0)
 """Seconds before each further try."""
 
+_PATIENT = ("s3fs", "gcsfs", "adlfs")
+"""Packages whose file systems try again themselves."""
+
 _Found = TypeVar("_Found")
 _OVERLOADED = (408, 425, 429)
 _CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError")
@@ -27,13 +30,18 @@ class NotThere(UserError):
     """There is no such file, or it may not be read: of one row's file, it is that row that can't be used."""
 
 
-def retried(action: Callable[[], _Found]) -> _Found:
-    """What an action gives, tried again where a network or a server failed it."""
-    for wait in WAITS:
+def retried(system: Any, action: Callable[[], _Found]) -> _Found:
+    """What an action gives, tried again where the network or a server failed it.
+
+    Args:
+        system: the file system that it asks; some try again themselves.
+        action: what is tried.
+    """
+    for wait in () if type(system).__module__.partition(".")[0] in _PATIENT else WAITS:
         try:
             return action()
         except Exception as error:
-            if _kind(error) != "away" or _retries_itself(error):
+            if _kind(error) != "away":
                 raise
             time.sleep(wait)
     return action()
@@ -125,11 +133,6 @@ def _kind(error: BaseException) -> str:
 def _is_here(error: OSError) -> bool:
     """Whether it is this machine that a copy can't be written on."""
     return error.errno in _FULL or str(error.filename or "").startswith(str(cache_folder()))
-
-
-def _retries_itself(error: BaseException) -> bool:
-    """Whether the storage's own client has tried again already."""
-    return any(type(one).__module__.startswith(("botocore", "aiobotocore")) for one in _chain(error))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

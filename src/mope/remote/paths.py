@@ -169,7 +169,7 @@ class RemotePath(type(Path())):
         if self._found is None:
             with told(str(self)):
                 system, path = self._where()
-                self._found = retried(lambda: system.info(path))
+                self._found = retried(system, lambda: system.info(path))
         assert self._found is not None
         return self._found
 
@@ -210,7 +210,7 @@ class RemotePath(type(Path())):
                 _version(facts),
                 self.suffix,
                 size or 0,
-                lambda draft: retried(lambda: _download(system, path, draft, name, size)),
+                lambda draft: retried(system, lambda: _download(system, path, draft, name, size)),
             )
 
     def _where(self) -> tuple[Any, str]:
@@ -259,7 +259,7 @@ def matching(pattern: str) -> list[RemotePath]:
     head, chained, rest = pattern.partition("::")
     with told(pattern):
         system, path = _system(pattern)
-        names = sorted(retried(lambda: system.glob(path)))
+        names = sorted(retried(system, lambda: system.glob(path)))
     if _scheme(pattern) in _WEB:
         return [RemotePath(name) for name in names]
     fixed = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
@@ -311,7 +311,7 @@ def _download(system: Any, path: str, draft: Path, name: str, size: int | None) 
 
 def _fetched_folder(name: str, system: Any, path: str) -> Path:
     """The copy of a folder, with all that is in it."""
-    files = retried(lambda: system.find(path, detail=True))
+    files = retried(system, lambda: system.find(path, detail=True))
     version = "\n".join(f"{file} {_version(info)}" for file, info in sorted(files.items()))
     size = sum(info.get("size") or 0 for info in files.values())
 
@@ -321,7 +321,7 @@ def _fetched_folder(name: str, system: Any, path: str) -> Path:
             if not own.resolve().is_relative_to(draft.resolve()):
                 raise UserError(f"{name} has a file whose name leads out of it: {file}.")
             own.parent.mkdir(parents=True, exist_ok=True)
-            retried(lambda: _download(system, file, own, file, info.get("size")))  # noqa: B023
+            retried(system, lambda: _download(system, file, own, file, info.get("size")))  # noqa: B023
 
     return keep_folder(name, version, size, write)
 
