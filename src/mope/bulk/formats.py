@@ -185,7 +185,8 @@ class _ArrowWriter:
             except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError) as error:
                 raise UserError(
                     f"{self.columns.name}: the column '{shown(field.name)}' has a cell unlike the first "
-                    f"hundred ({shown(str(error).splitlines()[0], 100)}): keep others, or write a .jsonl file."
+                    f"hundred ({shown(str(error).splitlines()[0], 100)}): keep others, or write a "
+                    ".jsonl file."
                 ) from None
         self.writer.write_batch(pyarrow.RecordBatch.from_arrays(arrays, schema=self.schema))
 

@@ -28,6 +28,7 @@ from mope.hub import find_run
 from mope.logs import say
 from mope.predictions import PredictedRows
 from mope.predictor import Predictor
+from mope.remote import RemotePath, rebased
 from mope.run import CONFIG, WEIGHTS
 
 _PART_ROWS = 10_000
@@ -76,6 +77,9 @@ class Wanted:
                 own.update(digest(run / name).encode())
         files = []
         for file in find_files(table):
+            if isinstance(file, RemotePath):
+                files.append(f"{file} {file.local(folders=True)}")  # which is another one for another version
+                continue
             for one in sorted(file.rglob("*")) if file.is_dir() else [file]:
                 known = one.stat()
                 files.append(f"{one.resolve()} {known.st_size} {known.st_mtime_ns}")
@@ -88,11 +92,15 @@ class Wanted:
             "--rows": repr(self.rows),
             "--routing": repr(self.routing),
             "--abstain-below": repr(self.abstain_below),
-            "--folder": repr(None if self.folder is None else str(Path(self.folder).resolve())),
+            "--folder": repr(None if self.folder is None else rebased(str(self.folder), _resolved)),
             "--untrusted": repr(not self.trusted),
             "limit of media": "" if self.trusted else repr(self.limits or MediaLimits()),
             "--encoding": repr(self.encoding),
         }
+
+
+def _resolved(path: str) -> str:
+    return str(Path(path).resolve())
 
 
 @dataclass(frozen=True)

@@ -113,4 +113,5 @@ def _quieten() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # a traceback for each failed try
     warnings.filterwarnings("ignore", module=r"(torch|transformers|huggingface_hub|torchmetrics)")

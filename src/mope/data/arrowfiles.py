@@ -1,5 +1,6 @@
 """Parquet files and saved datasets: read whole, or told in a sentence why they can't be."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,8 +102,9 @@ def read_folder(folder: Path) -> Dataset:
     import pyarrow
 
     try:
-        _require_own_files(folder)
-        rows = load_from_disk(str(folder))
+        own = Path(os.fspath(folder))  # of a folder elsewhere the copy
+        _require_own_files(own)
+        rows = load_from_disk(str(own))
         if isinstance(rows, Dataset):
             _require_whole(rows)
     except FileNotFoundError:

@@ -1,9 +1,10 @@
 """Batches of rows in their order, read by processes that read ahead no further than a few batches."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,9 @@ from mope.data.shards import KEY
 from mope.data.stream import Item, Stream
 from mope.data.table import MemoryTable, Table, open_table
 from mope.logs import say
-from mope.media.cells import BadCell, UntrustedFolder, is_missing
+from mope.media.cells import BadCell, fetch, home_of, is_missing
 from mope.media.images import picture_size
+from mope.remote import look_anew
 from mope.tasks import Task
 
 _FEW = 200  # rows for which no process is started
@@ -75,7 +77,9 @@ def numbered(stream: Stream, start: int = 0, stop: int | None = None) -> Iterato
 def as_table(
     rows: Any, config: Config, readers: Mapping[str, Reader], folder: str | Path | None = None
 ) -> Table:
-    """Rows of any kind as a table, by column; it is said if a file is read otherwise than its name says.
+    """Rows of any kind as a table, by column, as they are now, also those of files elsewhere.
+
+    It is said if a file is read otherwise than its name says.
 
     Args:
         rows: a file's name, or rows in memory, whose cells may be by input name.
@@ -84,6 +88,11 @@ def as_table(
         folder: what paths in them are relative to; None for their file's folder, for rows in memory the
             config's.
     """
+    look_anew()
+    return _as_table(rows, config, readers, folder)
+
+
+def _as_table(rows: Any, config: Config, readers: Mapping[str, Reader], folder: str | Path | None) -> Table:
     data = config.data
     if isinstance(rows, str | Path | Table):
         table = open_table(rows, data.trusted, data.encoding, folder, data.limits)
@@ -93,8 +102,7 @@ def as_table(
     if isinstance(rows, datasets.Dataset):
         return open_table(rows, data.trusted, folder=folder or data.folder, limits=data.limits)
     found = frame_rows(rows)
-    home = Path(folder or data.folder or "")
-    home = home if data.trusted else UntrustedFolder.within(home, data.limits)
+    home = home_of(folder or data.folder or "", data.trusted, data.limits)
     if isinstance(found, datasets.Dataset):
         return Table(found, home)
     columns = {name: reader.columns for name, reader in readers.items()}
@@ -137,16 +145,17 @@ def one_after_another(
 def _iterated(
     rows: Iterator[Any], config: Config, readers: Mapping[str, Reader], folder: str | Path | None, held: int
 ) -> Iterator[Numbered]:
+    look_anew()
     number = 0
     while chunk := list(islice(rows, held)):
-        for item in Stream(as_table(chunk, config, readers, folder)).items():
+        for item in Stream(_as_table(chunk, config, readers, folder)).items():
             number += 1
             yield Numbered(number, item)
 
 
 def read_batches(
     rows: Iterable[Numbered],
-    read: Callable[[Numbered], Row],
+    read: "ToPredict | ToMeasure",
     readers: Mapping[str, Reader],
     task: Task | None,
     size: int,
@@ -165,7 +174,7 @@ def read_batches(
     rows = iter(rows)
     head = list(islice(rows, _FEW))
     loader = DataLoader(
-        _Rows(read),
+        _Rows(read, readers),
         batch_sampler=_chunks(chain(head, rows), size),  # pyright: ignore[reportArgumentType] - any keys do
         num_workers=workers if len(head) == _FEW else 0,
         collate_fn=partial(_batch, readers=readers, task=task),
@@ -181,11 +190,22 @@ def _chunks(rows: Iterator[Numbered], size: int) -> Iterator[list[Numbered]]:
 class _Rows(Dataset):
     """Rows whose keys are the rows themselves: so one process goes through the stream, and many read."""
 
-    def __init__(self, read: Callable[[Numbered], Row]):
+    def __init__(self, read: "ToPredict | ToMeasure", readers: Mapping[str, Reader]):
         self.read = read
+        self.media = [reader for reader in readers.values() if reader.names_files]
 
     def __getitems__(self, rows: list[Numbered]) -> list[tuple[int, Row]]:
-        return [(row.number, self.read(row)) for row in rows]
+        """A batch's rows, after the files were fetched that they name elsewhere, several at once."""
+        opened = [Numbered(number, item.opened(self.read.columns)) for number, item in rows]
+        for folder, some in groupby(opened, lambda row: row.item.folder):
+            fetch(self._cells(some), folder)
+        return [(row.number, self.read(row)) for row in opened]
+
+    def _cells(self, rows: Iterable[Numbered]) -> Iterator[Any]:
+        for row in rows:
+            with suppress(BadCell):
+                found = row.item.read(self.read.columns)
+                yield from (reader.cell(found) for reader in self.media)
 
 
 def _batch(rows: Sequence[tuple[int, Row]], readers: Mapping[str, Reader], task: Task | None) -> Batch:
@@ -228,11 +248,15 @@ class ToPredict:
     all: bool = False
     picture: str | None = None
 
+    @property
+    def columns(self) -> set[str] | None:
+        """What is read of a row; None for all."""
+        return None if self.all else {*_columns(self.read.readers), *self.keep}
+
     def __call__(self, row: Numbered) -> Row:
         item, cells, size = row.item, {}, None
-        every = {column for reader in self.read.readers.values() for column in reader.columns}
         try:
-            found = item.read(None if self.all else {*every, *self.keep})
+            found = item.read(self.columns)
             cells = self._kept(found)
             sample = self.read(found, item.folder)
             if self.picture is not None:
@@ -266,11 +290,15 @@ class ToMeasure:
     read: RowReader
     check: RowCheck
 
+    @property
+    def columns(self) -> set[str]:
+        """What is read of a row."""
+        return {*self.read.columns, *_columns(self.read.readers)}
+
     def __call__(self, row: Numbered) -> Row:
         number, item = row
-        columns = {*self.read.columns, *(c for reader in self.read.readers.values() for c in reader.columns)}
         try:
-            found = item.read(columns)
+            found = item.read(self.columns)
         except BadCell as error:
             return Row(None, Problem(number, KEY, str(error)), None)
         if problems := self.check(found, item.folder, number):
@@ -278,6 +306,10 @@ class ToMeasure:
             return Row(None, next((p for p in problems if p.missing), problems[0]), None)
         there = [name for name, reader in self.read.readers.items() if not is_missing(reader.cell(found))]
         return Row(self.read(found, item.folder), None, "+".join(there) or "none")
+
+
+def _columns(readers: Mapping[str, Reader]) -> Iterator[str]:
+    return (column for reader in readers.values() for column in reader.columns)
 
 
 class Tolerant(Dataset):
@@ -288,6 +320,10 @@ class Tolerant(Dataset):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[int, Any, str | None]]:
+        self.rows.fetched(indices)
+        return [self[index] for index in indices]
 
     def __getitem__(self, index: int) -> tuple[int, Any, str | None]:
         try:

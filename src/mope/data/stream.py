@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import count, islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from mope.data.table import READ, Table, no_table, require
 from mope.data.textfiles import SEPARATORS, CsvFile, jsonl_rows, open_text_file
 from mope.errors import UserError
 from mope.files import require_table_file
-from mope.media.cells import BadCell, UntrustedFolder
+from mope.media.cells import BadCell, home_of
 
 _LOOKED_AT = 100  # rows that say which columns there are
 
@@ -42,6 +42,14 @@ class Item:
     folder: Path
     read: Callable[[Collection[str] | None], dict[str, Any]]
     number: int | None = None
+
+    def opened(self, columns: Collection[str] | None) -> "Item":
+        """The same with its cells already read; as it is, where they can't be."""
+        try:
+            row = self.read(columns)
+        except BadCell:
+            return self
+        return replace(self, read=partial(_given, row))
 
 
 class Stream:
@@ -168,8 +176,7 @@ class Stream:
             yield Item(f"{name}, row {number}", folder, partial(_given, row), own)
 
     def _folder(self, folder: Path) -> Path:
-        folder = folder if self.home is None else Path(self.home)
-        return folder if self.trusted else UntrustedFolder.within(folder, self.limits)
+        return home_of(folder if self.home is None else self.home, self.trusted, self.limits)
 
     def _rows(self, part: Part) -> Iterator[dict[str, Any]]:
         """The rows of a part that isn't a shard."""
