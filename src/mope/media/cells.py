@@ -92,7 +92,7 @@ def source_of(cell: Any, folder: Path, kind: str) -> Path | io.BytesIO:
     try:
         file = file.local() if isinstance(file, RemotePath) else file
     except NotThere as error:
-        raise BadCell(str(error).rstrip(".").replace("There is", "there is")) from None
+        raise BadCell(shown(str(error).rstrip(".").replace("There is", "there is"), 200)) from None
     try:
         found = what_is(file)
         empty = found == FILE and file.stat().st_size == 0
