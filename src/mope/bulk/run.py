@@ -157,9 +157,7 @@ def predict_file(
     if engine not in ENGINES:
         raise UserError(f"There is no engine '{engine}': name {' or '.join(ENGINES)}.")
     require_free(out, overwrite or resume)
-    stream = _open(table, out, wanted)
-    if (note := stream.note) is not None:
-        report(note)
+    stream = _open(table, out, wanted, report)
     keep = Keep.of(wanted.keep, stream)
     with _explained(out), Parts(out, wanted.identity(find_run(run), table, out), resume, overwrite) as parts:
         if parts.finished:
@@ -231,14 +229,16 @@ def _shown(
             bar.update(len(part.numbers))
 
 
-def _open(table: str | Path, out: Path, wanted: Wanted) -> Stream:
-    """The table's rows."""
+def _open(table: str | Path, out: Path, wanted: Wanted, report: Report) -> Stream:
+    """The table's rows; it is said if they are read otherwise than its name says."""
     if wanted.rows is not None and wanted.rows < 1:
         raise UserError(f"--rows is {wanted.rows}: at least one row is predicted.")
     stream = Stream(table, wanted.trusted, wanted.encoding, wanted.folder, wanted.limits)
     if any(out.exists() and file.exists() and file.samefile(out) for file in find_files(table)):
         raise UserError(f"{out} is the table itself: name another file.")
     stream.require()
+    if (note := stream.note) is not None:
+        report(note)
     return stream
 
 
