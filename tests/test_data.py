@@ -61,7 +61,7 @@ def test_every_format_reads_the_same_rows(tmp_path):
         table = open_table(source)
         assert [table[i] for i in range(len(table))] == ROWS
         assert list(table) == ROWS
-        assert table.numbers == [1, 2, 3]
+        assert list(table.numbers) == [1, 2, 3]
 
 
 def test_a_csv_cell_is_text_as_it_stands(tmp_path):

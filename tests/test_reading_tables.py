@@ -17,7 +17,7 @@ from mope.data.stream import Stream
 from mope.data.table import open_table
 from mope.errors import UserError, shown
 from mope.hub import forget_tables
-from mope.media.cells import UntrustedFolder
+from mope.media.cells import home_of
 from mope.media.images import open_image
 from mope.serve.settings import ServeSettings
 
@@ -218,7 +218,7 @@ def test_limits_are_settings_of_a_run(config, tables):
         train(strange, report=lambda line: None)
     forget_tables(strange)
     assert strange.data.limits == MediaLimits()  # a run from the hub doesn't say what is safe here
-    assert UntrustedFolder.within(tables).limits == MediaLimits()
+    assert home_of(tables, False).limits == MediaLimits()
 
 
 def test_no_other_program_is_started_for_a_picture(tmp_path, monkeypatch):

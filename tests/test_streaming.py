@@ -261,7 +261,7 @@ def test_what_is_wrong_with_a_file_is_said_where_it_is_met(tmp_path):
     assert next(Stream(tmp_path / "gb.csv", encoding="gb18030").items()).read(None) == {"text": "名前"}
     with pytest.raises(UserError, match="There is no encoding 'klingon'"):
         list(Stream(tmp_path / "gb.csv", encoding="klingon").items())
-    with pytest.raises(UserError, match=r"can't be streamed: name \.csv"):
+    with pytest.raises(UserError, match=r"is no table this library reads: name a \.csv"):
         Stream(Path(__file__))
     with pytest.raises(UserError, match="There is no table"):
         Stream(tmp_path / "none.csv")

@@ -23,6 +23,7 @@ from mope.fusion import FUSIONS, Fusion, FusionOutput
 from mope.heads import LinearHead, MaskHead
 from mope.prompts import importance_loss
 from mope.prompts.grow import grow
+from mope.remote import rebased
 from mope.run import CONFIG, WEIGHTS, read_run, require_same_columns
 from mope.tasks import Task, build_task
 from mope.weights import read_weights, write_weights
@@ -336,7 +337,7 @@ class FusionModel(nn.Module):
                 settings.weights = str(Path(settings.weights).expanduser().absolute())
         for place in ("train", "validation", "test", "folder"):
             if (path := getattr(config.data, place)) is not None:
-                setattr(config.data, place, str(Path(path).absolute()))
+                setattr(config.data, place, rebased(path, lambda path: str(Path(path).absolute())))
         return config
 
     def _versions(self) -> dict[str, str]:

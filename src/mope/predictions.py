@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,21 @@ class Prediction:
     error: str | None = None
 
 
+@dataclass(frozen=True)
+class PredictedRows:
+    """Rows that follow on each other, and what a run says of them.
+
+    Attributes:
+        numbers: the rows' own, for messages.
+        predictions: one per row.
+        kept: cells of each row that are kept beside its prediction, by column.
+    """
+
+    numbers: Sequence[int]
+    predictions: Sequence[Prediction]
+    kept: Sequence[Mapping[str, Any]]
+
+
 class Predictions(list[Prediction]):
     """Predictions in the order of their rows.
 
@@ -80,27 +96,55 @@ def require_writable(out: Path) -> None:
     """Make sure that predictions can be written there: a file by its format, or a new folder.
 
     Raises:
-        UserError: the name ends in something else, or the folder isn't new.
+        UserError: the name ends in something else or is a URL, or the folder isn't new.
     """
-    if out.suffix and out.suffix.lower() not in FORMATS:
-        raise UserError(
-            f"Can't write {out}: name a {', '.join(FORMATS)} file, or a folder, whose name has no dot."
-        )
+    require_format(out)
     if not out.suffix and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"Can't write {out}: it is there already; name a new folder.")
 
 
+def require_format(out: Path) -> None:
+    """Make sure that a name's ending says how predictions are written, or that it is a folder's.
+
+    Raises:
+        UserError: it ends in something else, or is a URL.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(out)):  # of a URL's two slashes a path keeps one
+        raise UserError(f"{out} is elsewhere, but what is said is written to files of this machine.")
+    if out.suffix and out.suffix.lower() not in FORMATS:
+        raise UserError(
+            f"Can't write {out}: name a {', '.join(FORMATS)} file, or a folder, whose name has no dot."
+        )
+
+
+def routing_columns(experts: Sequence[int]) -> list[str]:
+    """Names of the columns of routing scores.
+
+    Args:
+        experts: how many each layer has.
+    """
+    return [f"routing_layer{i}_expert{j}" for i, count in enumerate(experts, 1) for j in range(1, count + 1)]
+
+
 def as_rows(
-    predictions: Sequence[Prediction], classes: Sequence[str], routing: bool = False
+    predictions: Sequence[Prediction],
+    classes: Sequence[str],
+    routing: bool = False,
+    experts: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
     """A row per prediction, in order.
 
     Columns: `label`; `probability_LABEL` for each class; with `routing`, `routing_layerI_expertJ`; `error`.
+
+    Args:
+        predictions: of one run.
+        classes: its task's labels.
+        routing: whether to give scores.
+        experts: how many each layer has; None for as many as the first prediction with scores says.
     """
-    shape = next((p.routing for p in predictions if p.routing), []) if routing else []
-    names = [
-        f"routing_layer{i}_expert{j}" for i, layer in enumerate(shape, 1) for j in range(1, len(layer) + 1)
-    ]
+    if experts is None:
+        experts = [len(layer) for layer in next((p.routing for p in predictions if p.routing), [])]
+    names = routing_columns(experts) if routing else []
     rows = []
     for prediction in predictions:
         scores = [score for layer in prediction.routing for score in layer] if routing else []

@@ -1,6 +1,6 @@
 """Load a run and predict rows: no trainer, and no table needed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -8,44 +8,39 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset as HubDataset
-from datasets import concatenate_datasets
+from datasets import IterableDataset, concatenate_datasets
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mope.data.dataset import RowDataset, collate
-from mope.data.frames import by_input, frame_rows
+from mope.data.dataset import RowDataset, RowReader, collate
+from mope.data.feed import (
+    Numbered,
+    Tolerant,
+    ToMeasure,
+    ToPredict,
+    as_table,
+    collate_tolerant,
+    numbered,
+    one_after_another,
+    read_batches,
+)
 from mope.data.readers import Reader, build_readers
-from mope.data.splits import Report, cells_of, check_split, open_splits
-from mope.data.table import MemoryTable, Table, open_table
+from mope.data.splits import Report, cells_of, open_splits, row_check
+from mope.data.stream import Stream
+from mope.data.table import Table, open_table
 from mope.device import Precision, autocast, frozen_dtype, pick_device
 from mope.errors import UserError
+from mope.evaluation import Outcomes, collect
 from mope.hub import find_run, forget_tables, is_on_hub, push_run
 from mope.logs import say
-from mope.media.cells import BadCell, UntrustedFolder, is_missing
 from mope.media.images import picture_size
 from mope.model import FusionModel
-from mope.predictions import Prediction, Predictions, as_dataset
+from mope.predictions import PredictedRows, Prediction, Predictions, as_dataset
 from mope.tasks.metrics import Metrics, compute_metrics
 
 if TYPE_CHECKING:
     import pandas
-
-
-class _Tolerant(Dataset):
-    """Samples, or why a row has none, each with its place in the table."""
-
-    def __init__(self, rows: RowDataset):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[int, Any, str | None]:
-        try:
-            return index, self.rows[index], None
-        except BadCell as error:
-            return index, None, str(error)
 
 
 class Predictor:
@@ -73,6 +68,8 @@ class Predictor:
     ):
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}: at least one row is predicted at a time.")
+        if workers < 0:
+            raise UserError(f"workers is {workers}: none, 0, is the least.")
         self.run = find_run(run)
         self.device = pick_device(device)
         model = FusionModel.from_pretrained(self.run).to(self.device)
@@ -117,11 +114,8 @@ class Predictor:
         Raises:
             UserError: it is no table, a column is missing, or the task hasn't one label by name.
         """
-        if abstain_below is not None and self.settings.task != "classification":
-            raise UserError(
-                f"A {self.settings.task} names its label whatever its probability: no abstaining."
-            )
-        source = self._rows([rows] if isinstance(rows, Mapping) else rows, folder)
+        self.require_abstaining(abstain_below)
+        source = as_table([rows] if isinstance(rows, Mapping) else rows, self.settings, self.readers, folder)
         predictions = Predictions((Prediction() for _ in range(len(source))), self.model.task.classes)
         if not predictions:
             return predictions
@@ -131,10 +125,90 @@ class Predictor:
             if batch is not None:
                 found = self.predict_batch(batch, self._sizes(source, places))
                 for place, prediction in zip(places, found, strict=True):
-                    if abstain_below is not None and max(prediction.probabilities.values()) < abstain_below:
-                        prediction.label = None
-                    predictions[place] = prediction
+                    predictions[place] = _abstain(prediction, abstain_below)
         return predictions
+
+    def predict_stream(
+        self, rows: Any, folder: str | Path | None = None, *, abstain_below: float | None = None
+    ) -> Iterator[Prediction]:
+        """Predict any number of rows, which are never all held: one prediction after another, in order.
+
+        Args:
+            rows: as for `predict`, which files are read row after row; also a pattern of files, an
+                `IterableDataset`, or an iterator of mappings.
+            folder, abstain_below: see `predict`.
+
+        Raises:
+            UserError: see `predict`; while iterating, a file can't be read on.
+        """
+        self.require_abstaining(abstain_below)
+        rows = [rows] if isinstance(rows, Mapping) else rows
+        source = one_after_another(rows, self.settings, self.readers, folder, self.batch_size)
+        for part in self.predict_parts(source, abstain_below=abstain_below):
+            yield from part.predictions
+
+    def predict_parts(
+        self,
+        rows: Iterable[Numbered],
+        keep: Sequence[str] = (),
+        keep_all: bool = False,
+        abstain_below: float | None = None,
+    ) -> Iterator[PredictedRows]:
+        """Predict rows that come one after another, a batch at a time.
+
+        Args:
+            rows: see `numbered`.
+            keep: columns whose cells are wanted beside the predictions.
+            keep_all: whether those are that a row has beside them, too.
+            abstain_below: see `predict`.
+        """
+        read = ToPredict(RowReader(self.readers), keep, keep_all, self.settings.picture)
+        for batch in read_batches(rows, read, self.readers, None, self.batch_size, self.workers):
+            predictions = [Prediction(error=batch.errors.get(n)) for n in range(len(batch.numbers))]
+            if batch.inputs is not None:
+                sizes = [batch.extras[place].size for place in batch.good]
+                found = self.predict_batch(batch.inputs, None if self.settings.picture is None else sizes)
+                for place, prediction in zip(batch.good, found, strict=True):
+                    predictions[place] = _abstain(prediction, abstain_below)
+            yield PredictedRows(batch.numbers, predictions, [extra.cells for extra in batch.extras])
+
+    def stream(self, data: Any = None, folder: str | Path | None = None) -> Stream:
+        """Rows with labels, one after another: as `table`, but files are never held."""
+        own = self.settings.data
+        if data is None and own.test is not None and own.split_column is None:
+            data, folder = own.test, own.folder
+        if not isinstance(data, str | Path | IterableDataset):
+            return Stream(self.table(data, folder))
+        return Stream(data, own.trusted, own.encoding, folder, own.limits)
+
+    def measure(self, stream: Stream, skip_bad_rows: bool, report: Report) -> Outcomes:
+        """What `Task.condense` gives of a stream's logits and targets, see `mope.evaluation.collect`."""
+        settings, task = self.settings, self.model.task
+        columns = cells_of(settings.inputs[name] for name in self.readers)
+        read = RowReader(self.readers, task, settings.data.label, picture=settings.picture)
+        stream.require(*read.columns)
+        rows = tqdm(numbered(stream), f"evaluating {stream.name}", stream.length, False, disable=None)
+        wanted = ToMeasure(read, row_check(settings, columns, task))
+        batches = read_batches(rows, wanted, self.readers, task, self.batch_size, self.workers)
+        return collect(
+            batches, lambda inputs: self.forward_batch(inputs)[0], task, stream.name, skip_bad_rows, report
+        )
+
+    def require_abstaining(self, abstain_below: float | None) -> None:
+        """Make sure that the task can name no label.
+
+        Raises:
+            UserError: it can't.
+        """
+        if abstain_below is not None and self.settings.task != "classification":
+            raise UserError(
+                f"A {self.settings.task} names its label whatever its probability: no abstaining."
+            )
+
+    def experts(self) -> list[int]:
+        """How many routing scores a prediction has of each layer, as a row of blanks shows."""
+        blank = {name: reader.blank() for name, reader in self.readers.items()}
+        return [len(layer) for layer in self.predict_batch(collate([blank], self.readers, None))[0].routing]
 
     def predict_proba(self, rows: Any, folder: str | Path | None = None) -> "pandas.DataFrame":
         """The probability of each label, a column each, in the order of the rows; see `predict`.
@@ -150,25 +224,6 @@ class Predictor:
         rows = [rows] if isinstance(rows, Mapping) else rows
         found = [prediction.probabilities for prediction in self.predict(rows, folder)]
         return pandas.DataFrame([[one.get(name) for name in classes] for one in found], columns=classes)
-
-    def _rows(self, rows: Any, folder: str | Path | None) -> Table:
-        """Rows of any kind as a table, by column."""
-        if isinstance(rows, str | Path | Table):
-            table = self.table(rows, folder)
-            if table.note is not None and not isinstance(rows, Table):
-                say(table.note)
-            return table
-        data = self.settings.data
-        if isinstance(rows, HubDataset):
-            return open_table(rows, data.trusted, folder=folder or data.folder, limits=data.limits)
-        found = frame_rows(rows)
-        home = Path(folder or data.folder or "")
-        home = home if data.trusted else UntrustedFolder.within(home, data.limits)
-        if isinstance(found, HubDataset):
-            return Table(found, home)
-        columns = {name: reader.columns for name, reader in self.readers.items()}
-        tables = {name for name in columns if self.settings.inputs[name].kind == "table"}
-        return MemoryTable([by_input(row, columns, tables) for row in found], home)
 
     def push_to_hub(self, repository: str, *, private: bool = True) -> str:
         """Upload the run, see `mope.hub.push_run`.
@@ -258,7 +313,7 @@ class Predictor:
             labels = batch.pop("labels")
             found, wanted = task.condense(self.forward_batch(batch)[0], labels)
             parts.append(found)
-            targets.append(wanted)
+            targets.append(wanted.clone())  # a worker's tensor keeps a file open
         return torch.cat(parts), torch.cat(targets)
 
     @torch.inference_mode()
@@ -277,27 +332,23 @@ class Predictor:
     ) -> Iterator[tuple[list[int], dict[str, Any] | None, dict[int, str]]]:
         """Places of the rows that can be used, their batch, and by place why others can't be."""
         loader = DataLoader(
-            _Tolerant(dataset),
+            Tolerant(dataset),
             self.batch_size,
             num_workers=self.workers if len(dataset) > 200 else 0,
-            collate_fn=partial(_collate, readers=self.readers, task=dataset.task),
+            collate_fn=partial(collate_tolerant, readers=self.readers, task=dataset.task),
         )
         quiet = None if len(dataset) > self.batch_size else True
         yield from tqdm(loader, desc=f"predicting {dataset.table.name}", leave=False, disable=quiet)
 
 
+def _abstain(prediction: Prediction, below: float | None) -> Prediction:
+    if below is not None and max(prediction.probabilities.values()) < below:
+        prediction.label = None
+    return prediction
+
+
 def _again(run: str, options: dict[str, Any]) -> Predictor:
     return Predictor(run, **options)
-
-
-def _collate(
-    samples: Sequence[tuple[int, Any, str | None]], readers: Mapping[str, Reader], task: Any
-) -> tuple[list[int], dict[str, Any] | None, dict[int, str]]:
-    """Places of the good rows, their batch, and the errors of the others by place."""
-    good = [(place, sample) for place, sample, error in samples if error is None]
-    errors = {place: error for place, _, error in samples if error is not None}
-    batch = collate([sample for _, sample in good], readers, task) if good else None
-    return [place for place, _ in good], batch, errors
 
 
 def evaluate(
@@ -308,6 +359,8 @@ def evaluate(
     skip_bad_rows: bool = False,
     by_pattern: bool = False,
     device: str | None = None,
+    batch_size: int = 32,
+    workers: int = 1,
     report: Report = say,
 ) -> dict[str, Any]:
     """A run's metrics on its test rows, or on another table.
@@ -318,35 +371,26 @@ def evaluate(
         folder: what paths in it are relative to; None for the file's folder, or the current one.
         skip_bad_rows: leave out rows that can't be used, and say how many; else they are refused.
         by_pattern: also give the metrics of the rows that have the same inputs, by what these are.
-        device: see `Predictor`.
+        device, batch_size, workers: see `Predictor`.
         report: takes each line that is said.
 
     Returns:
         Metrics by name, and `rows`; with `by_pattern`, the same under `patterns`, by such as `image+text`.
     """
-    predictor = Predictor(run, device=device, workers=1)
-    settings = predictor.settings.model_copy(deep=True)
-    settings.data.bad_rows = "skip" if skip_bad_rows else "refuse"
-    columns = cells_of(settings.inputs[name] for name in predictor.readers)
-    table = predictor.table(data, folder)
-    if table.note is not None:
-        report(table.note)
-    table = check_split(settings, table, columns, predictor.model.task, report)
-    logits, targets = predictor.outcomes(table)
-    task = predictor.model.task
-    result: dict[str, Any] = Metrics(compute_metrics(task, logits, targets) | {"rows": len(table)})
+    predictor = Predictor(run, device=device, batch_size=batch_size, workers=workers)
+    stream = predictor.stream(data, folder)
+    if stream.note is not None:
+        report(stream.note)
+    outcomes = predictor.measure(stream, skip_bad_rows, report)
+    task, whole = predictor.model.task, len(outcomes.targets)
+    metrics = compute_metrics(task, outcomes.logits, outcomes.targets)
+    result: dict[str, Any] = Metrics(metrics | {"rows": whole})
     if by_pattern:
-        places: dict[str, list[int]] = {}
-        for place, row in enumerate(table):
-            places.setdefault(_pattern(row, predictor.readers), []).append(place)
         result["patterns"] = {
-            pattern: {**compute_metrics(task, logits[rows], targets[rows]), "rows": len(rows)}
-            for pattern, rows in sorted(places.items())
+            pattern: {
+                **compute_metrics(task, outcomes.logits[rows], outcomes.targets[rows]),
+                "rows": len(rows),
+            }
+            for pattern, rows in outcomes.places().items()
         }
     return result
-
-
-def _pattern(row: Mapping[str, Any], readers: Mapping[str, Reader]) -> str:
-    """Names of the inputs that a row has, such as `image+text`."""
-    there = [name for name, reader in readers.items() if not is_missing(reader.cell(row))]
-    return "+".join(there) or "none"

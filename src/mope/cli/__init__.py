@@ -5,12 +5,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from mope.cli import data, encoders, export, fit, init, insight, runs, serve, studies
+from mope.cli import data, encoders, export, fit, init, insight, predict, runs, serve, studies
 from mope.errors import Interrupted, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, or 2 for what a user can mend, which is said in one sentence."""
+    verb = ""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         parser = build_parser()
@@ -18,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         options, rest = parser.parse_known_args(arguments)
+        verb = options.verb
         if rest and not options.overrides:
             raise UserError(
                 f"'{options.verb}' knows no option '{rest[0]}': see `mope {options.verb} --help`."
@@ -30,9 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mope: {error}", file=sys.stderr)
         return error.code if isinstance(error, Interrupted) else 2
     except KeyboardInterrupt:
-        print("mope: interrupted.", file=sys.stderr)
+        hint = _RESUMED.get(verb, "")
+        print(f"mope: interrupted.{hint}", file=sys.stderr)
         return 130
     return 0
+
+
+_RESUMED = {"predict": " What goes to --out goes on with --resume."}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -76,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="print a script that completes commands in bash, zsh or tcsh, and exit",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
-    for group in (fit, init, runs, serve, export, studies, insight, data, encoders):
+    for group in (fit, init, runs, predict, serve, export, studies, insight, data, encoders):
         group.add(verbs)
     return parser
 
@@ -107,4 +113,5 @@ def _quieten() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # a traceback for each failed try
     warnings.filterwarnings("ignore", module=r"(torch|transformers|huggingface_hub|torchmetrics)")

@@ -99,6 +99,15 @@ def limits_of(options: argparse.Namespace) -> Any:
     return MediaLimits(**{name.removeprefix("max_"): value for name, value in given.items()})
 
 
+def add_reading(verb: argparse.ArgumentParser) -> None:
+    """The flags for how many rows are read and go through the model at once, and where."""
+    verb.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="rows that go through the model at once (32)"
+    )
+    verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read rows (1)")
+    verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
+
+
 def add_method(verb: argparse.ArgumentParser) -> None:
     """The flags for a method by name."""
     verb.add_argument(

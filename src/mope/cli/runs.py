@@ -1,4 +1,4 @@
-"""`mope train | evaluate | predict | push | params`."""
+"""`mope train | evaluate | push | params`."""
 
 import argparse
 import json
@@ -7,16 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mope.cli.output import (
-    add_method,
-    add_plugin,
-    add_table,
-    add_verb,
-    limits_of,
-    load_plugins,
-    print_table,
-    reporter,
-)
+from mope.cli.output import add_method, add_plugin, add_reading, add_verb, load_plugins, print_table, reporter
 from mope.errors import UserError
 
 
@@ -41,35 +32,7 @@ def add(verbs: Any) -> None:
     add_plugin(verb)
     verb.add_argument("--by-pattern", action="store_true", help="also by which inputs rows have")
     verb.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that can't be used")
-    verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
-
-    verb = add_verb(verbs, "predict", predict, "predict a table's rows, in order")
-    verb.add_argument("run", metavar="RUN", help="a run's folder")
-    verb.add_argument("file", metavar="FILE", help="a table with the run's input columns")
-    verb.add_argument(
-        "--out",
-        metavar="FILE",
-        help="a .csv, .jsonl or .parquet file, or a new folder without an ending for a datasets.Dataset; "
-        "without it, a table is printed",
-    )
-    verb.add_argument(
-        "--routing", action="store_true", help="add the routing scores of every layer and expert"
-    )
-    verb.add_argument("--rows", type=int, metavar="N", help="only the first N rows")
-    verb.add_argument(
-        "--abstain-below", type=float, metavar="P", help="name no label whose probability is below this"
-    )
-    verb.add_argument("--folder", help="what paths in the table are relative to; without it, its own folder")
-    verb.add_argument("--masks", metavar="FOLDER", help="write each predicted mask as a PNG")
-    verb.add_argument(
-        "--overlays", metavar="FOLDER", help="write each picture with its mask, and a page of them"
-    )
-    verb.add_argument(
-        "--beside", metavar="RUN", action="append", default=[], help="show this run's masks on the page too"
-    )
-    add_table(verb)
-    add_plugin(verb)
-    verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
+    add_reading(verb)
 
     verb = add_verb(verbs, "push", push, "upload a run to the Hugging Face hub, privately at first")
     verb.add_argument("run", metavar="RUN", help="a run's folder")
@@ -146,6 +109,8 @@ def evaluate(options: argparse.Namespace) -> None:
         skip_bad_rows=options.skip_bad_rows,
         by_pattern=options.by_pattern,
         device=options.device,
+        batch_size=options.batch_size,
+        workers=options.workers,
         report=lambda line: print(line, file=sys.stderr),
     )
     if not is_on_hub(options.run):
@@ -163,90 +128,6 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def _number(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else f"{value}"
-
-
-def predict(options: argparse.Namespace) -> None:
-    """`mope predict RUN FILE`."""
-    from mope.data.table import open_table
-    from mope.predictions import require_writable, write_masks, write_overlays, write_predictions
-    from mope.predictor import Predictor
-
-    load_plugins(options)
-    out = Path(options.out) if options.out else None
-    if out is not None:
-        require_writable(out)
-    trusted, limits = not options.untrusted, limits_of(options)
-    table = open_table(options.file, trusted, options.encoding, options.folder, limits)
-    if table.note is not None:
-        print(table.note, file=sys.stderr)
-    if options.rows is not None:
-        if options.rows < 1:
-            raise UserError(f"--rows is {options.rows}: at least one row is predicted.")
-        table = table.select(range(min(options.rows, len(table))))
-    predictor = Predictor(options.run, device=options.device, workers=1)
-    settings = predictor.settings
-    if (options.masks or options.overlays) and settings.picture is None:
-        raise UserError("--masks and --overlays are for a run of referring-segmentation, which this isn't.")
-    if options.beside and not options.overlays:
-        raise UserError("--beside is for the page that --overlays FOLDER writes.")
-    predictions = predictor.predict(table, abstain_below=options.abstain_below)
-    bad = [(number, p.error) for number, p in zip(table.numbers, predictions, strict=True) if p.error]
-    if out is not None:
-        write_predictions(predictions, out, predictor.model.task.classes, options.routing)
-    if options.masks:
-        write_masks(predictions, table.numbers, Path(options.masks))
-    if options.overlays and settings.picture is not None:
-        runs = {Path(options.run).name: predictions}
-        for other in options.beside:
-            runs[Path(other).name] = Predictor(other, device=options.device, workers=1).predict(table)
-        texts = [entry.column for entry in settings.inputs.values() if entry.kind == "text"]
-        picture, label = settings.inputs[settings.picture].column, settings.data.label
-        truth = label if label in table.columns else None
-        write_overlays(runs, table, picture, texts, Path(options.overlays), truth)
-    if options.json:
-        print(json.dumps([_as_json(p, options.routing) for p in predictions], indent=2, ensure_ascii=False))
-    elif out is not None:
-        print(f"{len(predictions)} rows are in {out}.")
-    else:
-        print_table(
-            ["row", "label", "probability"],
-            [
-                [
-                    str(n),
-                    _shown(p.label),
-                    f"{max(p.probabilities.values()):.3f}" if p.probabilities else p.error or "",
-                ]
-                for n, p in zip(table.numbers, predictions, strict=True)
-            ],
-        )
-    if bad:
-        print(
-            f"{len(bad)} of {len(predictions)} rows can't be used, such as row {bad[0][0]}: {bad[0][1]}.",
-            file=sys.stderr,
-        )
-
-
-def _as_json(prediction: Any, routing: bool) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    content = asdict(prediction)
-    if not routing:
-        content.pop("routing")
-    return content
-
-
-def _shown(label: Any) -> str:
-    if label is None:
-        return "-"
-    if isinstance(label, dict):
-        return f"a mask of {label['size'][1]} x {label['size'][0]} pixels"
-    return (
-        ", ".join(label)
-        if isinstance(label, list)
-        else f"{label:.4g}"
-        if isinstance(label, float)
-        else str(label)
-    )
 
 
 def push(options: argparse.Namespace) -> None:

@@ -28,6 +28,7 @@ from mope.config.sections import (
 )
 from mope.errors import UserError
 from mope.files import read_yaml
+from mope.remote import is_url, rebased
 
 
 class Config(Section):
@@ -50,6 +51,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
+        if is_url(self.output):
+            raise ValueError(f"output is a folder on this machine, not {self.output}")
         if self.fusion.main not in self.inputs:
             raise ValueError(
                 f"fusion.main names no input: it is '{self.fusion.main}', inputs are {', '.join(self.inputs)}"
@@ -307,7 +310,7 @@ def _resolve_paths(settings: Any, model: type[BaseModel], folder: Path) -> None:
             # Weights are a path only where they look like one: a hub id has a slash too.
             is_path = name != "weights" or value.startswith((".", "~"))
             if is_path:
-                path = _relative(folder / Path(value).expanduser())
+                path = rebased(value, lambda path: _relative(folder / Path(path).expanduser()))
                 settings[name] = f"./{path}" if name == "weights" and not path.startswith("/") else path
 
 

@@ -1,12 +1,14 @@
 """Parquet files and saved datasets: read whole, or told in a sentence why they can't be."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, Features, load_from_disk
 
+from mope.data.frames import label_of, name_of
 from mope.data.textfiles import require_distinct
 from mope.errors import UserError, shown
 from mope.files import parse_json, require_table_file
@@ -40,22 +42,40 @@ def read_parquet(file: Path) -> Dataset:
 
 
 def parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The same, some rows at a time."""
-    import pyarrow.parquet
-
-    with _told(file), pyarrow.parquet.ParquetFile(file) as parquet:
+    """The same, some rows at a time; labels are the names that they stand for."""
+    with _told(file), _streamed(file) as parquet:
         require_distinct(str(file), parquet.schema_arrow.names)
+        labels = {n: inner for n, f in _features(parquet).items() if (inner := label_of(f)) is not None}
         for batch in parquet.iter_batches(batch_size=256):
             batch.validate(full=True)
-            yield from batch.to_pylist()
+            for row in batch.to_pylist():
+                yield row | {name: name_of(label, row[name]) for name, label in labels.items()}
 
 
 def parquet_length(file: Path) -> int:
     """How many rows a Parquet file says that it has; raises as `read_parquet`."""
+    with _told(file), _streamed(file) as parquet:
+        return parquet.metadata.num_rows
+
+
+def parquet_features(file: Path) -> Features:
+    """What the columns of a Parquet file hold; nothing is known where datasets haven't what one does."""
+    with _told(file), _streamed(file) as parquet:
+        return _features(parquet)
+
+
+def _streamed(file: Path) -> Any:
     import pyarrow.parquet
 
-    with _told(file), pyarrow.parquet.ParquetFile(file) as parquet:
-        return parquet.metadata.num_rows
+    # Without a buffer a column of a whole row group, which may be the whole file, is read at once.
+    return pyarrow.parquet.ParquetFile(file, buffer_size=1 << 20)
+
+
+def _features(parquet: Any) -> Features:
+    try:
+        return Features.from_arrow_schema(parquet.schema_arrow)
+    except (NotImplementedError, ValueError, TypeError):
+        return Features()
 
 
 @contextmanager
@@ -82,8 +102,9 @@ def read_folder(folder: Path) -> Dataset:
     import pyarrow
 
     try:
-        _require_own_files(folder)
-        rows = load_from_disk(str(folder))
+        own = Path(os.fspath(folder))  # of a folder elsewhere the copy
+        _require_own_files(own)
+        rows = load_from_disk(str(own))
         if isinstance(rows, Dataset):
             _require_whole(rows)
     except FileNotFoundError:

@@ -12,7 +12,7 @@ from mope.data.shards import KEY
 from mope.data.table import Table
 from mope.errors import UserError, shown
 from mope.media import OPENERS, PEEKERS
-from mope.media.cells import BadCell, is_missing
+from mope.media.cells import BadCell, fetch, is_missing
 from mope.media.masks import require_size
 
 SUFFIXES = {
@@ -97,7 +97,16 @@ class _Rows(Dataset):
         return len(self.table)
 
     def __getitem__(self, index: int) -> list[Problem]:
-        return self.check(self.table[index], self.table.folder, self.table.numbers[index])
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[list[Problem]]:
+        """The problems of a batch's rows, whose files are fetched at once where they are elsewhere."""
+        table, check = self.table, self.check
+        rows = table.rows_at(indices)
+        media = [column for column, kind in check.columns.items() if kind in SUFFIXES]
+        media += [check.label] if check.picture is not None and check.label is not None else []
+        fetch((row.get(column) for row in rows for column in media), table.folder)
+        return [check(row, table.folder, table.numbers[i]) for i, row in zip(indices, rows, strict=True)]
 
 
 def find_problems(

@@ -17,13 +17,13 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from mope.config import Config
 from mope.data.check import RowCheck
 from mope.data.readers import ImageReader, Reader
+from mope.data.skipped import SkippedRows
 from mope.data.stream import Item, Stream
 from mope.data.table import Table
 from mope.errors import UserError
-from mope.media.cells import BadCell
+from mope.media.cells import BadCell, fetch
 from mope.tasks import Task
 
-_REASON = 500  # bytes kept of the first skipped row's reason
 _MOST_BAD_ON_END = 10_000  # after so many bad rows of a stream none is expected to be good
 
 
@@ -92,35 +92,6 @@ def _drawn_by(key: str) -> Iterator[None]:
         yield
 
 
-class SkippedRows:
-    """How many rows were left out, and why the first was; a loader's workers count together.
-
-    Args:
-        workers: how many there are.
-    """
-
-    def __init__(self, workers: int):
-        self._counts = torch.zeros(max(1, workers), dtype=torch.int64).share_memory_()
-        self._reason = torch.zeros(_REASON, dtype=torch.uint8).share_memory_()
-
-    def add(self, reason: str) -> None:
-        """Count a row."""
-        info = get_worker_info()
-        self._counts[info.id if info is not None else 0] += 1
-        if not self._reason[0]:
-            content = reason.encode(errors="replace")[:_REASON]
-            self._reason[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-
-    def sentence(self, table: str) -> str | None:
-        """What to say of them; None where there are none."""
-        total = int(self._counts.sum())
-        if not total:
-            return None
-        rows = "row was" if total == 1 else "rows were"
-        reason = bytes(self._reason.tolist()).rstrip(b"\0").decode(errors="ignore")
-        return f"{table}: {total:,} {rows} skipped, over all epochs; the first is {reason}."
-
-
 def _refusal(reason: str) -> UserError:
     return UserError(
         f"A row can't be used: {reason}; mend it, set data.bad_rows to skip, or `missing` of an input whose "
@@ -176,8 +147,15 @@ class RowDataset(Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         """The samples of a batch, whose rows are read at once."""
-        rows = self.table.rows_at(indices)
+        rows = self.fetched(indices)
         return [self._sample(index, row) for index, row in zip(indices, rows, strict=True)]
+
+    def fetched(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Rows, after the files were fetched that they name elsewhere, several at once."""
+        rows = self.table.rows_at(indices)
+        media = [reader for reader in self.readers.values() if reader.names_files]
+        fetch((reader.cell(row) for row in rows for reader in media), self.table.folder)
+        return rows
 
     def _sample(self, index: int, row: Mapping[str, Any]) -> dict[str, Any]:
         reason = ""

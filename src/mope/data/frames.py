@@ -136,16 +136,26 @@ def _plain_rows(rows: Sequence[Any], name: str) -> list[dict[str, Any]]:
 def label_columns(rows: Dataset) -> Dataset:
     """A dataset whose `ClassLabel`s are the names that they stand for; -1, which stands for none, is null."""
     for column, feature in rows.features.items():
-        several = hasattr(feature, "feature")
-        inner = feature.feature if several else feature  # type: ignore[union-attr]
-        if not isinstance(inner, ClassLabel) or inner.names is None:
+        if (label := label_of(feature)) is None:
             continue
-        named = [name_of(inner, value) for value in rows[column]]
-        order = rows.column_names
-        kind = List(Value("string")) if several else Value("string")
+        named = [name_of(label, value) for value in rows[column]]
+        order, kind = rows.column_names, named_feature(feature)
         rows = rows.remove_columns(column).add_column(column, named, feature=kind)  # type: ignore[call-arg]
         rows = rows.select_columns(order)
     return rows
+
+
+def label_of(feature: Any) -> ClassLabel | None:
+    """The `ClassLabel` that a column has, or a list of each of its cells; None for none, or without names."""
+    inner = getattr(feature, "feature", feature)
+    return inner if isinstance(inner, ClassLabel) and inner.names is not None else None
+
+
+def named_feature(feature: Any) -> Any:
+    """What a column holds once its labels are the names that they stand for."""
+    if label_of(feature) is None:
+        return feature
+    return List(Value("string")) if hasattr(feature, "feature") else Value("string")
 
 
 def name_of(label: ClassLabel, value: Any) -> Any:

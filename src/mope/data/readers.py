@@ -46,8 +46,10 @@ class Reader(ABC):
         learns: whether a stand-in is learned for missing cells.
         drop: share of training rows from which the input is taken away.
         augments: whether a training row is read in another way each time.
+        names_files: whether a cell may be a file's name.
     """
 
+    names_files: bool = True
     learns: bool = False
     drop: float = 0.0
     augments: bool = False
@@ -195,6 +197,8 @@ class _RandAugment(v2.RandAugment):
 class TextReader(Reader):
     """Texts, tokenised as the encoder was trained."""
 
+    names_files = False
+
     def __init__(self, config: InputConfig):
         super().__init__(config)
         self.max_length = config.max_length
@@ -284,6 +288,8 @@ class TableReader(Reader):
     A sample is (numbers, categories): float32 (n,), NaN where one is missing, and int64 (m,), 0 for a missing
     one, 1 for one that isn't known.
     """
+
+    names_files = False
 
     def __init__(self, config: InputConfig):
         super().__init__(config)

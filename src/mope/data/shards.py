@@ -15,6 +15,7 @@ from typing import Any
 from mope.errors import UserError, shown
 from mope.files import FOLDER, parse_json, what_is
 from mope.media.cells import BadCell
+from mope.remote import is_url, look_anew, matching, path_of
 
 KEY = "__key__"
 """Column of the samples' names."""
@@ -147,26 +148,30 @@ def find_files(source: str | Path) -> list[Path]:
     name may not be there; a folder without .tar files is itself.
 
     Raises:
-        UserError: there is nothing like a `*`, or too much.
+        UserError: there is nothing like a `*`, or too much; or it is elsewhere, and can't be reached.
     """
-    path = Path(source)
-    try:
-        found = what_is(path)
-    except OSError:  # such as a pattern that is longer than a name may be
-        found = None
-    if found == FOLDER:
-        return sorted(path.glob("*.tar")) or [path]
-    if found is not None:
-        return [path]
+    look_anew()
+    path = path_of(source)
+    signs = r"[*\[]" if str(source).startswith("http") else r"[*?\[]"  # in an address `?` is another sign
+    if not (is_url(source) and re.search(rf"{signs}|[{{]", str(source))):
+        try:
+            found = what_is(path)
+        except OSError:  # such as a pattern that is longer than a name may be
+            found = None
+        if found == FOLDER:
+            return sorted(path.glob("*.tar")) or [path]
+        if found is not None:
+            return [path]
     files = []
     for name in _expand(str(source)):
-        if re.search(r"[*?\[]", name):
-            matches = sorted(glob.glob(name))  # noqa: PTH207 - a pattern may be absolute
+        if re.search(signs, name):
+            # A pattern may be absolute.
+            matches = matching(name) if is_url(name) else sorted(map(Path, glob.glob(name)))  # noqa: PTH207
             if not matches:
                 raise UserError(f"There is no file like {name}.")
-            files += map(Path, matches)
+            files += matches
         else:
-            files.append(Path(name))
+            files.append(path_of(name))
     return files
 
 

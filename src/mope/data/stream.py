@@ -1,24 +1,25 @@
-"""Training rows as a stream: read one after another, never all held and never checked beforehand."""
+"""Rows as a stream: read one after another, never all held and never checked beforehand."""
 
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets import Value
 
 from mope.config import Config, MediaLimits
-from mope.data.arrowfiles import parquet_length, parquet_rows, read_folder
-from mope.data.frames import name_of
+from mope.data.arrowfiles import parquet_features, parquet_length, parquet_rows, read_folder
+from mope.data.frames import name_of, named_feature
 from mope.data.shards import find_files, is_shard, read_shard
-from mope.data.table import READ, Table, require
+from mope.data.table import READ, Table, no_table, require
 from mope.data.textfiles import SEPARATORS, CsvFile, jsonl_rows, open_text_file
 from mope.errors import UserError
 from mope.files import require_table_file
-from mope.media.cells import BadCell, UntrustedFolder
+from mope.media.cells import BadCell, home_of
 
 _LOOKED_AT = 100  # rows that say which columns there are
 
@@ -33,19 +34,29 @@ class Item:
         where: what messages call it.
         folder: what relative paths in it are relative to.
         read: gives the row's cells by column, of the named columns at least, or of all for None, or raises a
-            BadCell.
+            BadCell. Another process can call it.
+        number: the row's in the file it came from, where that isn't its place in the stream.
     """
 
     where: str
     folder: Path
     read: Callable[[Collection[str] | None], dict[str, Any]]
+    number: int | None = None
+
+    def opened(self, columns: Collection[str] | None) -> "Item":
+        """The same with its cells already read; as it is, where they can't be."""
+        try:
+            row = self.read(columns)
+        except BadCell:
+            return self
+        return replace(self, read=partial(_given, row))
 
 
 class Stream:
     """Rows that are read one after another, as often as wanted.
 
     Args:
-        source: a file, a folder or a pattern of files (see `find_files`), or a dataset.
+        source: a file, a folder or a pattern of files (see `find_files`), a dataset, or a table.
         trusted: whether paths in rows may leave their file's folder, and media be of any size and format.
         encoding: of CSV and JSONL files; None for UTF-8, or UTF-16 where a file is.
         folder: what paths in rows are relative to; None for their file's folder.
@@ -57,7 +68,7 @@ class Stream:
 
     def __init__(
         self,
-        source: str | Path | datasets.Dataset | datasets.IterableDataset,
+        source: str | Path | Table | datasets.Dataset | datasets.IterableDataset,
         trusted: bool = True,
         encoding: str | None = None,
         folder: str | Path | None = None,
@@ -70,6 +81,8 @@ class Stream:
             self.parts, self.name = [rows.decode(False) if rows.features else rows], "the stream"
         elif isinstance(source, datasets.Dataset):
             self.parts, self.name = [Table(source)], "the stream"
+        elif isinstance(source, Table):
+            self.parts, self.name = [source], source.name
         else:
             self.parts, self.name = [_open(file) for file in find_files(source)], str(source)
 
@@ -83,24 +96,41 @@ class Stream:
     def note(self) -> str | None:
         """A sentence on how its first file is read, where that isn't as its name says; see `Table.note`."""
         first = self.parts[0]
+        if isinstance(first, Table):
+            return first.note
         if not isinstance(first, Path) or first.suffix.lower() not in SEPARATORS:
             return None
         with open_text_file(first, self.encoding) as text:
             return CsvFile(first, text).note
 
-    @cached_property
+    @property
     def columns(self) -> list[str]:
         """Names of the columns that the first hundred rows have."""
-        found: dict[str, None] = {}
+        return list(self._seen)
+
+    @cached_property
+    def _seen(self) -> dict[str, bool]:
+        """The columns of the first hundred rows, and whether one of their cells is bytes."""
+        found: dict[str, bool] = {}
         for item in islice(self.items(), _LOOKED_AT):
             try:
-                found.update(dict.fromkeys(item.read(None)))
+                row = item.read(None)
             except BadCell:
                 continue
-        return list(found)
+            found |= {name: isinstance(cell, bytes) or found.get(name, False) for name, cell in row.items()}
+        return found
+
+    @cached_property
+    def types(self) -> dict[str, Any]:
+        """What each column holds, as a feature of a dataset; None where only its cells say, as in JSONL."""
+        found = [_types(part, self._seen) for part in self.parts]
+        types = {name: found[0].get(name) for name in self.columns}
+        return {n: kind if all(one.get(n) == kind for one in found) else None for n, kind in types.items()}
 
     def require(self, *names: str) -> None:
-        """Make sure that columns exist; see `Table.require`."""
+        """Make sure that there are rows, and columns; see `Table.require`."""
+        if next(self.items(), None) is None:
+            raise UserError(f"{self.name} has no rows.")
         require(self.name, self.columns, names)
 
     def items(self, order: random.Random | None = None, held: int = 1) -> Iterator[Item]:
@@ -140,12 +170,13 @@ class Stream:
             name, folder = str(part), self._folder(part.parent)
         else:
             name, folder = self.name, self._folder(part.folder if isinstance(part, Table) else Path())
-        for number, row in enumerate(self._rows(part), 1):
-            yield Item(f"{name}, row {number}", folder, lambda columns, row=row: row)
+        numbers = part.numbers if isinstance(part, Table) else count(1)
+        for number, row in zip(numbers, self._rows(part), strict=False):
+            own = number if isinstance(part, Table) else None
+            yield Item(f"{name}, row {number}", folder, partial(_given, row), own)
 
     def _folder(self, folder: Path) -> Path:
-        folder = folder if self.home is None else Path(self.home)
-        return folder if self.trusted else UntrustedFolder.within(folder, self.limits)
+        return home_of(folder if self.home is None else self.home, self.trusted, self.limits)
 
     def _rows(self, part: Part) -> Iterator[dict[str, Any]]:
         """The rows of a part that isn't a shard."""
@@ -174,13 +205,40 @@ class Stream:
                     yield from (dict(zip(found.columns, cells, strict=True)) for cells in found)
 
 
+def _given(row: dict[str, Any], columns: Collection[str] | None) -> dict[str, Any]:
+    """A row that is read already; a function of the module, which workers can be sent."""
+    return row
+
+
 def _open(file: Path) -> Part:
     require_table_file(file)
     if file.is_dir():
         return Table(read_folder(file), file)
     if not is_shard(file) and file.suffix.lower() not in READ:
-        raise UserError(f"{file} can't be streamed: name .csv, .jsonl or .parquet files, or .tar shards.")
+        raise no_table(file)
     return file
+
+
+def _types(part: Part, seen: Mapping[str, bool]) -> dict[str, Any]:
+    """The features of a part's columns, as far as they are known.
+
+    Args:
+        part: of a stream.
+        seen: the stream's columns, and whether they have bytes.
+    """
+    if isinstance(part, datasets.IterableDataset):
+        found = part.features or {}
+    elif isinstance(part, Table):
+        found = part.rows.features if isinstance(part.rows, datasets.Dataset) else {}
+    elif is_shard(part):
+        return {name: Value("binary") for name, has_bytes in seen.items() if has_bytes}
+    elif part.suffix.lower() in SEPARATORS:
+        return dict.fromkeys(seen, Value("string"))
+    elif part.suffix.lower() == ".parquet":
+        found = parquet_features(part)
+    else:
+        return {}
+    return {name: named_feature(feature) for name, feature in found.items()}
 
 
 def _length(part: Part) -> int | None:

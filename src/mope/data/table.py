@@ -18,7 +18,8 @@ from mope.data.shards import find_files, is_shard, read_shard
 from mope.data.textfiles import SEPARATORS, CsvFile, jsonl_rows, read_text
 from mope.errors import UserError, shown
 from mope.files import require_table_file
-from mope.media.cells import BadCell, UntrustedFolder
+from mope.media.cells import BadCell, home_of
+from mope.remote import look_anew, path_of
 
 SPLITS = ("train", "validation", "test")
 READ = (*SEPARATORS, ".jsonl", ".parquet")
@@ -57,7 +58,7 @@ class Table:
             if isinstance(feature, Image | Audio | Video):
                 rows = rows.cast_column(column, type(feature)(decode=False))
         self.rows, self.folder, self.name = rows, folder, name
-        self.numbers = list(numbers) if numbers is not None else list(range(1, len(rows) + 1))
+        self.numbers: Sequence[int] = list(numbers) if numbers is not None else range(1, len(rows) + 1)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -161,6 +162,7 @@ def open_table(
         raise UserError("Only training rows can be a stream: give a datasets.Dataset for the others.")
     note = None
     if not isinstance(source, str | Path):
+        look_anew()
         found = source if isinstance(source, Dataset) else frame_rows(source)
         rows, name = found if isinstance(found, Dataset) else dataset_of(found), "the table"
         if len(rows) == 0:
@@ -168,8 +170,7 @@ def open_table(
         own = Path()
     else:
         rows, own, name, note = _read(source, encoding)
-    home = own if folder is None else Path(folder)
-    table = Table(rows, home if trusted else UntrustedFolder.within(home, limits), name)
+    table = Table(rows, home_of(own if folder is None else folder, trusted, limits), name)
     table.note = note
     return table
 
@@ -182,7 +183,7 @@ def _read(source: str | Path, encoding: str | None) -> tuple[Dataset, Path, str,
     file, note = files[0], None
     suffix = file.suffix.lower()
     if all(map(is_shard, files)):
-        rows, own, file = _read_shards(files), file.parent, Path(source)
+        rows, own, file = _read_shards(files), file.parent, path_of(source)
     elif len(files) > 1:
         raise UserError(f"{source} names several files, which are a table only if they are .tar shards.")
     elif file.is_dir():
@@ -196,13 +197,17 @@ def _read(source: str | Path, encoding: str | None) -> tuple[Dataset, Path, str,
     elif suffix == ".parquet":
         rows, own = read_parquet(file), file.parent
     else:
-        raise UserError(
-            f"{file} is no table this library reads: name a .csv, .tsv, .jsonl or .parquet file, or .tar "
-            "shards."
-        )
+        raise no_table(file)
     if len(rows) == 0:
         raise UserError(f"{file} has no rows.")
     return rows, own, str(file), note
+
+
+def no_table(file: Path) -> UserError:
+    """What is said of a file that is of no kind that is read."""
+    return UserError(
+        f"{file} is no table this library reads: name a .csv, .tsv, .jsonl or .parquet file, or .tar shards."
+    )
 
 
 def _packed(file: CsvFile) -> Dataset:

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mope.errors import UserError
 from mope.files import open_store
-from mope.media.cells import UntrustedFolder
+from mope.media.cells import UntrustedFolder, file_of
+from mope.remote import RemotePath
 
 
 class PixelCache:
@@ -59,8 +61,12 @@ def content_key(cell: Any, folder: Path) -> bytes | None:
     if not isinstance(cell, str) or isinstance(folder, UntrustedFolder):
         return None
     try:
-        state = (folder / cell).stat()
-    except (OSError, ValueError):
+        file = file_of(cell, folder)
+        if isinstance(file, RemotePath):
+            name = str(file.local())  # which is another one for another version
+        else:
+            state = file.stat()
+            name = f"{file.resolve()}|{state.st_size}|{state.st_mtime_ns}"
+    except (OSError, ValueError, UserError):
         return None
-    name = f"{(folder / cell).resolve()}|{state.st_size}|{state.st_mtime_ns}"
     return hashlib.blake2b(name.encode(), digest_size=20).digest()

@@ -2,12 +2,15 @@
 
 import io
 import math
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mope.config import MediaLimits
 from mope.errors import shown
 from mope.files import FILE, what_is
+from mope.remote import NotThere, RemotePath, fetch_all, is_url, path_of
 
 
 class BadCell(ValueError):
@@ -27,16 +30,35 @@ class UntrustedFolder(type(Path())):
 
     limits = MediaLimits()
 
-    @classmethod
-    def within(cls, folder: Path, limits: MediaLimits | None = None) -> "UntrustedFolder":
-        """A folder with limits of its own; None for the usual ones."""
-        found = cls(folder)
-        if limits is not None:
-            found.limits = limits
-        return found
+    def __reduce__(self) -> tuple[Any, ...]:
+        return home_of, (Path(self), False, self.limits)
+
+
+class UntrustedRemoteFolder(RemotePath, UntrustedFolder):
+    """The same of one that is elsewhere."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return UntrustedFolder.within, (Path(self), self.limits)
+        return home_of, (RemotePath(self.url, self.below), False, self.limits)
+
+
+def home_of(folder: str | Path, trusted: bool = True, limits: MediaLimits | None = None) -> Path:
+    """What paths in a table are relative to.
+
+    Args:
+        folder: a folder, which may be a URL's.
+        trusted: whether they may leave it, and media be of any size and format.
+        limits: of the media of a table that isn't trusted; None for the usual ones.
+    """
+    home = path_of(folder)
+    if trusted:
+        return home
+    if isinstance(home, RemotePath):
+        found: UntrustedFolder = UntrustedRemoteFolder(home.url, home.below)
+    else:
+        found = UntrustedFolder(home)
+    if limits is not None:
+        found.limits = limits
+    return found
 
 
 def is_missing(cell: Any) -> bool:
@@ -66,7 +88,11 @@ def source_of(cell: Any, folder: Path, kind: str) -> Path | io.BytesIO:
         return io.BytesIO(cell)
     if not isinstance(cell, str):
         raise BadCell(f"wrong type: {type(cell).__name__} where {_an(kind)} is expected")
-    file = _inside(cell, folder) if isinstance(folder, UntrustedFolder) else folder / cell
+    file = file_of(cell, folder)
+    try:
+        file = file.local() if isinstance(file, RemotePath) else file
+    except NotThere as error:
+        raise BadCell(shown(str(error).rstrip(".").replace("There is", "there is"), 200)) from None
     try:
         found = what_is(file)
         empty = found == FILE and file.stat().st_size == 0
@@ -81,14 +107,42 @@ def source_of(cell: Any, folder: Path, kind: str) -> Path | io.BytesIO:
     return file
 
 
+def fetch(cells: Iterable[Any], folder: Path) -> None:
+    """Fetch the files elsewhere that cells name, several at a time; cells that can't be used are passed over.
+
+    Raises:
+        UserError: a storage can't be reached.
+    """
+    files = []
+    for cell in cells:
+        name = (None if cell.get("bytes") else cell.get("path")) if isinstance(cell, dict) else cell
+        if isinstance(name, str) and (isinstance(folder, RemotePath) or is_url(name)):
+            with suppress(BadCell):
+                files.append(file_of(name, folder))
+    fetch_all(file for file in files if isinstance(file, RemotePath))
+
+
+def file_of(cell: str, folder: Path) -> Path:
+    """The file that a cell names, which may be elsewhere.
+
+    Raises:
+        BadCell: its table is somebody else's, and it is outside the folder.
+    """
+    if isinstance(folder, UntrustedFolder):
+        return _inside(cell, folder)
+    return path_of(cell) if is_url(cell) else folder / cell
+
+
 def _inside(cell: str, folder: Path) -> Path:
     """The file that an untrusted cell names.
 
     Raises:
         BadCell: it is outside the folder, also by way of a link.
     """
-    if "\0" in cell or Path(cell).is_absolute() or ".." in Path(cell).parts:
+    if "\0" in cell or is_url(cell) or Path(cell).is_absolute() or ".." in Path(cell).parts:
         raise BadCell(f"a path that leaves the table's folder: {shown(cell)}")
+    if isinstance(folder, RemotePath):
+        return folder / cell
     file = Path(folder) / cell
     try:
         inside = file.resolve().is_relative_to(Path(folder).resolve())

@@ -18,6 +18,7 @@ from mope.errors import UserError
 from mope.media.cells import BadCell, is_missing
 from mope.media.images import picture_size
 from mope.planning.columns import OUT, Column, guess_task
+from mope.remote import rebased
 
 _MOST_INPUTS = 4
 """Pictures, texts, sounds and videos that become inputs; each has an encoder's pass of its own."""
@@ -95,7 +96,7 @@ class Plan:
         config = self.config.model_copy(deep=True)
         for place in ("train", "validation", "test", "folder"):
             if (path := getattr(config.data, place)) is not None:
-                setattr(config.data, place, str(Path(path).absolute()))
+                setattr(config.data, place, rebased(path, lambda path: str(Path(path).absolute())))
         if config.training.begin_from is not None:
             config.training.begin_from = str(Path(config.training.begin_from).absolute())
         for entry in config.inputs.values():

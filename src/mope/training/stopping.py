@@ -1,5 +1,7 @@
 """Training that is stopped from outside: it saves what there is and says how it goes on."""
 
+import atexit
+import multiprocessing.util  # whose own waiting comes behind ours, as it was registered before
 import signal
 import threading
 import time
@@ -88,3 +90,14 @@ def leave_signals(worker: int) -> None:
     """Let a process that reads rows go on until the training ends it, whoever else is told to end."""
     for one in _SIGNALS:
         signal.signal(one, signal.SIG_IGN)
+
+
+def _end_readers() -> None:
+    """End the processes that still read rows when this one ends, as after an error: Python would ask them by
+    a signal that they don't hear, and wait."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+atexit.register(_end_readers)
