@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from unittest import mock
@@ -15,6 +16,9 @@ from mope.config import Config
 from mope.training import launch, train
 from mope.training.trainer import FusionTrainer
 
+END_AT = os.environ.get("END_AT")
+"""The step after which to end; empty for none."""
+
 
 class Watch(TrainerCallback):
     """Takes down each step's learning rate, and the random numbers that would come next."""
@@ -23,6 +27,9 @@ class Watch(TrainerCallback):
         self.rates, self.random = [], []
 
     def on_step_begin(self, args, state, control, optimizer, **kwargs):
+        # One of the processes is told: all end.
+        if END_AT and state.global_step == int(END_AT) - 1 and os.environ.get("RANK") == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
         self.rates.append(optimizer.param_groups[0]["lr"])
         with torch.random.fork_rng([]):
             self.random.append(float(torch.rand(())))

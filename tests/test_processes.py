@@ -19,8 +19,9 @@ from mope.scenes.build import SceneSettings, build_scenes
 WORKER = Path(__file__).with_name("process_worker.py")
 
 
-def run(jobs: list[dict], folder: Path, processes: int) -> list[list[dict]]:
-    """What each process made of the configs, by process and config."""
+def run(jobs: list[dict], folder: Path, processes: int, end_at: int | None = None) -> list[list[dict]]:
+    """What each process made of the configs, by process and config; of none if they are told to end after so
+    many steps."""
     folder.mkdir(exist_ok=True)
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))
@@ -30,8 +31,11 @@ def run(jobs: list[dict], folder: Path, processes: int) -> list[list[dict]]:
         capture_output=True,
         text=True,
         timeout=900,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "END_AT": str(end_at or "")},
     )
+    if end_at is not None:
+        assert f"stopped by SIGTERM after step {end_at} of" in done.stderr, done.stderr[-3000:]
+        return []
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("rank*.json"))]
     assert done.returncode == 0, f"job {len(results[0]) if results else 0}: {done.stderr[-3000:]}"
     assert len(results) == processes
@@ -149,6 +153,26 @@ def test_any_number_of_processes_trains_as_one(steady, tables, tmp_path):
             for entry, expected in zip(every[0]["history"], alone["history"], strict=True):
                 for value in ("eval_loss", "train_task_loss", "eval_" + METRIC.get(name, "accuracy")):
                     assert entry[value] == pytest.approx(expected[value], abs=close * 10), (name, value)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(steady, tables, tmp_path):
+    """It is cut off within its second epoch; two processes begin, one goes on."""
+    base = Config.parse(
+        tiny_run(steady, tables, tmp_path / "whole", epochs=3, batch_size=5, save_minutes=1e-9)
+    )
+    published = METHODS["MoPE"].apply(base).with_settings({"fusion.dropout": 0.0})
+    whole = published.model_dump(mode="json")
+    (expected,) = run([whole], tmp_path / "one", 1)[0]
+    broken = {**whole, "output": str(tmp_path / "broken")}
+    run([broken], tmp_path / "two", 2, end_at=13)
+    assert not (tmp_path / "broken" / "metrics.json").exists()
+    (found,) = run([broken], tmp_path / "again", 1)[0]
+    assert len(found["losses"]) == 30 - 13
+    assert found["losses"] == pytest.approx(expected["losses"][13:], rel=1e-5, abs=1e-5)
+    for entry, other in zip(found["history"], expected["history"], strict=True):
+        assert entry["eval_loss"] == pytest.approx(other["eval_loss"], abs=1e-4)
+        assert entry["train_task_loss"] == pytest.approx(other["train_task_loss"], abs=1e-5)
 
 
 METRIC = {"masks": "miou"}

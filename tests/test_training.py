@@ -279,6 +279,26 @@ def test_only_weights_of_encoders_tuned_in_full_have_their_rate(config, method):
     assert {name for name in trained if name.startswith("head.")} <= groups["main"]
 
 
+@pytest.mark.parametrize("setting", ["gradient_checkpointing", "compile"])
+def test_what_saves_memory_or_time_leaves_the_losses_as_they_are(config, tmp_path, monkeypatch, setting):
+    """The graph is captured as for any backend; making machine code of it takes minutes."""
+    compiled, build = [], torch.nn.Module.compile
+
+    def capture(self):
+        compiled.append(self)
+        build(self, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", capture)
+    config = changed(config, training={"epochs": 1, "batch_size": 16})
+    plain = train(config, report=quiet)
+    other = config.with_settings({f"training.{setting}": True, "output": str(tmp_path / "other")})
+    found = train(other, report=quiet)
+    close = 1e-4 if setting == "compile" else 1e-6  # a graph's operations are rounded otherwise
+    assert losses(found) == pytest.approx(losses(plain), rel=close)
+    assert found["history"][0]["eval_loss"] == pytest.approx(plain["history"][0]["eval_loss"], rel=close)
+    assert len(compiled) == (setting == "compile")
+
+
 def test_effective_experts():
     importance = torch.tensor([[1.0, 1.0, 1.0, 1.0], [5.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
     torch.testing.assert_close(effective_experts(importance), torch.tensor([4.0, 1.0, 2.0]))
