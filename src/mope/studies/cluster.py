@@ -1,6 +1,7 @@
 """A study's runs on the machines of a Ray cluster."""
 
 import os
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,8 +47,9 @@ class RayRunner(Runner):
         except ImportError:
             raise UserError("A cluster takes the package ray: pip install 'mope-fusion[studies]'.") from None
         try:
+            _require_listening(address)
             ray.init(address=address, log_to_driver=False, configure_logging=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             cause = str(error).strip().partition("\n")[0][:200]
             raise UserError(
                 f"There is no Ray cluster at '{address}' ({cause}): start one with `ray start --head`, or "
@@ -80,6 +82,21 @@ class RayRunner(Runner):
         except RayError as error:
             died = f"its process died ({type(error).__name__}), {1 + AGAIN} times"
         return outcome_of(folder, test, time.monotonic() - started, died)
+
+
+def _require_listening(address: str) -> None:
+    """Make sure that somebody listens there: Ray itself would wait for minutes.
+
+    Raises:
+        OSError: nobody does.
+        ValueError: it is no address.
+    """
+    if address == "auto":
+        return
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        raise ValueError("an address is HOST:PORT, or auto")
+    socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _run_here(home: str, settings: dict[str, Any], plugins: Sequence[str], test: bool) -> None:

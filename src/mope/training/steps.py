@@ -128,18 +128,18 @@ class Share:
             gradients become, is the mean over all rows.
     """
 
-    def __init__(self, rows: int, weight: float):
+    def __init__(self, rows: int, weight: Tensor):
         state = PartialState()
         if state.num_processes == 1:
             self.places, self.count, self.factor = range(rows), rows, 1.0
             return
-        own = torch.tensor([[rows, weight]], dtype=torch.float64, device=state.device)
+        own = torch.tensor([[rows, float(weight)]], dtype=torch.float64, device=state.device)
         every: Tensor = gather(own)  # type: ignore[assignment]
         counts = [int(count) for count in every[:, 0].tolist()]
         first = sum(counts[: state.process_index])
         self.places, self.count = range(first, first + rows), sum(counts)
         total = float(every[:, 1].sum())
-        self.factor = weight * state.num_processes / total if total else 0.0
+        self.factor = float(weight) * state.num_processes / total if total else 0.0
 
 
 def mean_of_processes(values: dict[str, float]) -> dict[str, float]:

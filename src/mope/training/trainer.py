@@ -145,7 +145,7 @@ class FusionTrainer(Trainer):
         experts' importance are summed up."""
         own, empty = self.fusion_model, inputs.pop(STAND_IN, False)
         labels = inputs["labels"]
-        share = Share(0, 0.0) if empty else Share(len(labels), float(own.task.weight_of(labels)))
+        share = Share(0, torch.zeros(())) if empty else Share(len(labels), own.task.weight_of(labels))
         let_rows_count(not empty)
         for router, noise in self._noises:
             noise.draw(router, f"{self.state.global_step} {self._batch}", share.places, share.count)
