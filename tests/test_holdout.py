@@ -23,7 +23,7 @@ def held_out(table, config, share=0.25, seed=0, **data):
 def test_rows_are_held_out_by_seed_and_none_is_lost(tables, config):
     train = open_table(tables / "train.csv")
     rest, held, said = held_out(train, config)
-    assert sorted(rest + held) == train.numbers
+    assert sorted(rest + held) == list(train.numbers)
     assert len(held) == 12
     assert held_out(train, config)[1] == held
     assert held_out(train, config, seed=1)[1] != held

@@ -2,18 +2,13 @@
 
 import csv
 import json
-import os
 import statistics
-import sys
-import threading
-import time
 from pathlib import Path
 
 import optuna
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file
+from study_fixtures import change
 
 from mope.cli import main
 from mope.config import Config
@@ -33,38 +28,13 @@ from mope.studies.tune import tune
 from mope.tasks import any_task
 from mope.tasks.metrics import deciding_metric
 
+pytest_plugins = ["study_fixtures"]
+
 SHIPPED = sorted((Path(__file__).parent.parent / "configs" / "studies").glob("*.yaml"))
 STUDIES = [file for file in SHIPPED if not file.stem.endswith("_tuned")]
 
 
 FACTOR = optuna.distributions.FloatDistribution(0.1, 10.0, log=True)
-
-
-@pytest.fixture
-def study(config: Config, tmp_path: Path) -> Path:
-    """A study over the tiny config: two methods, two seeds."""
-    (tmp_path / "base.yaml").write_text(config.dump())
-    content = {
-        "title": "A tiny study",
-        "base": "base.yaml",
-        "output": "study",
-        "settings": {"training.epochs": 1, "fusion.experts": 2},
-        "seeds": [0, 1],
-        "metrics": ["accuracy", "f1_macro"],
-        "reference": "MoPE",
-        "rows": [
-            {"method": "MoPE", "paper": {"accuracy": 73.1}},
-            {"method": "P-SeqFuse", "settings": {"training.epochs": 2}},
-        ],
-        "quick": {"seeds": [5], "settings": {"data.train_rows": 16}},
-    }
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
-    return tmp_path / "study.yaml"
-
-
-def change(file: Path, **changes) -> Path:
-    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **changes}))
-    return file
 
 
 def test_a_study_is_rows_times_seeds_times_sizes(study):
@@ -196,79 +166,6 @@ def test_a_run_that_fails_is_said_and_the_others_go_on(study, tmp_path, capsys):
     table = json.loads((tmp_path / "study" / "table.json").read_text())
     assert [row["name"] for row in table["rows"]] == ["P-TextOnly"]
     assert "no weights" in (tmp_path / "study" / "broken" / "seed0" / "error.txt").read_text()
-
-
-@pytest.fixture
-def cluster(monkeypatch):
-    """A Ray cluster of two machines, which are processes of this one."""
-    cluster_utils = pytest.importorskip("ray.cluster_utils")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    # Its processes import what the tests do.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-    found = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    yield found
-    found.shutdown()
-
-
-@pytest.mark.slow
-def test_a_cluster_that_loses_a_machine_gives_the_table_of_one_machine(study, tmp_path, cluster):
-    change(study, settings={"training.epochs": 3, "training.save_minutes": 1e-9}, rows=[{"method": "MoPE"}])
-    change(study, reference=None, quick={})
-    # One thread each, as on the cluster.
-    alone = compare(
-        Study.load(study, output=str(tmp_path / "alone")), workers=os.cpu_count(), report=lambda line: None
-    )
-    machine = cluster.add_node(num_cpus=1)
-    lost = []
-
-    def lose():
-        while len(list(tmp_path.glob("study/*/*/checkpoints/checkpoint-*"))) < 3:
-            time.sleep(0.02)
-        cluster.remove_node(machine, allow_graceful=False)
-        lost.append(machine)
-
-    losing = threading.Thread(target=lose, daemon=True)
-    losing.start()
-    table = compare(Study.load(study), address=cluster.address, report=lambda line: None)
-    losing.join(timeout=60)
-    assert lost
-    for row, expected in zip(table["rows"], alone["rows"], strict=True):
-        assert row["values"]["accuracy"]["by_seed"] == expected["values"]["accuracy"]["by_seed"]
-    for file in tmp_path.glob("alone/*/*/model.safetensors"):
-        one, other = load_file(file), load_file(tmp_path / "study" / file.relative_to(tmp_path / "alone"))
-        assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_a_cluster_that_is_not_there_is_a_sentence(study, capsys):
-    pytest.importorskip("ray")
-    assert main(["compare", str(study), "--address", "127.0.0.1:9"]) == 2
-    said = capsys.readouterr().err
-    assert "There is no Ray cluster at '127.0.0.1:9'" in said
-    assert said.count("\n") == 1
-
-
-@pytest.mark.slow
-def test_a_run_whose_process_dies_is_done_again_from_its_checkpoint(study, tmp_path):
-    plugin = tmp_path / "die.py"
-    plugin.write_text(
-        "import os, pathlib, mope\n"
-        "mope.register_method('Dying', 'concat')\n"
-        "from mope.training.trainer import FusionTrainer\n"
-        "note = pathlib.Path(__file__).parent / 'died.txt'\n"
-        "step = FusionTrainer.begin_step\n"
-        "def begin_step(self):\n"
-        "    if self.state.global_step == 4 and not note.exists():\n"
-        "        note.write_text('once')\n"
-        "        os._exit(9)\n"
-        "    step(self)\n"
-        "FusionTrainer.begin_step = begin_step\n"
-    )
-    change(study, rows=[{"method": "P-TextOnly"}], seeds=[0], reference=None, metrics=None)
-    change(study, settings={"training.epochs": 2, "training.save_minutes": 1e-9})
-    lines = []
-    compare(Study.load(study), plugins=[str(plugin)], report=lines.append)
-    assert (tmp_path / "died.txt").exists()
-    assert "accuracy" in lines[-1]
 
 
 @pytest.mark.slow

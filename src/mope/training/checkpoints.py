@@ -43,6 +43,7 @@ def finish_draft(folder: Path, name: str, best: str | None) -> None:
             os.fsync(content.fileno())
     _remove(folder / name)
     draft.rename(folder / name)
+    draft.parent.rmdir()
     keep = {one.name for one in _newest_first(folder)[:_KEPT]} | {Path(best or "").name}
     for other in _newest_first(folder):
         if other.name not in keep:
