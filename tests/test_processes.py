@@ -143,16 +143,18 @@ def test_any_number_of_processes_trains_as_one(steady, tables, tmp_path):
         found[processes] = run(contents, tmp_path / f"jobs{processes}", processes)
     for number, name in enumerate(jobs):
         alone = found[1][0][number]
-        assert len(alone["losses"]) == (6 if name == "masks" else 20), name
+        assert len(alone["losses"]) == (10 if name == "masks" else 20), name
         for processes in (2, 4):
             every = [one[number] for one in found[processes]]
             losses = zip(*(one["losses"] for one in every), strict=True)
             means = [sum(values) / processes for values in losses]
             close = ROUNDED.get(name, 1e-5)
             assert means == pytest.approx(alone["losses"], rel=close, abs=close), (name, processes)
+            # In evaluation the mapper's norm takes its running mean, which lags behind the bias before it; that
+            # bias has no effect in training, and its gradient is roundings alone.
             for entry, expected in zip(every[0]["history"], alone["history"], strict=True):
                 for value in ("eval_loss", "train_task_loss", "eval_" + METRIC.get(name, "accuracy")):
-                    assert entry[value] == pytest.approx(expected[value], abs=close * 10), (name, value)
+                    assert entry[value] == pytest.approx(expected[value], abs=max(5e-4, close)), (name, value)
 
 
 @pytest.mark.slow

@@ -55,6 +55,21 @@ def digest(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
+_ENVIRONMENT = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.EFBIG,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+}
+"""Numbers of errors that are a disk's or a folder's, not a program's."""
+
+
 def cause_of(error: BaseException, folder: Path) -> str | None:
     """Why the environment let a file not be written, in a few words; None where it isn't to blame.
 
@@ -68,12 +83,13 @@ def cause_of(error: BaseException, folder: Path) -> str | None:
     if folder.is_dir():
         full = f"the disk is full ({shutil.disk_usage(folder).free / 2**20:.0f} MiB are free)"
     while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
             return full if error.errno == errno.ENOSPC else str(error.strerror).lower()
         text = str(error)
         if "No space left" in text or "os error 28" in text or "file write failed" in text:
             return full
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+        behind = None if error.__suppress_context__ else error.__context__
+        error = error.__cause__ or behind  # type: ignore[assignment]
     return None
 
 

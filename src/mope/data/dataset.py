@@ -180,7 +180,7 @@ class RowDataset(Dataset):
     def apart(self) -> "RowDataset":
         """The same rows, of which those that are left out are counted apart."""
         twin = copy.copy(self)
-        twin._skipped = None if self._skipped is None else SkippedRows(0)
+        twin._skipped = None if self._skipped is None else self._skipped.apart()
         return twin
 
     def skipped(self) -> str | None:
@@ -344,7 +344,7 @@ class StreamDataset(IterableDataset):
     def apart(self) -> "StreamDataset":
         """The same rows, of which those that are left out are counted apart."""
         twin = copy.copy(self)
-        twin._skipped = SkippedRows(0)
+        twin._skipped = self._skipped.apart()
         return twin
 
     def skipped(self) -> str | None:

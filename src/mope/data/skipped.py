@@ -17,6 +17,10 @@ class SkippedRows:
         self._counts = torch.zeros(max(1, workers), dtype=torch.int64).share_memory_()
         self._reason = torch.zeros(_REASON, dtype=torch.uint8).share_memory_()
 
+    def apart(self) -> "SkippedRows":
+        """A count of its own, for as many workers."""
+        return SkippedRows(len(self._counts))
+
     def add(self, reason: str) -> None:
         """Count a row."""
         info = get_worker_info()

@@ -41,6 +41,7 @@ class RayRunner(Runner):
     """
 
     def __init__(self, address: str, workers: int | None = None, plugins: Sequence[str] = ()):
+        super().__init__()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             import ray

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import threading
 import time
 import traceback
@@ -52,9 +53,13 @@ class Runner(ABC):
 
     Attributes:
         workers: runs at a time.
+        ending: whether no run is to be done again.
     """
 
     workers: int
+
+    def __init__(self) -> None:
+        self.ending = threading.Event()
 
     def __enter__(self) -> "Runner":
         return self
@@ -77,6 +82,7 @@ class Runner(ABC):
                 for future in as_completed(futures):
                     yield futures[future], future.result()
             except BaseException:
+                self.ending.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
@@ -102,6 +108,7 @@ class LocalRunner(Runner):
     """
 
     def __init__(self, workers: int | None = None, plugins: Sequence[str] = ()):
+        super().__init__()
         gpus = torch.cuda.device_count()
         self.workers = workers or gpus or (_cpu_workers() if pick_device().type == "cpu" else 1)
         self._threads = max(1, (os.cpu_count() or 1) // self.workers)
@@ -120,8 +127,9 @@ class LocalRunner(Runner):
             process = get_context("spawn").Process(target=run_config, args=job)
             process.start()
             process.join()
-            if (code := process.exitcode) == 0:
-                break
+            code = process.exitcode
+            if code in (0, 128 + signal.SIGINT) or self.ending.is_set():
+                break  # an interrupt ends the study, and reaches its runs, too
         self._devices.put(gpu)
         seconds = time.monotonic() - started
         return outcome_of(Path(settings["output"]), test, seconds, f"its process ended with code {code}")

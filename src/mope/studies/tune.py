@@ -11,6 +11,7 @@ import yaml
 from mope.config import Config
 from mope.errors import UserError
 from mope.files import replacing
+from mope.lock import writing
 from mope.run import difference
 from mope.studies.cluster import make_runner
 from mope.studies.compare import Report
@@ -69,7 +70,7 @@ def tune(
     known = _known(file)
     with make_runner(workers or study.workers, plugins, address) as runner:
         searches = {
-            row.label: partial(_tune_row, study, row, storage, folder, runner, report)
+            row.label: partial(_tune_alone, study, row, storage, folder, runner, report)
             for row in study.rows
             # What L-BFGS fits has no learning rate.
             if (rows is None or row.label in rows) and row_config(study, row).training.solver == "adamw"
@@ -86,6 +87,14 @@ def tune(
 
 def _known(file: Path) -> dict[str, Any]:
     return yaml.safe_load(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else {}
+
+
+def _tune_alone(
+    study: Study, row: RowConfig, storage: Any, folder: Path, runner: Runner, report: Report
+) -> dict[str, Any]:
+    """Tune a row that no other process tunes: a trial that runs would be taken for a killed one's."""
+    with writing(folder / slug(row.label)):
+        return _tune_row(study, row, storage, folder, runner, report)
 
 
 def _tune_row(

@@ -34,6 +34,8 @@ class _Weighted(Task):
 
     weight: Tensor
     temperature: Tensor
+    ignores: bool = False
+    """Whether a class has no weight."""
 
     def __init__(self, labels: Sequence[str]):
         super().__init__(labels)
@@ -58,6 +60,7 @@ class _Weighted(Task):
             self.weight = torch.tensor([float(weights.get(label, 1.0)) for label in self.labels])
         elif weights == "balanced":
             self.weight = self._balanced(list(values))
+        self.ignores = bool((self.weight <= 0).any())
 
     @abstractmethod
     def _balanced(self, values: Sequence[Any]) -> Tensor:
@@ -111,7 +114,11 @@ class Classification(_Weighted):
         )
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return functional.cross_entropy(logits, targets, weight=self.weight)
+        if not self.ignores:
+            return functional.cross_entropy(logits, targets, weight=self.weight)
+        # Of rows that don't count at all the mean is none, and so would its gradient be.
+        total = functional.cross_entropy(logits, targets, weight=self.weight, reduction="sum")
+        return total / self.weight_of(targets).clamp(min=torch.finfo(torch.float32).tiny)
 
     def weight_of(self, targets: Tensor) -> Tensor:
         return self.weight.to(targets.device)[targets].sum()

@@ -54,7 +54,7 @@ def training_arguments(
         report_to="none",
         ddp_find_unused_parameters=False,
     )
-    arguments.logging_steps = max(1, rows // (settings.batch_size * 20))
+    arguments.logging_steps = max(1, rows // (settings.batch_size * settings.accumulate * 20))
     # Several GPUs are used by `torchrun`, one process each; never by threads of this one.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

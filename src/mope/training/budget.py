@@ -64,10 +64,7 @@ class Budget(TrainerCallback):
             self._evaluated if self._evaluated is not None else _RESERVED * self._step * self.evaluation
         )
         last = self.end - reserved - _AFTER - self._step
-        over = torch.tensor(min(1.0, (now - self._begun) / max(last - self._begun, 1e-3)))
-        if PartialState().num_processes > 1:
-            over = broadcast(over.to(PartialState().device))
-        self.over = float(over)  # type: ignore[arg-type]
+        self.over = _of_first(min(1.0, (now - self._begun) / max(last - self._begun, 1e-3)))
         if self.over >= 1:
             control.should_training_stop = True
 
@@ -77,5 +74,14 @@ class Budget(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._stepped = time.monotonic()
         self._evaluated = 1.1 * (self._stepped - self._epoch_ended)
-        if self.end - self._stepped < self._step + self._evaluated + _AFTER:
+        left = _of_first(self.end - self._stepped - self._step - self._evaluated - _AFTER)
+        if left < 0:
             control.should_training_stop = True  # another step and its evaluation wouldn't fit in
+
+
+def _of_first(value: float) -> float:
+    """What the first process has of a number: all decide by its clock."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return value
+    return float(broadcast(torch.tensor(value, device=state.device)))  # type: ignore[arg-type]

@@ -95,7 +95,8 @@ def explained(folder: Path, what: str) -> Iterator[None]:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    found = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*")}
+    steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
+    found = {int(step): path for path, step in steps.items() if step.isdecimal()}
     return [found[step] for step in sorted(found, reverse=True)]
 
 

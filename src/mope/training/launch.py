@@ -33,7 +33,7 @@ from mope.tasks import Task
 from mope.tasks.metrics import compute_metrics, deciding_metric
 from mope.training.arguments import reporters, training_arguments
 from mope.training.budget import Budget
-from mope.training.checkpoints import last_checkpoint
+from mope.training.checkpoints import explained, last_checkpoint
 from mope.training.folder import Learned, check_folder, result_of, write_run
 from mope.training.probe import features_of, fit_probe, require_linear, require_probe, start_head
 from mope.training.progress import ProgressBar, collapse
@@ -157,7 +157,7 @@ class _Job:
             self.model.compile()
         # Each process draws dropout of its own; weights, order, routing noise and augmentation are shared.
         set_seed(settings.seed, device_specific=True)
-        with saver.listening():
+        with explained(Path(self.config.output), "The run"), saver.listening():
             trainer.train(resume_from_checkpoint=checkpoint)
         if (collapsed := collapse(trainer.state.log_history)) is not None:
             self.report(collapsed)
@@ -218,7 +218,8 @@ class _Job:
             return features_of(self.model, rows, together, size, self.device, workers)
 
     def _write_config(self) -> None:
-        with replacing(Path(self.config.output) / CONFIG) as draft:
+        folder = Path(self.config.output)
+        with explained(folder, "The run"), replacing(folder / CONFIG) as draft:
             draft.write_text(self.config.dump(), encoding="utf-8")
 
     def _budget(self) -> Budget | None:

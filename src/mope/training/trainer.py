@@ -1,4 +1,4 @@
-"""A thin `transformers.Trainer`: two learning rates, checkpoints of what was trained, a line per epoch."""
+"""A thin `transformers.Trainer`: rates by group, checkpoints of what was trained, a line per epoch."""
 
 import json
 from itertools import chain
@@ -27,8 +27,8 @@ _EPOCH = "epoch.json"
 
 
 class FusionTrainer(Trainer):
-    """A `Trainer` whose optimizer has the three learning rates of the config, and whose checkpoints
-    hold only what was trained."""
+    """A `Trainer` whose optimizer has the learning rates of the config, and whose checkpoints hold only what
+    was trained."""
 
     def __init__(
         self,
@@ -175,10 +175,10 @@ class FusionTrainer(Trainer):
             labels, empty = inputs["labels"], inputs.pop(STAND_IN, False)
             with torch.no_grad(), self.compute_loss_context_manager():
                 output = model(**inputs)
-            weight = (task.weight_of(labels) * (not empty)).double().cpu()
+            weight = (task.weight_of(labels) * (not empty)).cpu().double()
             condensed = task.condense(output.logits.detach(), labels)
             outcome = tuple(part[:0].cpu() if empty else part.cpu() for part in condensed)
-            found.append((outcome, output.losses["task"].detach().double().cpu() * weight, weight))
+            found.append((outcome, output.losses["task"].detach().cpu().double() * weight, weight))
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         # By batch, and within it by process: as the rows stand in the table.
         every = list(chain(*zip(*gather_object([found]), strict=True)))
@@ -259,7 +259,8 @@ class FusionTrainer(Trainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
-            best = Path(self.state.best_model_checkpoint or "")
+            # By its step: the path that is kept with it may be where the run was before.
+            best = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
             self.fusion_model.load_trained_state(read_weights(best / WEIGHTS))
 
 
