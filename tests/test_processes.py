@@ -154,7 +154,8 @@ def test_any_number_of_processes_trains_as_one(steady, tables, tmp_path):
             # bias has no effect in training, and its gradient is roundings alone.
             for entry, expected in zip(every[0]["history"], alone["history"], strict=True):
                 for value in ("eval_loss", "train_task_loss", "eval_" + METRIC.get(name, "accuracy")):
-                    assert entry[value] == pytest.approx(expected[value], abs=max(5e-4, close)), (name, value)
+                    found_close = pytest.approx(expected[value], abs=max(5e-4, close))
+                    assert entry[value] == found_close, (name, value)
 
 
 @pytest.mark.slow
