@@ -150,8 +150,8 @@ def test_any_number_of_processes_trains_as_one(steady, tables, tmp_path):
             means = [sum(values) / processes for values in losses]
             close = ROUNDED.get(name, 1e-5)
             assert means == pytest.approx(alone["losses"], rel=close, abs=close), (name, processes)
-            # In evaluation the mapper's norm takes its running mean, which lags behind the bias before it; that
-            # bias has no effect in training, and its gradient is roundings alone.
+            # In evaluation the mapper's norm takes its running mean, which lags behind the bias before it;
+            # that bias has no effect in training, and its gradient is roundings alone.
             for entry, expected in zip(every[0]["history"], alone["history"], strict=True):
                 for value in ("eval_loss", "train_task_loss", "eval_" + METRIC.get(name, "accuracy")):
                     found_close = pytest.approx(expected[value], abs=max(5e-4, close))
