@@ -148,7 +148,7 @@ def test_any_number_of_processes_trains_as_one(steady, tables, tmp_path):
             every = [one[number] for one in found[processes]]
             losses = zip(*(one["losses"] for one in every), strict=True)
             means = [sum(values) / processes for values in losses]
-            close = ROUNDED.get(name, 1e-5)
+            close = ROUNDED.get(name, 2e-5)
             assert means == pytest.approx(alone["losses"], rel=close, abs=close), (name, processes)
             # In evaluation the mapper's norm takes its running mean, which lags behind the bias before it;
             # that bias has no effect in training, and its gradient is roundings alone.
@@ -179,7 +179,7 @@ def test_a_run_goes_on_with_another_number_of_processes(steady, tables, tmp_path
 
 
 METRIC = {"masks": "miou"}
-ROUNDED = {"MoPE-clusters": 5e-4, "SeqFuse": 2e-5}
+ROUNDED = {"MoPE-clusters": 5e-4}
 """Where roundings, which depend on how many rows are multiplied at once, grow. MoPE-clusters' router
 standardises class tokens that hardly differ between rows in the first layers, which makes them a thousand
 times as large. SeqFuse trains every weight, and the first steps of AdamW follow the gradients' signs, also of
