@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
@@ -107,3 +109,17 @@ def config(weights: dict[str, str], tables: Path, tmp_path: Path) -> Config:
     content["inputs"]["text"]["encoder"]["prompt_length"] = 2
     content["fusion"]["cross_dim"] = 4
     return Config.parse(content)
+
+
+@pytest.fixture
+def in_time() -> Iterator[None]:
+    """Whatever waits for a pipe or reads a device is ended after two minutes."""
+
+    def end(*_: object) -> None:
+        raise TimeoutError("it is still waiting")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

@@ -3,7 +3,6 @@ in a traceback, and none is waited for."""
 
 import json
 import pickle
-import signal
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,23 +17,10 @@ from mope.media.cells import BadCell, home_of
 from mope.media.images import open_pixels
 from mope.media.masks import mask_size, open_mask
 
+pytestmark = pytest.mark.usefixtures("in_time")
+
 LONGEST = 200
-SECONDS = 120
 BAD = all_cells()
-
-
-@pytest.fixture(autouse=True)
-def _in_time():
-    """Whatever waits for a pipe or reads a device is ended."""
-
-    def end(*_):
-        raise TimeoutError("it is still waiting")
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.alarm(SECONDS)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="module")

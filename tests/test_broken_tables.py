@@ -1,7 +1,6 @@
 """Tables that are broken as a whole: each is told in one short sentence, as a table, as a stream and by the
 command line; none ends in a traceback, and none is waited for."""
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -16,22 +15,9 @@ from mope.errors import UserError
 from mope.media.cells import BadCell
 
 COLUMNS = ("text", "label")
+pytestmark = pytest.mark.usefixtures("in_time")
+
 LONGEST = 300
-SECONDS = 60
-
-
-@pytest.fixture(autouse=True)
-def _in_time():
-    """Whatever waits for a pipe or reads a device is ended."""
-
-    def end(*_):
-        raise TimeoutError("it is still waiting")
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.alarm(SECONDS)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture

@@ -180,10 +180,8 @@ def test_a_run_goes_on_with_another_number_of_processes(steady, tables, tmp_path
 
 METRIC = {"masks": "miou"}
 ROUNDED = {"MoPE-clusters": 5e-4}
-"""Where roundings, which depend on how many rows are multiplied at once, grow. MoPE-clusters' router
-standardises class tokens that hardly differ between rows in the first layers, which makes them a thousand
-times as large. SeqFuse trains every weight, and the first steps of AdamW follow the gradients' signs, also of
-the smallest ones."""
+"""Where roundings, which depend on how many rows are multiplied at once, grow: its router standardises class
+tokens that hardly differ between rows in the first layers, which makes them a thousand times as large."""
 
 
 @pytest.mark.slow

@@ -55,8 +55,8 @@ def digest(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
+_NO_SPACE = ("No space left", "os error 28", "file write failed")
 _ENVIRONMENT = {
-    errno.ENOSPC,
     errno.EDQUOT,
     errno.EROFS,
     errno.EACCES,
@@ -79,15 +79,13 @@ def cause_of(error: BaseException, folder: Path) -> str | None:
         error: what was raised.
         folder: that was written into.
     """
-    full = "the disk is full"
-    if folder.is_dir():
-        full = f"the disk is full ({shutil.disk_usage(folder).free / 2**20:.0f} MiB are free)"
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
-            return full if error.errno == errno.ENOSPC else str(error.strerror).lower()
-        text = str(error)
-        if "No space left" in text or "os error 28" in text or "file write failed" in text:
-            return full
+        number, text = getattr(error, "errno", None), str(error)
+        if number == errno.ENOSPC or any(words in text for words in _NO_SPACE):
+            free = f" ({shutil.disk_usage(folder).free / 2**20:.0f} MiB are free)" if folder.is_dir() else ""
+            return f"the disk is full{free}"
+        if isinstance(error, OSError) and number in _ENVIRONMENT:
+            return str(error.strerror).lower()
         behind = None if error.__suppress_context__ else error.__context__
         error = error.__cause__ or behind  # type: ignore[assignment]
     return None

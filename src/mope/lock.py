@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -27,15 +28,16 @@ def writing(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process writes it, or nothing can be written there.
     """
-    lock = FileLock(folder / _LOCK, blocking=False)
+    lock = FileLock(folder / _LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Processes that read rows for a killed one hold on for some seconds, until they see that it is gone.
-        lock.acquire(timeout=_LEAVING if _is_gone(folder) else 0, blocking=True)
+        lock.acquire(timeout=_LEAVING if _is_gone(_last_writer(folder)) else 0)
     except Timeout:
+        one = _last_writer(folder)
+        who = f"process {one['process']} on {one['host']}, since {one['since']}" if one else "another process"
         raise UserError(
-            f"{folder} is being written by {_writer(folder)}: wait for it, stop it, or name another folder "
-            "with --output."
+            f"{folder} is being written by {who}: wait for it, stop it, or name another folder with --output."
         ) from None
     except OSError as error:
         raise UserError(
@@ -55,23 +57,23 @@ def writing(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _is_gone(folder: Path) -> bool:
-    """Whether the process that last wrote a folder was one of this machine that ended without saying so."""
+def _last_writer(folder: Path) -> dict[str, Any]:
+    """Who said last that it writes a folder; empty if nobody did, or it ended in order."""
     try:
         one = json.loads((folder / _WRITER).read_text(encoding="utf-8"))
-        if one["host"] != socket.gethostname():
-            return False
-        os.kill(one["process"], 0)
+        return one if {"host", "process", "since"} <= one.keys() else {}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _is_gone(writer: dict[str, Any]) -> bool:
+    """Whether it was a process of this machine that is no more."""
+    if writer.get("host") != socket.gethostname():
+        return False
+    try:
+        os.kill(writer["process"], 0)
     except ProcessLookupError:
         return True
-    except (OSError, ValueError, KeyError):
+    except OSError:
         return False
     return False
-
-
-def _writer(folder: Path) -> str:
-    try:
-        one = json.loads((folder / _WRITER).read_text(encoding="utf-8"))
-        return f"process {one['process']} on {one['host']}, since {one['since']}"
-    except (OSError, ValueError, KeyError):
-        return "another process"

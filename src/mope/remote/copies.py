@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -54,21 +55,20 @@ def keep(name: str, version: str, suffix: str, size: int, write: Callable[[Path]
         size: bytes that it takes.
         write: writes it where it is told.
     """
-    copy, now = _folder(name) / f"{_digest(version)}{suffix}", time.time()
-    if not copy.exists():
-        _make_room(size)
-        with replacing(copy) as draft:
-            write(draft)
-    os.utime(copy, (now, now))
-    return copy
+    return _copied(_folder(name) / f"{_digest(version)}{suffix}", size, write, replacing)
 
 
 def keep_folder(name: str, version: str, size: int, write: Callable[[Path], None]) -> Path:
     """The copy of a folder, as `keep`."""
-    copy, now = _folder(name) / _digest(version), time.time()
+    return _copied(_folder(name) / _digest(version), size, write, replacing_folder)
+
+
+def _copied(copy: Path, size: int, write: Callable[[Path], None], replace: Any) -> Path:
+    """A copy, written if it isn't there, which `replace` lets appear whole."""
+    now = time.time()
     if not copy.exists():
         _make_room(size)
-        with replacing_folder(copy) as draft:
+        with replace(copy) as draft:
             write(draft)
     os.utime(copy, (now, now))
     return copy
