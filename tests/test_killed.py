@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas
 import pytest
 from bulk_tester import OUTPUTS, read_back, write_csv
 
@@ -175,7 +176,12 @@ def test_ray_s_workers_predict_what_one_process_does(run, rows, tmp_path, monkey
     assert "400 rows are in" in said.out
     assert "goes on behind row 128" in said.err
     assert "60 of 400 rows can't be used, such as row 4" in said.err
-    assert out.read_bytes() == whole.read_bytes()
+    found, expected = pandas.read_parquet(out), pandas.read_parquet(whole)
+    numbers = list(expected.select_dtypes("float").columns)
+    assert numbers
+    pandas.testing.assert_frame_equal(found.drop(columns=numbers), expected.drop(columns=numbers))
+    # Its workers have other numbers of threads, by which sums are rounded.
+    pandas.testing.assert_frame_equal(found[numbers], expected[numbers], rtol=0, atol=1e-4)
 
 
 def test_what_the_engine_takes_is_said(run, rows, tmp_path, monkeypatch, capsys):
