@@ -5,7 +5,7 @@ import math
 import os
 import pickle
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -132,10 +132,14 @@ def predict_parts(job: Job, start: int, batch_size: int, workers: int) -> Batche
             fn_constructor_args=(job.absolute(),),
             **({"num_gpus": 1} if gpu else {"num_cpus": 1}),
         )
+        # Ray ends the whole process when a thread still asks for blocks behind `ray.shutdown`. So its threads
+        # are ended first, which closing does, but for the one that prefetches: that has nothing to ask for.
+        batches = iter(found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         try:
-            for batch in found.iter_batches(batch_size=None, batch_format="pyarrow"):
-                for content in batch.column("content").to_pylist():
-                    yield from _taken(pickle.loads(content))  # which our own workers wrote
+            with closing(batches):
+                for batch in batches:
+                    for content in batch.column("content").to_pylist():
+                        yield from _taken(pickle.loads(content))  # which our own workers wrote
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(
