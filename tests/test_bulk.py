@@ -12,11 +12,11 @@ from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Valu
 from run_tester import quiet
 from shard_tester import write_tar
 
-from mope.bulk import Wanted, predict_file
+from mope.bulk import Wanted, evaluate, predict_file
 from mope.cli import main
 from mope.data.shards import KEY
 from mope.errors import UserError
-from mope.predictor import Predictor, evaluate
+from mope.predictor import Predictor
 
 pytest_plugins = ["bulk_fixtures"]
 

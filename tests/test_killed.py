@@ -4,17 +4,14 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 
-import pandas
 import pytest
 from bulk_tester import OUTPUTS, read_back, write_csv
 
 from mope.bulk import Wanted, parts, predict_file
 from mope.bulk import run as bulk
-from mope.cli import main
 from mope.errors import UserError
 
 pytest_plugins = ["bulk_fixtures"]
@@ -150,48 +147,3 @@ def test_parts_of_something_else_are_refused(run, rows, tmp_path, monkeypatch):
     predict(Wanted(["id"]), overwrite=True)
     assert len(read_back(out)) == 20
     assert not state.parent.exists()
-
-
-@pytest.mark.slow
-def test_ray_s_workers_predict_what_one_process_does(run, rows, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("ray")
-    monkeypatch.setattr(bulk, "_PART_ROWS", 64)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for the workers
-    table = write_csv([{**rows[n % 20], "id": n} for n in range(400)], tmp_path / "t.csv")
-    whole, out = tmp_path / "whole.parquet", tmp_path / "out.parquet"
-    options = ["--keep", "id", "--routing", "--device", "cpu", "--batch-size", "8"]
-    command = ["predict", str(run), str(table), *options]
-    assert main([*command, "--out", str(whole)]) == 0
-
-    def interrupt(part) -> None:
-        if part.numbers[0] > 150:
-            raise KeyboardInterrupt
-
-    wanted, on_ray = Wanted(["id"], routing=True), {"engine": "ray", "workers": 2}
-    with pytest.raises(KeyboardInterrupt):
-        predict_file(run, table, out, wanted, **on_ray, device="cpu", batch_size=8, also=interrupt)
-    capsys.readouterr()
-    assert main([*command, "--out", str(out), "--engine", "ray", "--workers", "2", "--resume"]) == 0
-    said = capsys.readouterr()
-    assert "400 rows are in" in said.out
-    assert "goes on behind row 128" in said.err
-    assert "60 of 400 rows can't be used, such as row 4" in said.err
-    found, expected = pandas.read_parquet(out), pandas.read_parquet(whole)
-    numbers = list(expected.select_dtypes("float").columns)
-    assert numbers
-    pandas.testing.assert_frame_equal(found.drop(columns=numbers), expected.drop(columns=numbers))
-    # Its workers have other numbers of threads, by which sums are rounded.
-    pandas.testing.assert_frame_equal(found[numbers], expected[numbers], rtol=0, atol=1e-4)
-
-
-def test_what_the_engine_takes_is_said(run, rows, tmp_path, monkeypatch, capsys):
-    table = write_csv(rows, tmp_path / "t.csv")
-    command = ["predict", str(run), str(table), "--device", "cpu", "--engine"]
-    assert main([*command, "ray"]) == 2
-    assert "--engine is for the file that --out names" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "ray", None)
-    assert main([*command, "ray", "--out", str(tmp_path / "a.csv")]) == 2
-    assert "--engine ray takes Ray: pip install 'mope-fusion[ray]'" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.csv"]
-    assert main([*command, "spark", "--out", str(tmp_path / "a.csv")]) == 2
-    assert "invalid choice: 'spark'" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import torch
 import transformers as hf
 from PIL import Image
 
+from mope.bulk import evaluate
 from mope.config import Config
 from mope.data.check import guess_columns
 from mope.data.readers import build_readers
@@ -19,7 +20,7 @@ from mope.data.table import open_table
 from mope.media.audio import open_audio
 from mope.media.cells import BadCell
 from mope.media.video import open_video
-from mope.predictor import Predictor, evaluate
+from mope.predictor import Predictor
 from mope.training import train
 
 RATE = 16000

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers as hf
 
+from mope.bulk import evaluate
 from mope.cli import main
 from mope.config import Config
 from mope.data.readers import build_readers
@@ -16,7 +17,7 @@ from mope.encoders import TransformerEncoder, TunedEncoder
 from mope.errors import UserError
 from mope.fusion import Sequential
 from mope.model import FusionModel
-from mope.predictor import Predictor, evaluate
+from mope.predictor import Predictor
 from mope.prompts import FusionPrompts
 from mope.training import train
 

@@ -10,12 +10,13 @@ from datasets import Dataset
 from PIL import Image
 from run_tester import tiny_run
 
+from mope.bulk import evaluate
 from mope.config import Config
 from mope.data.table import open_table
 from mope.errors import UserError
 from mope.model import FusionModel
 from mope.predictions import Prediction, write_predictions
-from mope.predictor import Predictor, evaluate
+from mope.predictor import Predictor
 from mope.training import train
 
 

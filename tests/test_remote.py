@@ -19,6 +19,7 @@ from run_tester import quiet, tiny_run
 from serve_tester import talk
 from torch.utils.data import DataLoader
 
+from mope.bulk import evaluate
 from mope.cli import main
 from mope.config import Config
 from mope.data.check import find_problems
@@ -28,7 +29,7 @@ from mope.errors import UserError
 from mope.media.cache import content_key
 from mope.media.cells import BadCell, home_of
 from mope.media.images import open_image
-from mope.predictor import Predictor, evaluate
+from mope.predictor import Predictor
 from mope.remote import RemotePath, copies, is_url, look_anew, matching, path_of, rebased
 from mope.training import train
 

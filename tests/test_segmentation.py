@@ -17,6 +17,7 @@ from run_tester import masks_run
 from torch import nn
 from torchvision import tv_tensors
 
+from mope.bulk import evaluate
 from mope.cli import main
 from mope.config import Config
 from mope.data.readers import _RandAugment
@@ -28,7 +29,7 @@ from mope.media.cells import BadCell
 from mope.media.masks import encode_mask, fit_masks, open_mask, overlay, save_mask
 from mope.methods import find_method
 from mope.model import FusionModel, empty_model
-from mope.predictor import Predictor, evaluate
+from mope.predictor import Predictor
 from mope.prompts import PromptFunction
 from mope.scenes.build import SceneSettings, build_scenes
 from mope.tasks import ReferringSegmentation

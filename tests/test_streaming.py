@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from shard_tester import write_tar
 
+from mope.bulk import evaluate
 from mope.cli import main
 from mope.config import Config
 from mope.data.check import RowCheck
@@ -24,7 +25,7 @@ from mope.data.stream import Stream, open_stream
 from mope.data.table import open_table
 from mope.errors import UserError
 from mope.media.cells import BadCell
-from mope.predictor import Predictor, evaluate
+from mope.predictor import Predictor
 from mope.training import train
 from mope.training.steps import StepBatches, StepLoader
 

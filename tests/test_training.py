@@ -11,11 +11,12 @@ import yaml
 from run_tester import changed, losses, quiet
 from safetensors.torch import load_file
 
+from mope.bulk import evaluate
 from mope.data.table import open_table
 from mope.errors import UserError
 from mope.methods import find_method
 from mope.model import FusionModel
-from mope.predictor import Predictor, evaluate
+from mope.predictor import Predictor
 from mope.training import train
 from mope.training.progress import effective_experts
 

@@ -11,9 +11,9 @@ from datasets import Dataset
 from PIL import Image
 from run_tester import SPLITS, changed, losses, quiet
 
+from mope.bulk import evaluate
 from mope.data.table import open_table
 from mope.errors import UserError
-from mope.predictor import evaluate
 from mope.training import train
 from mope.training.rows import prepare
 

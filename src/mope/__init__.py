@@ -5,6 +5,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mope.bulk import evaluate
     from mope.config import (
         ConcatConfig,
         Config,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from mope.model import FusionModel
     from mope.planning import Plan, fit, plan
     from mope.predictions import Prediction, Predictions
-    from mope.predictor import Predictor, evaluate
+    from mope.predictor import Predictor
     from mope.training import train
 
 # Where each public name lives. They are imported when first asked for, so that `import mope` costs nothing.
@@ -53,7 +54,7 @@ _HOMES = {
     "UnimodalConfig": "config",
     "UserError": "errors",
     "VideoEncoder": "encoders",
-    "evaluate": "predictor",
+    "evaluate": "bulk",
     "fit": "planning",
     "load_encoder": "encoders",
     "plan": "planning",

@@ -1,6 +1,6 @@
 """What metrics need of any number of rows: collected batch by batch, and no more kept than that."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +32,23 @@ class Outcomes(NamedTuple):
         return dict(sorted(found.items()))
 
 
+class Measured(NamedTuple):
+    """What is kept of a batch's rows.
+
+    Attributes:
+        rows: how many there are.
+        problems: of those that can't be used.
+        logits, targets: what `Task.condense` gives of the others; None where these aren't wanted.
+        patterns: which inputs each of the others has, such as `image+text`.
+    """
+
+    rows: int
+    problems: list[Problem]
+    logits: Tensor | None = None
+    targets: Tensor | None = None
+    patterns: tuple[str, ...] = ()
+
+
 class _Bad:
     """How many rows can't be used, and the first of them."""
 
@@ -48,20 +65,36 @@ class _Bad:
             self.first_refused = self.first_refused or problem
 
 
-def collect(
-    batches: Iterable[Batch],
-    forward: Callable[[Any], Tensor],
-    task: Task,
-    name: str,
-    skip: bool,
-    report: Callable[[str], None],
-) -> Outcomes:
-    """Go through rows once.
+def measure(
+    batches: Iterable[Batch], forward: Callable[[Any], Tensor], task: Task, skip: bool
+) -> Iterator[Measured]:
+    """Go through rows once, batch by batch.
 
     Args:
         batches: the rows, read by a `ToMeasure`.
         forward: gives the logits of a batch's inputs.
         task: condenses them.
+        skip: whether rows that can't be used are left out; else what is behind one is only counted.
+    """
+    refused = False
+    for batch in batches:
+        problems = list(batch.errors.values())
+        refused = refused or not all(problem.missing for problem in problems)
+        if batch.inputs is None or (refused and not skip):
+            yield Measured(len(batch.numbers), problems)
+            continue
+        labels = batch.inputs.pop("labels")
+        logits, targets = task.condense(forward(batch.inputs), labels)
+        patterns = tuple(batch.extras[place] for place in batch.good)
+        # A worker's tensor keeps a file open.
+        yield Measured(len(batch.numbers), problems, logits, targets.clone(), patterns)
+
+
+def collect(batches: Iterable[Measured], name: str, skip: bool, report: Callable[[str], None]) -> Outcomes:
+    """Put together what is measured.
+
+    Args:
+        batches: all of it, in order.
         name: what messages call the rows.
         skip: whether rows that can't be used are left out, which is said; else they are refused.
         report: takes what is said.
@@ -73,16 +106,13 @@ def collect(
     patterns: dict[str, int] = {}
     bad, rows = _Bad(), 0
     for batch in batches:
-        rows += len(batch.numbers)
-        for problem in batch.errors.values():
+        rows += batch.rows
+        for problem in batch.problems:
             bad.add(problem)
-        if batch.inputs is None or (bad.refused and not skip):
-            continue  # what is refused in the end is only counted
-        labels = batch.inputs.pop("labels")
-        logits, targets = task.condense(forward(batch.inputs), labels)
-        codes = [patterns.setdefault(batch.extras[place], len(patterns)) for place in batch.good]
-        # A worker's tensor keeps a file open.
-        parts.append((logits, targets.clone(), torch.tensor(codes, dtype=torch.int32)))
+        if batch.logits is None or batch.targets is None or (bad.refused and not skip):
+            continue
+        codes = [patterns.setdefault(pattern, len(patterns)) for pattern in batch.patterns]
+        parts.append((batch.logits, batch.targets, torch.tensor(codes, dtype=torch.int32)))
     if bad.first_refused is not None and not skip:
         raise UserError(
             f"{name}: {bad.refused} of {rows} rows can't be used, such as {bad.first_refused}; list them all "

@@ -21,23 +21,20 @@ from mope.data.feed import (
     ToPredict,
     as_table,
     collate_tolerant,
-    numbered,
     one_after_another,
     read_batches,
 )
 from mope.data.readers import Reader, build_readers
-from mope.data.splits import Report, cells_of, open_splits, row_check
+from mope.data.splits import cells_of, open_splits, row_check
 from mope.data.stream import Stream
 from mope.data.table import Table, open_table
 from mope.device import Precision, autocast, frozen_dtype, pick_device
 from mope.errors import UserError
-from mope.evaluation import Outcomes, collect
+from mope.evaluation import Measured, measure
 from mope.hub import find_run, forget_tables, is_on_hub, push_run
-from mope.logs import say
 from mope.media.images import picture_size
 from mope.model import FusionModel
 from mope.predictions import PredictedRows, Prediction, Predictions, as_dataset
-from mope.tasks.metrics import Metrics, compute_metrics
 
 if TYPE_CHECKING:
     import pandas
@@ -181,18 +178,21 @@ class Predictor:
             return Stream(self.table(data, folder))
         return Stream(data, own.trusted, own.encoding, folder, own.limits)
 
-    def measure(self, stream: Stream, skip_bad_rows: bool, report: Report) -> Outcomes:
-        """What `Task.condense` gives of a stream's logits and targets, see `mope.evaluation.collect`."""
+    def measure(self, stream: Stream, rows: Iterable[Numbered], skip_bad_rows: bool) -> Iterator[Measured]:
+        """What `Task.condense` gives of rows' logits and targets, see `mope.evaluation.measure`.
+
+        Args:
+            stream: which the rows are of.
+            rows: some of its rows.
+            skip_bad_rows: whether those that can't be used are left out.
+        """
         settings, task = self.settings, self.model.task
         columns = cells_of(settings.inputs[name] for name in self.readers)
         read = RowReader(self.readers, task, settings.data.label, picture=settings.picture)
         stream.require(*read.columns)
-        rows = tqdm(numbered(stream), f"evaluating {stream.name}", stream.length, False, disable=None)
         wanted = ToMeasure(read, row_check(settings, columns, task))
         batches = read_batches(rows, wanted, self.readers, task, self.batch_size, self.workers)
-        return collect(
-            batches, lambda inputs: self.forward_batch(inputs)[0], task, stream.name, skip_bad_rows, report
-        )
+        yield from measure(batches, lambda inputs: self.forward_batch(inputs)[0], task, skip_bad_rows)
 
     def require_abstaining(self, abstain_below: float | None) -> None:
         """Make sure that the task can name no label.
@@ -349,48 +349,3 @@ def _abstain(prediction: Prediction, below: float | None) -> Prediction:
 
 def _again(run: str, options: dict[str, Any]) -> Predictor:
     return Predictor(run, **options)
-
-
-def evaluate(
-    run: str | Path,
-    data: Any = None,
-    *,
-    folder: str | Path | None = None,
-    skip_bad_rows: bool = False,
-    by_pattern: bool = False,
-    device: str | None = None,
-    batch_size: int = 32,
-    workers: int = 1,
-    report: Report = say,
-) -> dict[str, Any]:
-    """A run's metrics on its test rows, or on another table.
-
-    Args:
-        run: the run's folder.
-        data: a table's file, or rows in memory; None for the test rows of the run's config.
-        folder: what paths in it are relative to; None for the file's folder, or the current one.
-        skip_bad_rows: leave out rows that can't be used, and say how many; else they are refused.
-        by_pattern: also give the metrics of the rows that have the same inputs, by what these are.
-        device, batch_size, workers: see `Predictor`.
-        report: takes each line that is said.
-
-    Returns:
-        Metrics by name, and `rows`; with `by_pattern`, the same under `patterns`, by such as `image+text`.
-    """
-    predictor = Predictor(run, device=device, batch_size=batch_size, workers=workers)
-    stream = predictor.stream(data, folder)
-    if stream.note is not None:
-        report(stream.note)
-    outcomes = predictor.measure(stream, skip_bad_rows, report)
-    task, whole = predictor.model.task, len(outcomes.targets)
-    metrics = compute_metrics(task, outcomes.logits, outcomes.targets)
-    result: dict[str, Any] = Metrics(metrics | {"rows": whole})
-    if by_pattern:
-        result["patterns"] = {
-            pattern: {
-                **compute_metrics(task, outcomes.logits[rows], outcomes.targets[rows]),
-                "rows": len(rows),
-            }
-            for pattern, rows in outcomes.places().items()
-        }
-    return result

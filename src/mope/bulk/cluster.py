@@ -1,20 +1,22 @@
-"""Predict by Ray Data: workers on one machine or many, each of which loads the model once."""
+"""Predict and measure by Ray Data: workers on one machine or many, each of which loads the model once."""
 
 import logging
 import math
 import os
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 from mope.config import MediaLimits
 from mope.data.feed import Numbered, numbered
 from mope.data.stream import Stream
 from mope.errors import UserError
+from mope.evaluation import Measured
 from mope.predictions import PredictedRows
 from mope.predictor import Predictor
 from mope.remote import rebased
@@ -22,23 +24,48 @@ from mope.remote import rebased
 _MOST_BLOCKS = 10_000  # that Ray is given, of several batches each
 _LEAST = 4  # batches of a block
 
-Batches = Iterator[PredictedRows]
+Content = TypeVar("Content")
+"""What is wanted of a batch."""
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(ABC, Generic[Content]):
     """What a worker needs to know.
 
     Attributes:
         run: the run's folder, which every machine sees, as it does the table.
-        table, folder, trusted, encoding, limits: how the rows are read, see `Stream`.
-        keep, keep_all, abstain_below: see `Predictor.predict_parts`.
         stop: place behind the last row.
         options: the `Predictor`'s.
         plugins: files that register methods.
     """
 
     run: Path
+    stop: int
+    options: dict[str, Any]
+    plugins: Sequence[str]
+
+    @abstractmethod
+    def open(self, predictor: Predictor) -> Stream:
+        """The rows."""
+
+    @abstractmethod
+    def work(self, predictor: Predictor, stream: Stream, rows: list[Numbered]) -> list[Content]:
+        """What is wanted of some of them."""
+
+    def absolute(self) -> Self:
+        """The same for a process in another folder."""
+        return replace(self, run=self.run.absolute())
+
+
+@dataclass(frozen=True)
+class PredictJob(Job[PredictedRows]):
+    """Predict rows.
+
+    Attributes:
+        table, folder, trusted, encoding, limits: how the rows are read, see `Stream`.
+        keep, keep_all, abstain_below: see `Predictor.predict_parts`.
+    """
+
     table: str
     folder: str | Path | None
     trusted: bool
@@ -47,24 +74,68 @@ class Job:
     keep: Sequence[str]
     keep_all: bool
     abstain_below: float | None
-    stop: int
-    options: dict[str, Any]
-    plugins: Sequence[str] = field(default=())
 
-    def absolute(self) -> "Job":
-        """The same for a process in another folder."""
+    def open(self, predictor: Predictor) -> Stream:
+        """See `Job`."""
+        return Stream(self.table, self.trusted, self.encoding, self.folder, self.limits)
 
-        def absolute(path: str) -> str:
-            return rebased(path, lambda path: str(Path(path).absolute()))
+    def work(self, predictor: Predictor, stream: Stream, rows: list[Numbered]) -> list[PredictedRows]:
+        """See `Job`."""
+        return list(predictor.predict_parts(rows, self.keep, self.keep_all, self.abstain_below))
 
-        folder = None if self.folder is None else absolute(str(self.folder))
-        return replace(self, run=self.run.absolute(), table=absolute(self.table), folder=folder)
+    def absolute(self) -> Self:
+        """See `Job`."""
+        return replace(super().absolute(), table=_absolute(self.table), folder=_absolute(self.folder))
+
+
+@dataclass(frozen=True)
+class MeasureJob(Job[Measured]):
+    """Measure rows with labels.
+
+    Attributes:
+        data, folder: which rows, see `Predictor.stream`.
+        skip: see `Predictor.measure`.
+    """
+
+    data: Any
+    folder: str | Path | None
+    skip: bool
+
+    def open(self, predictor: Predictor) -> Stream:
+        """See `Job`."""
+        return predictor.stream(self.data, self.folder)
+
+    def work(self, predictor: Predictor, stream: Stream, rows: list[Numbered]) -> list[Measured]:
+        """See `Job`."""
+        return list(predictor.measure(stream, rows, self.skip))
+
+    def absolute(self) -> Self:
+        """See `Job`.
+
+        Raises:
+            UserError: the rows are no file's.
+        """
+        if self.data is not None and not isinstance(self.data, str | Path):
+            raise UserError("--engine ray reads rows from a file that every machine sees: name one.")
+        return replace(super().absolute(), data=_absolute(self.data), folder=_absolute(self.folder))
+
+
+def _absolute(path: str | Path | None) -> str | None:
+    return None if path is None else rebased(str(path), lambda path: str(Path(path).absolute()))
+
+
+def count_rows(stream: Stream, most: int | None = None) -> int:
+    """How many rows there are, read where need be, as they are shared out by their places."""
+    rows = stream.length
+    if rows is None:
+        rows = sum(1 for _ in numbered(stream, 0, most))
+    return rows if most is None else min(rows, most)
 
 
 class _Worker:
-    """Predicts batches, which are named by the places of their first rows.
+    """Works on batches, which are named by the places of their first rows.
 
-    It goes through the table and passes over what other workers predict; places mostly rise.
+    It goes through the table and passes over what other workers do; places mostly rise.
     """
 
     def __init__(self, job: Job):
@@ -74,36 +145,35 @@ class _Worker:
             load_plugin(file)
         self.job = job
         self.predictor = Predictor(job.run, **{**job.options, "workers": 0})
-        self.stream = Stream(job.table, job.trusted, job.encoding, job.folder, job.limits)
+        self.stream = job.open(self.predictor)
         self.rows: Iterator[Numbered] = iter(())
         self.place = math.inf
 
     def __call__(self, batch: Any) -> Any:
-        """A table with the place of a batch, as one with its predictions."""
+        """A table with the place of a batch, as one with what is wanted of it."""
         import pyarrow
 
         try:
-            content: Any = self._predict(batch.column("place")[0].as_py())
+            content: Any = self._work(batch.column("place")[0].as_py())
         except UserError as error:
             content = error
         return pyarrow.table({"content": pyarrow.array([pickle.dumps(content)], pyarrow.binary())})
 
-    def _predict(self, place: int) -> list[PredictedRows]:
+    def _work(self, place: int) -> list[Any]:
         if place < self.place:
             self.rows, self.place = numbered(self.stream, place, self.job.stop), place
         passed = place - int(self.place)
         size = self.predictor.batch_size
         rows = list(islice(self.rows, passed, passed + size))
         self.place = place + size
-        job = self.job
-        return list(self.predictor.predict_parts(iter(rows), job.keep, job.keep_all, job.abstain_below))
+        return self.job.work(self.predictor, self.stream, rows)
 
 
-def predict_parts(job: Job, start: int, batch_size: int, workers: int) -> Batches:
-    """Predict the rows of a table from one on, in order, a batch at a time.
+def spread(job: Job[Content], start: int, batch_size: int, workers: int) -> Iterator[Content]:
+    """Work on the rows of a table from one on, in order, a batch at a time.
 
     Args:
-        job: which table, and how.
+        job: which table, and what is wanted.
         start: place of the first row.
         batch_size: rows of a batch.
         workers: how many load the model.
@@ -114,6 +184,7 @@ def predict_parts(job: Job, start: int, batch_size: int, workers: int) -> Batche
     import pyarrow
 
     ray = _find_ray()
+    job = job.absolute()
     places = range(start, job.stop, batch_size)
     size = max(_LEAST, math.ceil(len(places) / _MOST_BLOCKS))
     with _started(ray, workers):
@@ -129,7 +200,7 @@ def predict_parts(job: Job, start: int, batch_size: int, workers: int) -> Batche
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(blocks))),
-            fn_constructor_args=(job.absolute(),),
+            fn_constructor_args=(job,),
             **({"num_gpus": 1} if gpu else {"num_cpus": 1}),
         )
         # Ray ends the whole process when a thread still asks for blocks behind `ray.shutdown`. So its threads
@@ -147,7 +218,7 @@ def predict_parts(job: Job, start: int, batch_size: int, workers: int) -> Batche
             ) from None
 
 
-def _taken(content: Any) -> list[PredictedRows]:
+def _taken(content: Any) -> list[Any]:
     if isinstance(content, UserError):
         raise content
     return content

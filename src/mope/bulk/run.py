@@ -11,8 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mope.bulk.cluster import Job
-from mope.bulk.cluster import predict_parts as predict_by_ray
+from mope.bulk.cluster import PredictJob, count_rows, spread
 from mope.bulk.columns import Columns, Keep
 from mope.bulk.formats import Format, format_of
 from mope.bulk.parts import Parts, require_free
@@ -154,8 +153,7 @@ def predict_file(
         UserError: something can't be read or written, or a file is there already.
     """
     out = Path(out)
-    if engine not in ENGINES:
-        raise UserError(f"There is no engine '{engine}': name {' or '.join(ENGINES)}.")
+    require_engine(engine)
     require_free(out, overwrite or resume)
     stream = _open(table, out, wanted, report)
     keep = Keep.of(wanted.keep, stream)
@@ -170,7 +168,7 @@ def predict_file(
             report(f"{out}: goes on behind row {begun:,}.")
         if engine == "ray":
             job = _job(find_run(run), table, wanted, keep, stream, options, plugins)
-            found = predict_by_ray(job, begun, predictor.batch_size, max(1, predictor.workers))
+            found = spread(job, begun, predictor.batch_size, max(1, predictor.workers))
         else:
             rows = numbered(stream, begun, wanted.rows)
             found = predictor.predict_parts(rows, keep.columns, keep.all, wanted.abstain_below)
@@ -178,6 +176,16 @@ def predict_file(
         layout.join(parts.files(), parts.draft())
         parts.finish()
         return _written(parts)
+
+
+def require_engine(engine: str) -> None:
+    """Make sure that there is such an engine.
+
+    Raises:
+        UserError: there is none.
+    """
+    if engine not in ENGINES:
+        raise UserError(f"There is no engine '{engine}': name {' or '.join(ENGINES)}.")
 
 
 def _columns(predictor: Predictor, wanted: Wanted, keep: Keep, stream: Stream, out: Path) -> Columns:
@@ -196,13 +204,13 @@ def _job(
     stream: Stream,
     options: dict[str, Any],
     plugins: Sequence[str],
-) -> Job:
-    """What Ray's workers need to know; rows are counted, as they are shared out by their places."""
-    rows = stream.length
-    if rows is None:
-        rows = sum(1 for _ in numbered(stream, 0, wanted.rows))
-    return Job(
+) -> PredictJob:
+    """What Ray's workers need to know."""
+    return PredictJob(
         run,
+        count_rows(stream, wanted.rows),
+        options,
+        plugins,
         str(table),
         wanted.folder,
         wanted.trusted,
@@ -211,9 +219,6 @@ def _job(
         keep.columns,
         keep.all,
         wanted.abstain_below,
-        rows if wanted.rows is None else min(rows, wanted.rows),
-        options,
-        plugins,
     )
 
 

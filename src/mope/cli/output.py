@@ -108,6 +108,17 @@ def add_reading(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
 
 
+def add_engine(verb: argparse.ArgumentParser) -> None:
+    """The flag for what goes through the model."""
+    verb.add_argument(
+        "--engine",
+        default="here",
+        choices=("here", "ray"),
+        help="ray: --workers is how many load the model, on this machine or on the cluster that RAY_ADDRESS "
+        "names",
+    )
+
+
 def add_method(verb: argparse.ArgumentParser) -> None:
     """The flags for a method by name."""
     verb.add_argument(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mope.cli.output import (
+    add_engine,
     add_plugin,
     add_reading,
     add_table,
@@ -39,13 +40,7 @@ def add(verbs: Any) -> None:
     )
     verb.add_argument("--resume", action="store_true", help="go on where the same command was interrupted")
     verb.add_argument("--overwrite", action="store_true", help="replace --out if it is there already")
-    verb.add_argument(
-        "--engine",
-        default="here",
-        choices=("here", "ray"),
-        help="ray: --workers is how many load the model, on this machine or on the cluster that RAY_ADDRESS "
-        "names",
-    )
+    add_engine(verb)
     verb.add_argument(
         "--routing", action="store_true", help="add the routing scores of every layer and expert"
     )

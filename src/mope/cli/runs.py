@@ -7,7 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mope.cli.output import add_method, add_plugin, add_reading, add_verb, load_plugins, print_table, reporter
+from mope.cli.output import (
+    add_engine,
+    add_method,
+    add_plugin,
+    add_reading,
+    add_verb,
+    load_plugins,
+    print_table,
+    reporter,
+)
 from mope.errors import UserError
 
 
@@ -33,6 +42,7 @@ def add(verbs: Any) -> None:
     verb.add_argument("--by-pattern", action="store_true", help="also by which inputs rows have")
     verb.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that can't be used")
     add_reading(verb)
+    add_engine(verb)
 
     verb = add_verb(verbs, "push", push, "upload a run to the Hugging Face hub, privately at first")
     verb.add_argument("run", metavar="RUN", help="a run's folder")
@@ -94,8 +104,8 @@ def _say_nothing(line: str) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """`mope evaluate RUN`."""
+    from mope.bulk import evaluate as run
     from mope.hub import is_on_hub
-    from mope.predictor import evaluate as run
     from mope.run import add_metrics, read_metrics
 
     load_plugins(options)
@@ -111,6 +121,8 @@ def evaluate(options: argparse.Namespace) -> None:
         device=options.device,
         batch_size=options.batch_size,
         workers=options.workers,
+        engine=options.engine,
+        plugins=options.plugin,
         report=lambda line: print(line, file=sys.stderr),
     )
     if not is_on_hub(options.run):

@@ -175,8 +175,8 @@ def run_config(
     if gpu is not None:
         # Of several GPUs transformers takes the first that it sees: it is to see this run's alone.
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    from mope.bulk import evaluate
     from mope.config import Config
-    from mope.predictor import evaluate
     from mope.training import train
 
     torch.set_num_threads(threads)
