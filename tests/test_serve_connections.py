@@ -222,7 +222,7 @@ def test_who_takes_no_answer_is_not_waited_for(predictor):
 @contextmanager
 def command(run: Path, *words: str):
     """`mope serve` in a process of its own: the process, and its address."""
-    start = [sys.executable, "-m", "mope.cli", "serve", str(run), "--port", "0", "--json", "--no-page"]
+    start = [sys.executable, "-m", "mope", "serve", str(run), "--port", "0", "--json", "--no-page"]
     process = subprocess.Popen(
         [*start, "--device", "cpu", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -67,7 +67,7 @@ def bench_serve(
     predictor = Predictor(run, device=device)
     cells = _rows(predictor, rows)
     bodies = [_body(predictor, row) for row in cells]
-    command = [sys.executable, "-m", "mope.cli", "serve", str(run), "--port", "0", "--no-page", "--json"]
+    command = [sys.executable, "-m", "mope", "serve", str(run), "--port", "0", "--no-page", "--json"]
     command += [word for file in plugins for word in ("--plugin", file)]
     command += ["--device", device] if device else []
     environment = {name: value for name, value in os.environ.items() if name != "MOPE_TOKEN"}

@@ -1,4 +1,4 @@
-"""`python -m mope.cli`, for torchrun."""
+"""`python -m mope`, for torchrun."""
 
 import sys
 
