@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mope.planning import Plan, fit, plan
     from mope.predictions import Prediction, Predictions
     from mope.predictor import Predictor
+    from mope.predictors import Predictors
     from mope.training import train
 
 # Where each public name lives. They are imported when first asked for, so that `import mope` costs nothing.
@@ -46,6 +47,7 @@ _HOMES = {
     "Prediction": "predictions",
     "Predictions": "predictions",
     "Predictor": "predictor",
+    "Predictors": "predictors",
     "RegisteredConfig": "config",
     "SegmentationConfig": "config",
     "SequentialConfig": "config",
@@ -77,6 +79,7 @@ __all__ = [
     "Prediction",
     "Predictions",
     "Predictor",
+    "Predictors",
     "RegisteredConfig",
     "SegmentationConfig",
     "SequentialConfig",

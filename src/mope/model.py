@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,10 @@ import yaml
 from torch import Tensor, nn
 
 from mope.config import Config, InputConfig, SequentialConfig
-from mope.encoders import Encoder, load_encoder
+from mope.encoders import Encoder
+from mope.encoders.inputs import empty_input_encoder, load_input_encoder
 from mope.encoders.preparation import ImageSettings, image_settings
 from mope.encoders.sources import version_of
-from mope.encoders.tables import table_encoder
-from mope.encoders.weights import empty_encoder
 from mope.errors import UserError
 from mope.files import replacing
 from mope.fusion import FUSIONS, Fusion, FusionOutput
@@ -79,7 +78,11 @@ class FusionModel(nn.Module):
 
     @classmethod
     def build(
-        cls, config: Config, labels: Sequence[str], encoders: Mapping[str, Encoder] | None = None
+        cls,
+        config: Config,
+        labels: Sequence[str],
+        encoders: Mapping[str, Encoder] | None = None,
+        load: Callable[[InputConfig], Encoder] | None = None,
     ) -> "FusionModel":
         """A model as the config says, untrained.
 
@@ -87,10 +90,12 @@ class FusionModel(nn.Module):
             config: the settings.
             labels: names of the task's labels, in order.
             encoders: loaded encoders by input name, instead of those the config names.
+            load: loads an input's encoder; None for `load_input_encoder`.
         """
         method = _method(config)
         if encoders is None:
-            encoders = {name: _load(config.inputs[name]) for name in method.needs(config)}
+            load = load or load_input_encoder
+            encoders = {name: load(entry) for name, entry in needed_inputs(config).items()}
         for name, encoder in encoders.items():
             kind = config.inputs[name].kind
             if encoder.kind != kind:
@@ -105,12 +110,8 @@ class FusionModel(nn.Module):
             labels: encoded labels as `Task.targets` returns them.
             batch: the encoder's inputs by input name.
         """
-        output = self._fuse(batch)
-        if self.task.dense:
-            size = tuple(batch[self.fusion.main]["pixel_values"].shape[-2:])
-            logits = self.head(output.maps, size)
-        else:
-            logits = self.head(output.features)
+        output = self.fusion(self.normed(batch))
+        logits = self.decode(output, batch)
         if labels is None:
             return ModelOutput(logits, output.scores)
         losses = {"task": self.task.loss(logits, labels)}
@@ -118,6 +119,12 @@ class FusionModel(nn.Module):
         if self.training and output.scores and isinstance(fusion, SequentialConfig):
             losses["importance"] = importance_loss(output.scores, fusion.importance_threshold)
         return ModelOutput(logits, output.scores, self.total(losses), losses)
+
+    def decode(self, output: FusionOutput, batch: Mapping[str, Any]) -> Tensor:
+        """Logits of what the fusion made of a batch."""
+        if not self.task.dense:
+            return self.head(output.features)
+        return self.head(output.maps, tuple(batch[self.fusion.main]["pixel_values"].shape[-2:]))
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """What is trained for: the parts of a loss, weighted."""
@@ -128,10 +135,11 @@ class FusionModel(nn.Module):
 
     def features(self, batch: Mapping[str, Any]) -> Tensor:
         """Fused features (B, D) of a batch, by input name: what the head is given."""
-        return self._fuse(batch).features
+        return self.fusion(self.normed(batch)).features
 
-    def _fuse(self, batch: Mapping[str, Any]) -> FusionOutput:
-        return self.fusion({name: self._normed(name, inputs) for name, inputs in batch.items()})
+    def normed(self, batch: Mapping[str, Any]) -> dict[str, Mapping[str, Tensor]]:
+        """A batch whose pictures are as its encoders take them, if they are bytes."""
+        return {name: self._normed(name, inputs) for name, inputs in batch.items()}
 
     @property
     def begins_from_rows(self) -> bool:
@@ -298,14 +306,16 @@ class FusionModel(nn.Module):
             draft.write_text(yaml.safe_dump({**settings, "run": run}, sort_keys=False, allow_unicode=True))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "FusionModel":
-        """Rebuild the model of a run's folder, in eval mode.
+    def from_pretrained(
+        cls, folder: str | Path, load: Callable[[InputConfig], Encoder] | None = None
+    ) -> "FusionModel":
+        """Rebuild the model of a run's folder, in eval mode; see `build` for `load`.
 
         Raises:
             UserError: the folder holds no run, or its encoders can't be loaded.
         """
         config, run = read_run(folder)
-        model = cls.build(config, run["labels"])
+        model = cls.build(config, run["labels"], load=load)
         model.load_trained_state(read_weights(Path(folder) / WEIGHTS))
         return model.eval()
 
@@ -350,35 +360,9 @@ class FusionModel(nn.Module):
         return versions
 
 
-def _load(input: InputConfig) -> Encoder:
-    settings = input.encoder
-    if input.kind == "table":
-        return table_encoder(input.columns, settings.architecture)
-    return load_encoder(
-        settings.weights,
-        revision=settings.revision,
-        architecture=settings.architecture,
-        pooling=settings.pooling,
-        kind=input.kind,
-        projection=settings.projection,
-    )
-
-
 def empty_model(config: Config, labels: Sequence[str]) -> FusionModel:
     """The model without memory for its weights, to count them: no weights are read or downloaded."""
-    encoders = {}
-    for name in _method(config).needs(config):
-        settings = config.inputs[name].encoder
-        if config.inputs[name].kind == "table":
-            encoders[name] = table_encoder(config.inputs[name].columns, settings.architecture).to("meta")
-            continue
-        encoders[name] = empty_encoder(
-            settings.weights,
-            revision=settings.revision,
-            architecture=settings.architecture,
-            kind=config.inputs[name].kind,
-            projection=settings.projection,
-        )
+    encoders = {name: empty_input_encoder(entry) for name, entry in needed_inputs(config).items()}
     with torch.device("meta"):
         return FusionModel.build(config, labels, encoders)
 

@@ -5,7 +5,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,11 @@ class Prediction:
     probabilities: dict[str, float] = field(default_factory=dict)
     routing: list[list[float]] = field(default_factory=list)
     error: str | None = None
+
+    def abstained(self, below: float | None) -> "Prediction":
+        """The same; without a label if its probability is below this, None for any."""
+        unsure = below is not None and max(self.probabilities.values(), default=0) < below
+        return replace(self, label=None) if unsure else self
 
 
 @dataclass(frozen=True)

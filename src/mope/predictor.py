@@ -29,12 +29,14 @@ from mope.data.splits import cells_of, open_splits, row_check
 from mope.data.stream import Stream
 from mope.data.table import Table, open_table
 from mope.device import Precision, autocast, frozen_dtype, pick_device
+from mope.encoders.pool import SHARED
 from mope.errors import UserError
 from mope.evaluation import Measured, measure
 from mope.hub import find_run, forget_tables, is_on_hub, push_run
 from mope.media.images import picture_size
 from mope.model import FusionModel
 from mope.predictions import PredictedRows, Prediction, Predictions, as_dataset
+from mope.run import read_run
 
 if TYPE_CHECKING:
     import pandas
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
 
 class Predictor:
     """A trained run, ready to predict.
+
+    Frozen encoders are shared by all predictors of a process whose runs have the same ones: leave them as
+    they are.
 
     Args:
         run: the run's folder, or the hub's repository of one, `hub:OWNER/NAME`.
@@ -69,12 +74,13 @@ class Predictor:
             raise UserError(f"workers is {workers}: none, 0, is the least.")
         self.run = find_run(run)
         self.device = pick_device(device)
-        model = FusionModel.from_pretrained(self.run).to(self.device)
+        self.precision: Precision = precision or read_run(self.run)[0].training.precision
+        dtype = frozen_dtype(self.precision, self.device)
+        model = FusionModel.from_pretrained(self.run, lambda entry: SHARED.get(entry, self.device, dtype))
         self.settings = model.settings
         if is_on_hub(run):
             forget_tables(self.settings)
-        self.precision = precision or self.settings.training.precision
-        self.model = model.freeze_for_inference(frozen_dtype(self.precision, self.device))
+        self.model = model.to(self.device).freeze_for_inference(dtype)
         self.batch_size, self.workers = batch_size, workers
         self.readers: dict[str, Reader] = build_readers(
             {name: self.settings.inputs[name] for name in self.model.fusion.encoders}
@@ -120,9 +126,9 @@ class Predictor:
             for place, error in errors.items():
                 predictions[place].error = error
             if batch is not None:
-                found = self.predict_batch(batch, self._sizes(source, places))
+                found = self.predict_batch(batch, self.sizes(source, places))
                 for place, prediction in zip(places, found, strict=True):
-                    predictions[place] = _abstain(prediction, abstain_below)
+                    predictions[place] = prediction.abstained(abstain_below)
         return predictions
 
     def predict_stream(
@@ -166,7 +172,7 @@ class Predictor:
                 sizes = [batch.extras[place].size for place in batch.good]
                 found = self.predict_batch(batch.inputs, None if self.settings.picture is None else sizes)
                 for place, prediction in zip(batch.good, found, strict=True):
-                    predictions[place] = _abstain(prediction, abstain_below)
+                    predictions[place] = prediction.abstained(abstain_below)
             yield PredictedRows(batch.numbers, predictions, [extra.cells for extra in batch.extras])
 
     def stream(self, data: Any = None, folder: str | Path | None = None) -> Stream:
@@ -242,7 +248,12 @@ class Predictor:
             batch: the encoders' keyword arguments by input name.
             sizes: (height, width) of each row's picture, where masks are wanted.
         """
-        logits, scores = self.forward_batch(batch)
+        return self.decide(*self.forward_batch(batch), sizes)
+
+    def decide(
+        self, logits: Tensor, scores: Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[Prediction]:
+        """Predictions of logits and of each layer's routing scores (B, k); `sizes` as for `predict_batch`."""
         task = self.model.task
         labels, probabilities = task.decide(logits, sizes), task.probabilities(logits).tolist()
         return [
@@ -293,7 +304,7 @@ class Predictor:
             raise UserError(f"The dataset has a column '{twice[0]}' already: rename or remove it first.")
         return concatenate_datasets([dataset, found], axis=1)
 
-    def _sizes(self, rows: Table, places: Sequence[int]) -> list[tuple[int, int]] | None:
+    def sizes(self, rows: Table, places: Sequence[int]) -> list[tuple[int, int]] | None:
         """(height, width) of rows' pictures, where masks are wanted."""
         if self.settings.picture is None:
             return None
@@ -339,12 +350,6 @@ class Predictor:
         )
         quiet = None if len(dataset) > self.batch_size else True
         yield from tqdm(loader, desc=f"predicting {dataset.table.name}", leave=False, disable=quiet)
-
-
-def _abstain(prediction: Prediction, below: float | None) -> Prediction:
-    if below is not None and max(prediction.probabilities.values()) < below:
-        prediction.label = None
-    return prediction
 
 
 def _again(run: str, options: dict[str, Any]) -> Predictor:

@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from transformers import Wav2Vec2FeatureExtractor
 
 from mope.config import FieldConfig, InputConfig
-from mope.encoders.preparation import image_settings, load_extractor, load_tokenizer
+from mope.encoders.preparation import image_settings, load_extractor, shared_tokenizer
 from mope.encoders.tables import DATE_NUMBERS
 from mope.encoders.tuning import PRESENT
 from mope.errors import UserError
@@ -202,7 +202,7 @@ class TextReader(Reader):
     def __init__(self, config: InputConfig):
         super().__init__(config)
         self.max_length = config.max_length
-        self.tokenizer = load_tokenizer(config.encoder.weights, config.encoder.revision)
+        self.tokenizer = shared_tokenizer(config.encoder.weights, config.encoder.revision, self.max_length)
         limit = self.tokenizer.model_max_length
         if self.max_length > limit:
             raise UserError(

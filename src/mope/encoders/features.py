@@ -1,6 +1,7 @@
 """Features of frozen, unprompted encoders, computed once and kept on disk."""
 
 import hashlib
+import json
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,7 +89,7 @@ def _add(digest: Any, path: str, module: nn.Module) -> None:
     if any(parameter.requires_grad for parameter in own.values()):
         return
     config: Any = getattr(module, "config", None)
-    described = config.to_json_string() if hasattr(config, "to_json_string") else None
+    described = _settings(config) if hasattr(config, "to_dict") else None
     digest.update(f"{path}|{type(module).__qualname__}|{module.extra_repr()}|{described}".encode())
     for name, value in sorted(vars(module).items()):
         if name not in _MODULE_STATE and _is_plain(value):
@@ -100,8 +101,14 @@ def _add(digest: Any, path: str, module: nn.Module) -> None:
         _add(digest, f"{path}.{name}", part)
 
 
-_MODULE_STATE = frozenset(vars(nn.Module()))
-"""What every module keeps of itself: its mode, hooks, and the like."""
+def _settings(config: Any) -> str:
+    """A model's settings; where its weights were read from is none."""
+    known = {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
+    return json.dumps(known, sort_keys=True, default=str)
+
+
+_MODULE_STATE = frozenset({*vars(nn.Module()), "name_or_path"})
+"""What every module keeps of itself: its mode, hooks, and the like; and where its weights were read from."""
 
 
 def _is_plain(value: Any) -> bool:

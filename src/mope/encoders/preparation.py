@@ -1,8 +1,9 @@
 """How an encoder's inputs are prepared: what its weights say of pixels, waves and words."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import transformers as hf
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
@@ -49,6 +50,21 @@ def load_tokenizer(weights: str | None, revision: str | None = None) -> PreTrain
         return AutoTokenizer.from_pretrained(resolve(weights), revision=revision)
     except (OSError, ValueError) as error:
         raise UserError(f"The weights '{weights}' come without a tokenizer: {first_line(error)}") from None
+
+
+def shared_tokenizer(weights: str | None, revision: str | None, max_length: int) -> PreTrainedTokenizerBase:
+    """The tokenizer of all readers in a process that cut texts at the same length.
+
+    Those of other lengths have their own: the length is part of its state, which threads must not change.
+    """
+    key = (None if weights is None else resolve(weights), revision, max_length)
+    found = _tokenizers.get(key)
+    if found is None:
+        _tokenizers[key] = found = load_tokenizer(weights, revision)
+    return found
+
+
+_tokenizers: WeakValueDictionary[Hashable, PreTrainedTokenizerBase] = WeakValueDictionary()
 
 
 def load_extractor(

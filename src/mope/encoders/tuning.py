@@ -1,6 +1,7 @@
 """How an encoder is tuned: frozen, by vanilla deep prompts, in full, or by another way to train a little."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,11 +118,21 @@ class TunedEncoder(nn.Module):
         tells it. Without, the stand-in takes the place of its feature and tokens. With `maps` there are
         feature maps too.
         """
+        return self.call(inputs, prompts, maps).run()
+
+    def call(
+        self, inputs: Mapping[str, Tensor], prompts: PromptSource | None = None, maps: bool = False
+    ) -> "Call":
+        """A pass that is still to be run; see `forward` for the arguments."""
         inputs, present = _split(inputs)
         if maps:
             inputs["stages"] = True
-        output = self.encoder(**inputs, prompts=self.prompts if prompts is None else prompts)
-        if self.stand_in is None or present is None or prompts is not None:
+        is_main = prompts is not None
+        return Call(self, inputs, prompts if is_main else self.prompts, None if is_main else present)
+
+    def settle(self, output: EncoderOutput, present: Tensor | None) -> EncoderOutput:
+        """An encoder's output with the stand-in in the rows that aren't there."""
+        if self.stand_in is None or present is None:
             return output
         return EncoderOutput(
             self._stand_in(output.pooled, present), self._stand_in(output.tokens, present), output.stages
@@ -164,6 +175,31 @@ class TunedEncoder(nn.Module):
         if self.stand_in is None or present is None:
             return feature
         return self._stand_in(feature, present)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A pass through an encoder that is still to be run, alone or together with others.
+
+    Attributes:
+        tuned: whose encoder.
+        inputs: keyword arguments of the encoder.
+        prompts: what its layers ask; None for the bare encoder.
+        present: rows (B,), boolean, that are there; None where all are, or a source tells of the others.
+    """
+
+    tuned: TunedEncoder
+    inputs: dict[str, Any]
+    prompts: PromptSource | None
+    present: Tensor | None
+
+    def run(self) -> EncoderOutput:
+        """Encode the batch."""
+        return self.settle(self.tuned.encoder(**self.inputs, prompts=self.prompts))
+
+    def settle(self, output: EncoderOutput) -> EncoderOutput:
+        """What the encoder made of the batch, with what stands in for what isn't there."""
+        return self.tuned.settle(output, self.present)
 
 
 def _split(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor | None]:

@@ -1,15 +1,15 @@
 """What every fusion method is: encoders by input name, and a forward pass over a batch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, cast
+from typing import ClassVar, NamedTuple, cast
 
 from torch import Tensor, nn
 
 from mope.config import Config
-from mope.encoders import Encoder, TunedEncoder
-from mope.encoders.tuning import PRESENT
+from mope.encoders import Encoder, EncoderOutput, TunedEncoder
+from mope.encoders.tuning import PRESENT, Call
 from mope.errors import UserError
 
 Batch = Mapping[str, Mapping[str, Tensor]]
@@ -155,3 +155,35 @@ class Fusion(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch) -> FusionOutput:
         """Fuse a batch of inputs."""
+
+
+class Last(NamedTuple):
+    """The last pass of a fusion through an encoder.
+
+    Attributes:
+        call: the pass.
+        finish: makes the fused output of what the encoder gives.
+    """
+
+    call: Call
+    finish: Callable[[EncoderOutput], FusionOutput]
+
+
+class InRounds(Fusion):
+    """A fusion in two rounds: features of some inputs, then one pass of the main encoder.
+
+    So several models over the same encoders may go through each round together, see `mope.fusion.together`.
+
+    Attributes:
+        guides: names of the inputs whose features come first.
+    """
+
+    guides: Sequence[str]
+
+    @abstractmethod
+    def last(self, batch: Batch, psi: Mapping[str, Tensor]) -> Last:
+        """The second round, given the features (B, d_y) that the first gave, by name."""
+
+    def forward(self, batch: Batch) -> FusionOutput:
+        last = self.last(batch, {name: self.feature(name, batch) for name in self.guides})
+        return last.finish(last.call.run())

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mope.config import Config
 from mope.encoders import Encoder, TunedEncoder
-from mope.fusion.base import Batch, Fusion, FusionOutput, tune
+from mope.fusion.base import Batch, FusionOutput, InRounds, Last, tune
 
 
-class Concat(Fusion):
+class Concat(InRounds):
     """Global features of all inputs, concatenated in the order of the config (section IV-C).
 
     Args:
@@ -24,6 +24,7 @@ class Concat(Fusion):
         super().__init__()
         self.main = main
         self.encoders = nn.ModuleDict(dict(encoders))
+        self.guides = [name for name in self.encoders if name != main]
 
     @property
     def feature_dim(self) -> int:
@@ -34,5 +35,14 @@ class Concat(Fusion):
         return cls(tune(config, encoders), config.fusion.main)
 
     def forward(self, batch: Batch) -> FusionOutput:
-        features = torch.cat([self.feature(name, batch).float() for name in self.encoders], dim=1)
+        return self._joined({name: self.feature(name, batch) for name in self.encoders})  # or from disk
+
+    def last(self, batch: Batch, psi: Mapping[str, Tensor]) -> Last:
+        return Last(
+            self.encoder(self.main).call(batch[self.main]),
+            lambda output: self._joined({**psi, self.main: output.pooled}),
+        )
+
+    def _joined(self, found: Mapping[str, Tensor]) -> FusionOutput:
+        features = torch.cat([found[name].float() for name in self.encoders], dim=1)
         return FusionOutput(features, features.unsqueeze(1))

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from mope.config import Config, SequentialConfig
-from mope.encoders import Encoder, TunedEncoder
-from mope.fusion.base import Batch, Fusion, FusionOutput, require_guided, tune
+from mope.encoders import Encoder, EncoderOutput, TunedEncoder
+from mope.fusion.base import Batch, FusionOutput, InRounds, Last, require_guided, tune
 from mope.prompts import FusionPrompts, PromptSource
 
 
-class Sequential(Fusion):
+class Sequential(InRounds):
     """MoPE and its relatives: which prompts (Eq. 2) times how the encoders are tuned.
 
     MoPE is all three prompts over frozen encoders, the complementary ones with deep prompts of their own;
@@ -81,14 +81,16 @@ class Sequential(Fusion):
         widths = {name: self.encoder(name).pooled_dim for name in [self.main, *self.guides]}
         return sum(widths.values()) if self.sees_all else widths[self.main]
 
-    def forward(self, batch: Batch) -> FusionOutput:
-        psi = {name: self.feature(name, batch) for name in self.guides}
+    def last(self, batch: Batch, psi: Mapping[str, Tensor]) -> Last:
         source = self.prompts.bind(psi, self.missing(batch))
-        output = self.encoders[self.main](batch[self.main], prompts=source, maps=self.gives_maps)
-        features = output.pooled
-        if self.sees_all:
-            features = torch.cat([features.float(), *(psi[name].float() for name in self.guides)], dim=1)
-        return FusionOutput(features, output.tokens, source.scores, output.stages)
+
+        def finish(output: EncoderOutput) -> FusionOutput:
+            features = output.pooled
+            if self.sees_all:
+                features = torch.cat([features.float(), *(psi[name].float() for name in self.guides)], dim=1)
+            return FusionOutput(features, output.tokens, source.scores, output.stages)
+
+        return Last(self.encoder(self.main).call(batch[self.main], source, self.gives_maps), finish)
 
     @property
     def begins_from_rows(self) -> bool:

@@ -2,18 +2,19 @@
 
 from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from mope.config import Config
-from mope.encoders import Encoder, TunedEncoder
-from mope.fusion.base import Batch, Fusion, FusionOutput, tune
+from mope.encoders import Encoder, EncoderOutput, TunedEncoder
+from mope.fusion.base import Batch, FusionOutput, InRounds, Last, tune
 
 
-class Unimodal(Fusion):
+class Unimodal(InRounds):
     """The main input alone, tuned as its encoder says; other inputs aren't read."""
 
     has_maps = True
     reentrant = True
+    guides = ()
 
     def __init__(self, encoder: TunedEncoder, main: str):
         super().__init__()
@@ -29,6 +30,8 @@ class Unimodal(Fusion):
         main = config.fusion.main
         return cls(tune(config, {main: encoders[main]})[main], main)
 
-    def forward(self, batch: Batch) -> FusionOutput:
-        output = self.encoders[self.main](batch[self.main], maps=self.gives_maps)
-        return FusionOutput(output.pooled, output.tokens, maps=output.stages)
+    def last(self, batch: Batch, psi: Mapping[str, Tensor]) -> Last:
+        def finish(output: EncoderOutput) -> FusionOutput:
+            return FusionOutput(output.pooled, output.tokens, maps=output.stages)
+
+        return Last(self.encoder(self.main).call(batch[self.main], maps=self.gives_maps), finish)

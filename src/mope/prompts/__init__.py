@@ -8,6 +8,7 @@ from mope.prompts.experts import Experts
 from mope.prompts.fusion import BoundPrompts, FusionPrompts, Joining
 from mope.prompts.importance import importance, importance_loss, variation
 from mope.prompts.mapper import Mapper
+from mope.prompts.mixed import MixedPrompts
 from mope.prompts.offsets import Offsets, Start, make_offsets
 from mope.prompts.router import KeyInit, Router, Similarity
 from mope.prompts.source import PromptFunction, PromptSource
@@ -20,6 +21,7 @@ __all__ = [
     "Joining",
     "KeyInit",
     "Mapper",
+    "MixedPrompts",
     "Offsets",
     "PromptFunction",
     "PromptSource",

@@ -1,0 +1,79 @@
+"""One copy of frozen encoders in a process, whichever models use them."""
+
+import threading
+from collections.abc import Hashable
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import torch
+
+from mope.config import InputConfig
+from mope.encoders.base import Encoder
+from mope.encoders.features import fingerprint
+from mope.encoders.inputs import load_input_encoder
+from mope.encoders.sources import resolve
+
+
+def may_share(entry: InputConfig) -> bool:
+    """Whether nothing of an input's encoder is a run's own: it is frozen, with prompts or without."""
+    settings = entry.encoder
+    trained = settings.tuning not in ("frozen", "prompt") or settings.projection is not None
+    return entry.kind != "table" and settings.weights is not None and not trained
+
+
+class EncoderPool:
+    """Gives models that only predict the encoders that others have loaded already.
+
+    Two are the same if they give the same: the same parts, settings and weights (`fingerprint`), on the same
+    device and frozen for the same arithmetic, wherever their weights were read from. A pool holds no encoder
+    itself: the last model that is dropped drops it.
+
+    What it gives must not be changed, moved or trained.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_name: WeakValueDictionary[Hashable, Encoder] = WeakValueDictionary()
+        self._by_weights: WeakValueDictionary[Hashable, Encoder] = WeakValueDictionary()
+
+    def get(self, entry: InputConfig, device: torch.device, dtype: torch.dtype | None) -> Encoder:
+        """An input's encoder, on a device, frozen for passes under autocast to `dtype`, in eval mode.
+
+        One that is a run's own, see `may_share`, is loaded as usual, and is nobody else's.
+
+        Raises:
+            UserError: it can't be loaded.
+        """
+        if not may_share(entry):
+            return load_input_encoder(entry)
+        with self._lock:
+            where = (device, dtype)
+            name = (_source(entry), where)
+            if (known := self._by_name.get(name)) is not None:
+                return known
+            encoder = load_input_encoder(entry).requires_grad_(False).eval()
+            weights = (fingerprint(encoder), where)
+            if (known := self._by_weights.get(weights)) is None:
+                encoder.to(device).freeze(dtype)
+                self._by_weights[weights] = known = encoder
+            self._by_name[name] = known
+            return known
+
+
+SHARED = EncoderPool()
+"""The process's own."""
+
+
+def _source(entry: InputConfig) -> Hashable:
+    """What an encoder is loaded from: whatever bears on it, and the state of its files."""
+    settings = entry.encoder
+    assert settings.weights is not None
+    found = resolve(settings.weights)
+    folder = Path(found)
+    files = tuple(
+        (file.name, state.st_size, state.st_mtime_ns, state.st_ino)
+        for file in sorted(folder.iterdir() if folder.is_dir() else [])
+        if (state := file.stat())
+    )
+    architecture = repr(sorted((settings.architecture or {}).items()))
+    return found, files, settings.revision, architecture, settings.pooling, entry.kind
