@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from many_runs import RUNS, make_run
 from run_tester import tiny_run
 from transformers import SwinConfig, SwinModel
 
@@ -15,51 +16,6 @@ from mope.config import Config
 from mope.data.table import open_table
 from mope.encoders.pool import EncoderPool, may_share
 from mope.errors import UserError
-from mope.model import FusionModel
-
-LABELS = ["blue", "green", "red"]
-RUNS = {
-    "mope": {},
-    "longer": {"length": 3, "experts": 5, "joining": "added", "start": "quiet"},
-    "static": {"prompts": ["static", "mapped"]},
-    "sees_all": {"head_sees": "all", "prompts": ["dynamic"], "similarity": "cosine", "standardise": True},
-    "concat": {"method": "concat"},
-    "image": {"method": "unimodal"},
-    "words": {"method": "unimodal", "main": "text"},
-    "text_main": {"main": "text"},
-    "inputs": {"method": "inputs", "deep": True},
-    "pmf": {"method": "pmf", "exchange_layers": 1},
-    "may_miss": {},
-    "full": {},
-}
-"""Each run's fusion; all but the last share both encoders, `pmf` and `inputs` not the passes."""
-
-
-def make_run(name, weights, tables, folder):
-    torch.manual_seed(len(name))
-    content = tiny_run(weights, tables, folder / name)
-    content["fusion"] |= RUNS[name]
-    if content["fusion"].get("method", "sequential") != "sequential":
-        content["fusion"] = {"main": content["fusion"]["main"], **RUNS[name]}
-    if RUNS[name].get("method") in ("concat", "unimodal", "pmf"):
-        content["inputs"]["image"]["encoder"]["tuning"] = "prompt"
-    if name == "text_main":
-        content["inputs"]["image"]["encoder"]["tuning"] = "prompt"
-        content["inputs"]["text"]["encoder"]["tuning"] = "frozen"
-    if name == "pmf":
-        content["inputs"]["image"]["encoder"]["tuning"] = "frozen"
-        content["inputs"]["text"]["encoder"]["tuning"] = "frozen"
-    if name == "may_miss":
-        content["inputs"]["text"]["missing"] = content["inputs"]["image"]["missing"] = "learn"
-    if name == "full":
-        content["inputs"]["text"]["encoder"]["tuning"] = "full"
-    model = FusionModel.build(Config.parse(content), LABELS)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    model.save_pretrained(folder / name)
-    return folder / name
 
 
 @pytest.fixture(scope="module")

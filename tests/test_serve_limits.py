@@ -195,13 +195,14 @@ def test_a_full_queue_says_so(predictor, rows):
         with talk(app) as client, ThreadPoolExecutor(1) as pool:
             held = engine.batcher.call(lambda: (started.set(), stop.wait(60)))
             assert started.wait(60)
-            engine.batcher.reserve(2)  # as of rows that are being read
+            lane = app.state.runs.served.lane
+            engine.batcher.reserve(2, lane)  # as of rows that are being read
             answer = client.post("/v1/predict", json={"rows": rows[:3]})
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
             assert "The queue is full (4 rows)" in answer.json()["error"]
             assert "mope_queue_rows 2.0" in client.get("/metrics").text
-            engine.batcher.release()
-            engine.batcher.release()
+            engine.batcher.release(lane)
+            engine.batcher.release(lane)
             waiting = pool.submit(client.post, "/v1/predict", json={"rows": rows[:4]})
             stop.set()
             assert waiting.result(60).status_code == 200

@@ -22,8 +22,13 @@ _FILES = 256
 
 def add(verbs: Any) -> None:
     """Add the command."""
-    verb = add_verb(verbs, "serve", serve, "serve a run over HTTP: a JSON API, and a page to try it on")
-    verb.add_argument("run", metavar="RUN", help="a run's folder")
+    verb = add_verb(verbs, "serve", serve, "serve runs over HTTP: a JSON API, and a page to try them on")
+    verb.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        help="a run's folder; several, or a folder of runs, share the encoders that they have in common",
+    )
     verb.add_argument("--host", default="127.0.0.1", help="where to listen (127.0.0.1: this machine alone)")
     verb.add_argument("--port", type=int, default=7860, help="0 for any that is free (7860)")
     verb.add_argument(
@@ -46,6 +51,9 @@ def add(verbs: Any) -> None:
         verb.add_argument(
             f"--max-{name}", type=kind, default=default, metavar="N", help=f"{text} ({default:,})"
         )
+    verb.add_argument(
+        "--max-runs", type=int, default=1000, metavar="N", help="of several runs, in memory at once (1,000)"
+    )
     add_plugin(verb)
     verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
 
@@ -63,10 +71,12 @@ def add_bench(bench: Any) -> None:
 
 
 def serve(options: argparse.Namespace) -> None:
-    """`mope serve RUN`: until it is interrupted."""
-    require_packages(not options.no_page)
-    from mope.predictor import Predictor
-    from mope.serve.app import build_app
+    """`mope serve RUN ...`: until it is interrupted."""
+    from mope.serve.runs import find_runs
+
+    runs, folders = find_runs(options.runs)
+    is_one = len(runs) == 1 and not folders
+    require_packages(is_one and not options.no_page)
     from mope.serve.connections import make_server
 
     settings = settings_of(options)
@@ -77,18 +87,37 @@ def serve(options: argparse.Namespace) -> None:
     # While the model is loaded, too, files are removed at the end.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        app = build_app(Predictor(options.run, device=options.device), settings, thread=False)
+        app = _app(options, runs, folders, settings)
         address = _address(settings.host, listener.getsockname()[1])
         if options.json:
             print(json.dumps({"address": address, "page": settings.page}), flush=True)
         else:
             where = "the page is there, the API" if settings.page else "the API is"
-            print(f"Serving {options.run} at {address} - {where} at /v1/predict and described at /docs.")
+            path = "/v1/predict" if is_one else "/v1/runs"
+            served = ", ".join(options.runs)
+            print(f"Serving {served} at {address} - {where} at {path} and described at /docs.")
             print("Stop it with Ctrl-C.", flush=True)
         _run(make_server(app, settings), listener, app.state.engine)
     finally:
         signal.signal(signal.SIGTERM, before)
         listener.close()
+
+
+def _app(options: argparse.Namespace, runs: Any, folders: Any, settings: "ServeSettings") -> Any:
+    """The app of one run, or of several."""
+    from mope.predictor import Predictor
+    from mope.serve.app import build_app, build_runs_app
+    from mope.serve.runs import Runs
+
+    if len(runs) == 1 and not folders:
+        (run,) = runs.values()
+        return build_app(Predictor(run, device=options.device), settings, thread=False)
+
+    def report(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    found = Runs(runs, folders, settings, device=options.device, most=options.max_runs, report=report)
+    return build_runs_app(found, settings, thread=False)
 
 
 def settings_of(options: argparse.Namespace) -> "ServeSettings":

@@ -1,4 +1,4 @@
-"""The FastAPI app of a run: `/v1/predict`, `/healthz`, `/metrics`, `/docs`, and the page at `/`."""
+"""The app of a run or of several: `/v1/predict`, `/v1/runs`, `/healthz`, `/metrics`, `/docs`, a page."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,15 +12,19 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from mope.predictor import Predictor
 from mope.serve.engine import Engine
 from mope.serve.limits import BodyLimit, OneShape, Refusal, said
 from mope.serve.metrics import Metrics, Watch
 from mope.serve.rows import Failure, RowParser, answer_model, answer_of, charset_of
+from mope.serve.runs import OneRun, Runs
 from mope.serve.security import Guard, PageGuard
+from mope.serve.served import Served
 from mope.serve.settings import ServeSettings
+
+Routing = Annotated[bool, Query(description="Add the scores of each layer's experts.")]
 
 _CODES = {
     400: "The request is broken: malformed JSON, a malformed form, or headers that contradict each other.",
@@ -49,79 +53,138 @@ def build_app(predictor: Predictor, settings: ServeSettings | None = None, *, th
         UserError: a package that reads the run's inputs isn't installed.
     """
     settings = settings or ServeSettings()
+    served = Served(predictor.run.name, predictor, settings)
+    app = _app(f"mope: {served.name}", OneRun(served), settings, predictor.device.type, thread)
+    parser = served.parser
+    content, _ = parser.body_schema()
+
+    about = _about_predict(settings, answer_model(predictor.settings), content)
+
+    @app.post("/v1/predict", summary="Predict one row or several", **about)
+    async def predict(request: Request, routing: Routing = False) -> Response:
+        return await _answer(app.state.engine, served, request, routing)
+
+    _refuse_others(app, "/v1/predict", "POST")
+    _add_definitions(app, parser)
+    if settings.page:
+        from mope.serve.page import mount_page
+
+        app, folder = mount_page(app, app.state.engine, served)
+        app.add_middleware(PageGuard, settings=settings, folder=folder, on_refusal=app.state.metrics.refuse)
+    return _guarded(app, settings)
+
+
+def build_runs_app(runs: Runs, settings: ServeSettings | None = None, *, thread: bool = True) -> FastAPI:
+    """The app of several runs, whose rows share the passes of the encoders that the runs share.
+
+    Args:
+        runs: the runs.
+        settings, thread: see `build_app`.
+    """
+    settings = settings or ServeSettings()
+    app = _app("mope: several runs", runs, settings, runs.device.type, thread)
+    if settings.page:
+        from mope.serve.choice import PAGE
+
+        @app.get("/", include_in_schema=False)
+        async def page() -> Response:
+            return HTMLResponse(PAGE)
+
+    return _guarded(app, settings)
+
+
+def _app(title: str, runs: Runs | OneRun, settings: ServeSettings, device: str, thread: bool) -> FastAPI:
+    """The app with the routes that all have."""
     metrics = Metrics()
-    engine = Engine(predictor, settings, metrics, thread)
+    engine = Engine(settings, metrics, device == "cpu", thread)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine.open()
+        runs.open()
         yield
+        runs.close()
         await asyncio.get_running_loop().run_in_executor(None, engine.close)
 
-    name = predictor.run.name
     # Pages of FastAPI's own refer to scripts on the web; /docs is as much as is wanted of them.
-    app = FastAPI(title=f"mope: {name}", version="1", lifespan=lifespan, redoc_url=None)
-    app.state.engine, app.state.metrics = engine, metrics
-    parser = RowParser({key: predictor.settings.inputs[key] for key in predictor.readers}, settings)
-    _add_predict(app, engine, parser)
+    app = FastAPI(title=title, version="1", lifespan=lifespan, redoc_url=None)
+    app.state.engine, app.state.metrics, app.state.runs = engine, metrics, runs
+    _add_runs(app, engine, runs)
     _add_status(app, metrics)
     _add_errors(app, metrics)
-    _describe(app, parser)
-
-    def count(refusal: Refusal) -> None:
-        metrics.errors.labels(refusal.reason).inc()
-
+    _describe(app)
     # The last one added is the first to be asked.
     app.add_middleware(OneShape)
-    if settings.page:
-        from mope.serve.page import mount_page
+    return app
 
-        app, folder = mount_page(app, engine)
-        app.add_middleware(PageGuard, settings=settings, folder=folder, on_refusal=count)
-    app.add_middleware(BodyLimit, settings=settings, on_refusal=count)
-    app.add_middleware(Guard, settings=settings, on_refusal=count)
+
+def _guarded(app: FastAPI, settings: ServeSettings) -> FastAPI:
+    """The app behind its limits."""
+    metrics = app.state.metrics
+    app.add_middleware(BodyLimit, settings=settings, on_refusal=metrics.refuse)
+    app.add_middleware(Guard, settings=settings, on_refusal=metrics.refuse)
     app.add_middleware(Watch, metrics=metrics)
     return app
 
 
-def _add_predict(app: FastAPI, engine: Engine, parser: RowParser) -> None:
-    answer = answer_model(engine.predictor.settings)
+def _about_predict(settings: ServeSettings, answer: Any, content: Any) -> dict[str, Any]:
+    """How a path that predicts is described."""
     responses: dict[int | str, Any] = {200: {"model": answer, "description": "A prediction for each row."}}
     for code, text in _CODES.items():
-        if code not in (401, 403) or (code == 401) == (engine.settings.token is not None):
+        if code not in (401, 403) or (code == 401) == (settings.token is not None):
             responses[code] = {"model": Failure, "description": text}
     responses[503]["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "Seconds."}}
-    content, _ = parser.body_schema()
     # The guard has looked at the token by now; this writes it into the schema.
-    token = [Depends(HTTPBearer(auto_error=False))] if engine.settings.token is not None else []
+    token = [Depends(HTTPBearer(auto_error=False))] if settings.token is not None else []
+    body = {"requestBody": {"required": True, "content": content}}
+    return {"responses": responses, "dependencies": token, "openapi_extra": body}
 
-    @app.post(
-        "/v1/predict",
-        summary="Predict one row or several",
-        responses=responses,
-        dependencies=token,
-        openapi_extra={"requestBody": {"required": True, "content": content}},
-    )
-    async def predict(
-        request: Request,
-        routing: Annotated[bool, Query(description="Add the scores of each layer's experts.")] = False,
-    ) -> Response:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind == "application/json":
-            parse = partial(parser.parse, await request.body())
-        elif kind == "multipart/form-data":
-            if charset_of(request.headers["content-type"]) not in ("", "utf-8"):
-                raise Refusal(400, "form", "The form is broken: it must be in UTF-8.")
-            row = await parser.parse_form(request)
-            parse = partial(list, [row])
-        else:
-            raise Refusal(415, "media", "The body is application/json or multipart/form-data.")
-        loop = asyncio.get_running_loop()
-        futures = await loop.run_in_executor(engine.pool, engine.submit, parse)
-        found = await asyncio.gather(*map(asyncio.wrap_future, futures))
-        return JSONResponse(answer_of(found, routing))
 
-    _refuse_others(app, "/v1/predict", "POST")
+def _add_runs(app: FastAPI, engine: Engine, runs: Runs | OneRun) -> None:
+    @app.get("/v1/runs", summary="The runs: their tasks, inputs and metrics")
+    async def listed() -> dict[str, Any]:
+        def describe() -> list[dict[str, Any]]:
+            return [runs.describe(name) for name in runs.names()]
+
+        return {"runs": await asyncio.get_running_loop().run_in_executor(engine.pool, describe)}
+
+    @app.get("/v1/runs/{name}", summary="One run")
+    async def described(name: str) -> dict[str, Any]:
+        return await asyncio.get_running_loop().run_in_executor(engine.pool, runs.describe, name)
+
+    content = {"application/json": {"schema": {"type": "object"}}}
+    content["multipart/form-data"] = content["application/json"]
+    about = _about_predict(engine.settings, dict[str, Any], content)
+    about["responses"][404] = {"model": Failure, "description": "There is no such run."}
+
+    @app.post("/v1/runs/{name}/predict", summary="Predict one row of a run or several", **about)
+    async def predict(name: str, request: Request, routing: Routing = False) -> Response:
+        # A run that is to be loaded first has a thread of its own: others' rows are read meanwhile.
+        served = await asyncio.get_running_loop().run_in_executor(None, runs.get, name)
+        return await _answer(engine, served, request, routing)
+
+    _refuse_others(app, "/v1/runs/{name}/predict", "POST")
+    _refuse_others(app, "/v1/runs/{name}", "GET")
+    _refuse_others(app, "/v1/runs", "GET")
+
+
+async def _answer(engine: Engine, served: Served, request: Request, routing: bool) -> Response:
+    """Predictions of a request's rows."""
+    parser = served.parser
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        parse = partial(parser.parse, await request.body())
+    elif kind == "multipart/form-data":
+        if charset_of(request.headers["content-type"]) not in ("", "utf-8"):
+            raise Refusal(400, "form", "The form is broken: it must be in UTF-8.")
+        row = await parser.parse_form(request)
+        parse = partial(list, [row])
+    else:
+        raise Refusal(415, "media", "The body is application/json or multipart/form-data.")
+    loop = asyncio.get_running_loop()
+    futures = await loop.run_in_executor(engine.pool, engine.submit, served, parse)
+    found = await asyncio.gather(*map(asyncio.wrap_future, futures))
+    return JSONResponse(answer_of(found, routing))
 
 
 def _refuse_others(app: FastAPI, path: str, method: str) -> None:
@@ -178,17 +241,27 @@ def _add_errors(app: FastAPI, metrics: Metrics) -> None:
         return JSONResponse({"error": "Something went wrong in the server: its log says what."}, 500)
 
 
-def _describe(app: FastAPI, parser: RowParser) -> None:
-    """Give the app a schema with the models of the run's rows."""
+def _add_definitions(app: FastAPI, parser: RowParser) -> None:
+    """Put the models of the run's rows into the app's schema."""
+    schema = app.openapi
+
+    def with_rows() -> dict[str, Any]:
+        _, definitions = parser.body_schema()
+        found = schema()
+        found["components"]["schemas"].update(definitions)
+        return found
+
+    app.openapi = with_rows
+
+
+def _describe(app: FastAPI) -> None:
+    """Give the app a schema whose refusals are all of one shape."""
 
     def schema() -> dict[str, Any]:
         if app.openapi_schema is None:
             found = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            _, definitions = parser.body_schema()
-            found.setdefault("components", {}).setdefault("schemas", {}).update(definitions)
-            # All of its refusals are of one shape.
             for name in ("HTTPValidationError", "ValidationError"):
-                found["components"]["schemas"].pop(name, None)
+                found.setdefault("components", {}).setdefault("schemas", {}).pop(name, None)
             app.openapi_schema = found
         return app.openapi_schema
 

@@ -2,19 +2,20 @@
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
 from mope.serve.limits import busy
+from mope.serve.queue import ONLY, FairQueue, Lane
 
 Sample = TypeVar("Sample")
 Answer = TypeVar("Answer")
 
 
 class Batcher(Generic[Sample, Answer]):
-    """A queue of samples, and threads that run them in batches.
+    """A queue of samples, and threads that run them in batches, each of one group's lanes.
 
     A sample waits for others only while there are others to wait for: rows that were announced and aren't
     read yet. Then it waits 10 ms at most. Alone it runs at once.
@@ -24,7 +25,7 @@ class Batcher(Generic[Sample, Answer]):
     Args:
         run: makes answers of samples, one each, in order; it is also told whether nothing else runs or waits.
         size: most samples per batch.
-        queue: most samples that are announced or wait.
+        queue: most samples of a run that are announced or wait.
         wait: longest time in seconds that a batch waits for announced samples.
         threads: in which `run` is called, at the same time.
         own: whether to start the first thread as well; else the caller's `work` is the first.
@@ -41,10 +42,10 @@ class Batcher(Generic[Sample, Answer]):
     ):
         self._run, self._size, self._queue, self._wait = run, size, queue, wait
         self._ready = threading.Condition()
-        self._waiting: deque[tuple[Sample, Future[Answer]]] = deque()
+        self._waiting: FairQueue[tuple[Sample, Future[Answer]]] = FairQueue()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._coming = 0  # requests and rows that were announced and aren't read
-        self._reserved = 0  # rows among them
+        self._reserved: Counter[str] = Counter()  # rows among them, by run
         self._closed = False
         self._running, self._first_runs, self._calling = 0, False, False
         self._threads = threads
@@ -57,7 +58,7 @@ class Batcher(Generic[Sample, Answer]):
 
     def __len__(self) -> int:
         """Samples that are announced or wait."""
-        return self._reserved + len(self._waiting)
+        return self._reserved.total() + len(self._waiting)
 
     def announce(self, requests: int) -> None:
         """Say that so many requests are about to be read; with a negative number, that they were."""
@@ -66,8 +67,8 @@ class Batcher(Generic[Sample, Answer]):
             if requests < 0:
                 self._ready.notify_all()
 
-    def reserve(self, rows: int) -> None:
-        """Take places in the queue, each of which is used by `put` or given back by `release`.
+    def reserve(self, rows: int, lane: Lane = ONLY) -> None:
+        """Take places in a run's queue, each of which is used by `put` or given back by `release`.
 
         Raises:
             Refusal: 503, there aren't as many.
@@ -75,28 +76,32 @@ class Batcher(Generic[Sample, Answer]):
         with self._ready:
             if self._closed:
                 raise busy("The server is closing.")
-            if len(self) + rows > self._queue:
+            if self._reserved[lane.name] + self._waiting.count(lane.name) + rows > self._queue:
                 raise busy(f"The queue is full ({self._queue} rows): try again in a second.")
             self._coming += rows
-            self._reserved += rows
+            self._reserved[lane.name] += rows
 
-    def put(self, sample: Sample, future: "Future[Answer]") -> None:
+    def put(self, sample: Sample, future: "Future[Answer]", lane: Lane = ONLY) -> None:
         """Use a place; the future gets the answer."""
         with self._ready:
-            self._coming -= 1
-            self._reserved -= 1
+            self._give_back(lane)
             if self._closed:
                 future.set_exception(busy("The server is closing."))
                 return
-            self._waiting.append((sample, future))
+            self._waiting.append(lane, (sample, future))
             self._ready.notify_all()
 
-    def release(self) -> None:
+    def release(self, lane: Lane = ONLY) -> None:
         """Give a place back."""
         with self._ready:
-            self._coming -= 1
-            self._reserved -= 1
+            self._give_back(lane)
             self._ready.notify_all()
+
+    def _give_back(self, lane: Lane) -> None:
+        self._coming -= 1
+        self._reserved[lane.name] -= 1
+        if not self._reserved[lane.name]:
+            del self._reserved[lane.name]  # runs come and go
 
     def call(self, function: Callable[[], Any]) -> "Future[Any]":
         """Call a function in the first thread, while no batch runs.
@@ -116,8 +121,7 @@ class Batcher(Generic[Sample, Answer]):
         """Finish the batches that run, refuse the rest, and end the threads."""
         with self._ready:
             self._closed = True
-            left = [future for _, future in (*self._waiting, *self._calls)]
-            self._waiting.clear()
+            left = [future for _, future in (*self._waiting.clear(), *self._calls)]
             self._calls.clear()
             self._ready.notify_all()
         for future in left:
@@ -175,7 +179,7 @@ class Batcher(Generic[Sample, Answer]):
     def _take(self, first: bool) -> tuple[list[Any], bool]:
         """A batch: of what waits, an equal share for each thread that is free."""
         share = -(-len(self._waiting) // (self._threads - self._running))
-        batch = [self._waiting.popleft() for _ in range(min(self._size, share))]
+        batch = self._waiting.take(min(self._size, share))
         alone = not (self._running or self._waiting or self._coming)
         self._running += 1
         self._first_runs = self._first_runs or first

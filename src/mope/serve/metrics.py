@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -38,6 +39,10 @@ class Metrics:
             self.requests.labels(code)
         for outcome in ("predicted", "unusable"):
             self.rows.labels(outcome)
+
+    def refuse(self, refusal: Any) -> None:
+        """Count a refusal by its reason."""
+        self.errors.labels(refusal.reason).inc()
 
     def follow_queue(self, length: Callable[[], int]) -> None:
         """Say how the queue's length is found when it is asked for."""

@@ -22,6 +22,7 @@ from mope.serve.engine import Engine
 from mope.serve.limits import Refusal
 from mope.serve.rows import Row
 from mope.serve.security import is_inside
+from mope.serve.served import Served
 
 _EXAMPLES = 4
 _TOP = 5
@@ -43,7 +44,7 @@ def _folder() -> Path:
     return Path(folder)
 
 
-def mount_page(app: FastAPI, engine: Engine) -> tuple[FastAPI, Path]:
+def mount_page(app: FastAPI, engine: Engine, served: Served) -> tuple[FastAPI, Path]:
     """Put the page at `/` of an app, behind the routes it has.
 
     Gradio serves the files of its own folder alone, which is this server's and goes with it; its API, its
@@ -56,7 +57,7 @@ def mount_page(app: FastAPI, engine: Engine) -> tuple[FastAPI, Path]:
     from gradio.themes import Default
 
     folder = _folder()
-    blocks = _Page(engine, folder).build()
+    blocks = _Page(engine, served, folder).build()
     plain = ["system-ui", "sans-serif"]  # Gradio's own fonts come from the web
     mounted = gradio.mount_gradio_app(
         app,
@@ -82,20 +83,21 @@ class _Page:
 
     Args:
         engine: predicts.
+        served: the run.
         folder: for the files of examples.
     """
 
-    def __init__(self, engine: Engine, folder: Path):
-        self.engine, self.folder = engine, folder
-        self.settings: Config = engine.predictor.settings
-        self.names = [name for name in self.settings.inputs if name in engine.kinds]
+    def __init__(self, engine: Engine, served: Served, folder: Path):
+        self.engine, self.served, self.folder = engine, served, folder
+        self.settings: Config = served.predictor.settings
+        self.names = [name for name in self.settings.inputs if name in served.kinds]
         self.slots: list[tuple[str, str | None]] = []
         for name in self.names:
             columns = self.settings.inputs[name].columns
             self.slots += [(name, column) for column in columns] or [(name, None)]
         main = self.settings.fusion.main
         self.has_routing = self._has_routing()
-        self.looks = engine.kinds.get(main) == "image" and self.settings.picture is None
+        self.looks = served.kinds.get(main) == "image" and self.settings.picture is None
 
     def _has_routing(self) -> bool:
         fusion = self.settings.fusion
@@ -105,7 +107,7 @@ class _Page:
         """The page as Gradio's Blocks."""
         import gradio
 
-        name = self.engine.predictor.run.name
+        name = self.served.predictor.run.name
         with gradio.Blocks(
             analytics_enabled=False, title=f"mope: {name}", delete_cache=(_HOURS, _HOURS)
         ) as page:
@@ -143,7 +145,7 @@ class _Page:
     def _about(self) -> str:
         task = self.settings.task.replace("-", " ")
         kinds = ", ".join(
-            key if key == self.engine.kinds[key] else f"{key} ({self.engine.kinds[key]})"
+            key if key == self.served.kinds[key] else f"{key} ({self.served.kinds[key]})"
             for key in self.names
         )
         return f"{task[0].upper()}{task[1:]} from {kinds}. The same as JSON: [/docs](/docs)."
@@ -151,7 +153,7 @@ class _Page:
     def _widget(self, name: str, column: str | None) -> Any:
         import gradio
 
-        kind = self.engine.kinds[name]
+        kind = self.served.kinds[name]
         if column is not None:
             return self._field(name, column)
         label = f"{name} (may be left out)" if self.settings.inputs[name].missing == "learn" else name
@@ -196,7 +198,7 @@ class _Page:
             )
         if task == "regression":
             return gradio.Number(label=self.settings.data.label, interactive=False, elem_id="answer")
-        count = len(self.engine.predictor.model.task.classes)
+        count = len(self.served.predictor.model.task.classes)
         return gradio.Label(
             label=self.settings.data.label, num_top_classes=min(_TOP, count), elem_id="answer", buttons=[]
         )
@@ -215,7 +217,7 @@ class _Page:
             if column is not None:
                 row[name] = tables.setdefault(name, {})
                 tables[name][column] = value
-            elif self.engine.kinds[name] == "text" or not value:
+            elif self.served.kinds[name] == "text" or not value:
                 row[name] = value or None
             elif is_inside(value, self.folder):
                 row[name] = Path(value).read_bytes()
@@ -223,7 +225,7 @@ class _Page:
                 raise gradio.Error(f"{name}: not a file that was uploaded here", print_exception=False)
         try:
             # In a thread of the engine's: see there what others would cost.
-            (future,) = self.engine.pool.submit(self.engine.submit, lambda: [row]).result()
+            (future,) = self.engine.pool.submit(self.engine.submit, self.served, lambda: [row]).result()
             prediction = future.result()
             shown = [] if prediction.error else self._shown(row, prediction)
         except Refusal as refusal:
@@ -242,7 +244,7 @@ class _Page:
             label = prediction.probabilities
         shown = [label]
         if self.looks:
-            attention = self.engine.attention(row) if isinstance(content, bytes) else None
+            attention = self.engine.attention(self.served, row) if isinstance(content, bytes) else None
             shown.append(
                 views.attention_picture(content, attention, self.settings.inputs[main])
                 if attention is not None and isinstance(content, bytes)
@@ -267,7 +269,7 @@ class _Page:
     def _examples(self) -> list[list[Any]]:
         rows = []
         try:
-            table = self.engine.predictor.table()
+            table = self.served.predictor.table()
             for place in range(min(_EXAMPLES, len(table))):
                 row = table[place]
                 rows.append(
@@ -281,12 +283,12 @@ class _Page:
         self, place: int, name: str, column: str | None, row: Mapping[str, Any], folder: Path
     ) -> Any:
         """A cell as a widget takes it: of media a copy, in the folder that Gradio may serve."""
-        kind = self.engine.kinds[name]
+        kind = self.served.kinds[name]
         if column is not None:
             held = self.settings.inputs[name].columns[column].kind or "category"
             value = VALUES[held](row.get(column), folder)
             return str(row[column]) if held == "date" and value is not None else value
-        cell = self.engine.predictor.readers[name].cell(row)
+        cell = self.served.predictor.readers[name].cell(row)
         if kind == "text" or is_missing(cell):
             return cell if isinstance(cell, str) else None
         source = source_of(cell, folder, kind)

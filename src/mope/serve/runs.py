@@ -1,0 +1,268 @@
+"""The runs of a server: loaded when they are asked for, replaced and taken out while it serves."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mope.device import pick_device
+from mope.errors import UserError
+from mope.hub import find_run, is_on_hub
+from mope.predictor import Predictor
+from mope.predictors import named_runs
+from mope.run import CONFIG, WEIGHTS, read_metrics, read_run
+from mope.serve.limits import Refusal
+from mope.serve.served import Served, describe
+from mope.serve.settings import ServeSettings
+
+Report = Callable[[str], None]
+
+_SECONDS = 1.0
+"""Between two looks at what is served."""
+
+State = tuple[tuple[int, int, int], ...]
+"""Size, time and inode of a run's files: another one for other contents."""
+
+
+class _Held(NamedTuple):
+    state: State
+    served: Served
+
+
+class OneRun:
+    """One run, which stays as it is.
+
+    Args:
+        served: the run.
+    """
+
+    def __init__(self, served: Served):
+        self.served = served
+
+    def names(self) -> list[str]:
+        """The run's name."""
+        return [self.served.name]
+
+    def get(self, name: str) -> Served:
+        """The run, by its name.
+
+        Raises:
+            Refusal: 404, it has another.
+        """
+        if name != self.served.name:
+            raise _unknown(name)
+        return self.served
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """What `/v1/runs` says of a run."""
+        return _described(name, self.get(name).predictor.run, True)
+
+    def open(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class Runs:
+    """Runs that come and go, by name.
+
+    A run is loaded when it is asked for first. Where its files change it is loaded anew, and takes the place
+    of the old one at once; who began with the old one gets its answer from that. What can't be loaded is
+    said, and the old one stays. Of more than `most` in memory the least recently used is dropped.
+
+    Args:
+        sources: run folders or repositories by name.
+        folders: whose folders are runs, as long as they are there.
+        settings: the limits.
+        device: see `Predictor`.
+        most: runs in memory.
+        report: takes what is said.
+
+    Raises:
+        UserError: there is no run.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, str | Path],
+        folders: Sequence[Path],
+        settings: ServeSettings,
+        *,
+        device: str | None = None,
+        most: int = 1000,
+        report: Report = print,
+    ):
+        if most < 1:
+            raise UserError(f"--max-runs is {most}: at least one is held.")
+        self._sources, self._folders = dict(sources), list(folders)
+        self._settings, self._device, self._most, self._report = settings, device, most, report
+        self._held: OrderedDict[str, _Held] = OrderedDict()
+        self._failed: dict[str, State] = {}
+        self._described: dict[str, tuple[State, dict[str, Any]]] = {}
+        self._lock, self._loading = threading.Lock(), threading.Lock()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.device = pick_device(device)
+        if not self.names():
+            raise UserError(f"There is no finished run in {', '.join(map(str, folders)) or 'what is named'}.")
+
+    def names(self) -> list[str]:
+        """Names of the runs that are there."""
+        return sorted(self._find())
+
+    def _find(self) -> dict[str, str | Path]:
+        found = dict(self._sources)
+        for folder in self._folders:
+            for run in sorted(folder.iterdir()) if folder.is_dir() else []:
+                if is_run(run):
+                    found.setdefault(run.name, run)
+        return found
+
+    def get(self, name: str) -> Served:
+        """A run, loaded if need be.
+
+        Raises:
+            Refusal: 404, there is no such run; 503, it can't be loaded.
+        """
+        with self._lock:
+            if (held := self._held.get(name)) is not None:
+                self._held.move_to_end(name)
+                return held.served
+        source = self._find().get(name)
+        if source is None:
+            raise _unknown(name)
+        with self._loading:  # one at a time: they would take each other's memory and processor
+            with self._lock:
+                if (held := self._held.get(name)) is not None:
+                    return held.served
+            try:
+                return self._load(name, source)
+            except UserError as error:
+                self._report(f"The run '{name}' can't be loaded: {error}")
+                text = f"The run '{_cut(name)}' can't be loaded: the server's log says why."
+                raise Refusal(503, "run", text) from None
+
+    def _load(self, name: str, source: str | Path) -> Served:
+        state = state_of(source)
+        predictor = Predictor(source, device=self._device, batch_size=self._settings.batch)
+        served = Served(name, predictor, self._settings)  # what changed meanwhile differs at the next look
+        with self._lock:
+            self._held[name] = _Held(state, served)
+            self._held.move_to_end(name)
+            while len(self._held) > self._most:
+                self._held.popitem(last=False)
+        return served
+
+    def look(self) -> None:
+        """Load anew what has changed, and drop what is gone."""
+        there = self._find()
+        with self._lock:
+            held = dict(self._held)
+        for name, (state, _) in held.items():
+            if name not in there or not (found := state_of(there[name])):
+                with self._lock:
+                    self._held.pop(name, None)
+                self._report(f"The run '{name}' is gone.")
+            elif found != state and found != self._failed.get(name):
+                self._replace(name, there[name], found)
+
+    def _replace(self, name: str, source: str | Path, state: State) -> None:
+        try:
+            with self._loading:
+                self._load(name, source)
+            self._failed.pop(name, None)
+            self._report(f"The run '{name}' was replaced.")
+        except UserError as error:
+            self._failed[name] = state  # said once, until it changes again
+            self._report(f"The run '{name}' has changed and can't be loaded, so the old one stays: {error}")
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """What `/v1/runs` says of a run.
+
+        Raises:
+            Refusal: 404, there is none of this name.
+        """
+        source = self._find().get(name)
+        if source is None:
+            raise _unknown(name)
+        state = state_of(source)
+        known = self._described.get(name)
+        with self._lock:
+            is_held = name in self._held
+        if known is None or known[0] != state:
+            try:
+                self._described[name] = known = (state, _described(name, find_run(source), is_held))
+            except UserError as error:
+                return {"name": name, "error": str(error)}
+        return {**known[1], "in_memory": is_held}
+
+    def open(self) -> None:
+        """Begin to look for changes."""
+        if self._thread is None:
+            self._ended.clear()
+            self._thread = threading.Thread(target=self._watch, name="mope-runs", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._ended.set()
+        self._thread = None
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_SECONDS):
+            try:
+                self.look()
+            except OSError as error:
+                self._report(f"The runs can't be looked at: {error}.")
+
+
+def find_runs(paths: Sequence[str]) -> tuple[dict[str, str | Path], list[Path]]:
+    """Runs by name, and folders of runs, of what a command line names.
+
+    Raises:
+        UserError: a path is neither, or two runs have the same name.
+    """
+    runs: list[str | Path] = []
+    folders: list[Path] = []
+    for path in paths:
+        folder = Path(path)
+        if is_on_hub(path) or (folder / CONFIG).exists():
+            runs.append(path)
+        elif folder.is_dir():
+            folders.append(folder)
+        else:
+            raise UserError(f"There is no run in {path}: name a run's folder, or a folder of runs.")
+    return named_runs(runs) if runs else {}, folders
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run that has been saved."""
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def state_of(run: str | Path) -> State:
+    """What a run's files are like; nothing of one that is gone, and of one on the hub, which stays."""
+    if is_on_hub(run):
+        return ((0, 0, 0),)
+    try:
+        found = [(Path(run) / name).stat() for name in (CONFIG, WEIGHTS)]
+    except OSError:
+        return ()
+    return tuple((one.st_size, one.st_mtime_ns, one.st_ino) for one in found)
+
+
+def _described(name: str, run: Path, in_memory: bool) -> dict[str, Any]:
+    config, facts = read_run(run)
+    metrics = read_metrics(run)
+    shown = {split: metrics[split] for split in ("validation", "test") if split in metrics}
+    return {"name": name, **describe(config, facts["labels"]), "metrics": shown, "in_memory": in_memory}
+
+
+def _unknown(name: str) -> Refusal:
+    return Refusal(404, "run", f"There is no run '{_cut(name)}': /v1/runs lists them.")
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= 50 else f"{name[:50]}..."
