@@ -65,7 +65,7 @@ def bench_serve(
     """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     predictor = Predictor(run, device=device)
-    cells = _rows(predictor, rows)
+    cells = rows_of(predictor, rows)
     bodies = [_body(predictor, row) for row in cells]
     command = [sys.executable, "-m", "mope", "serve", str(run), "--port", "0", "--no-page", "--json"]
     command += [word for file in plugins for word in ("--plugin", file)]
@@ -73,7 +73,7 @@ def bench_serve(
     environment = {name: value for name, value in os.environ.items() if name != "MOPE_TOKEN"}
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
-        port = _wait(server)
+        port = wait_for(server)
         return {
             "single": _single(predictor, cells, bodies, port, repeats),
             "parallel": _parallel(predictor, cells, bodies, port, clients, rounds),
@@ -87,7 +87,7 @@ def bench_serve(
             server.stdout.close()
 
 
-def _rows(predictor: Predictor, count: int) -> list[dict[str, Any]]:
+def rows_of(predictor: Predictor, count: int) -> list[dict[str, Any]]:
     """Rows of the test table with the content of their files, which is what a request holds."""
     table = predictor.table()
     entries = [predictor.settings.inputs[name] for name in predictor.readers]
@@ -105,6 +105,11 @@ def _rows(predictor: Predictor, count: int) -> list[dict[str, Any]]:
     return [found[place % len(found)] for place in range(count)]
 
 
+def bodies_of(predictor: Predictor, count: int) -> list[bytes]:
+    """As many rows of the run's test table as requests hold them, one each."""
+    return [_body(predictor, row) for row in rows_of(predictor, count)]
+
+
 def _body(predictor: Predictor, row: dict[str, Any]) -> bytes:
     cells = {}
     for name, reader in predictor.readers.items():
@@ -113,7 +118,7 @@ def _body(predictor: Predictor, row: dict[str, Any]) -> bytes:
     return json.dumps({"row": cells}).encode()
 
 
-def _wait(server: Any) -> int:
+def wait_for(server: Any) -> int:
     """The port of a server, once it answers."""
     port, end = None, time.monotonic() + _START_SECONDS
     while time.monotonic() < end and server.poll() is None:
@@ -132,8 +137,8 @@ def _wait(server: Any) -> int:
     raise UserError("The server didn't start: see what it says above.")
 
 
-def _ask(connection: http.client.HTTPConnection, body: bytes) -> None:
-    connection.request("POST", "/v1/predict", body, {"Content-Type": "application/json"})
+def _ask(connection: http.client.HTTPConnection, body: bytes, path: str = "/v1/predict") -> None:
+    connection.request("POST", path, body, {"Content-Type": "application/json"})
     answer = connection.getresponse()
     content = json.loads(answer.read())
     if answer.status != 200 or content["predictions"][0]["error"]:
@@ -179,7 +184,7 @@ def _parallel(
         started = time.perf_counter()
         predictor.predict(cells)
         middle = time.perf_counter()
-        _all_at_once(bodies, port, clients)
+        all_at_once([("/v1/predict", body) for body in bodies], port, clients)
         ended = time.perf_counter()
         if turn >= 0:
             offline.append(len(cells) / (middle - started))
@@ -188,20 +193,20 @@ def _parallel(
     return {"offline": statistics.median(offline), "served": statistics.median(served), "ratio": ratio}
 
 
-def _all_at_once(bodies: list[bytes], port: int, clients: int) -> None:
-    """Send all bodies from so many threads, each with a connection of its own."""
+def all_at_once(requests: Sequence[tuple[str, bytes]], port: int, clients: int) -> None:
+    """Send bodies to their paths from so many threads, each with a connection of its own."""
     failures: list[BaseException] = []
 
-    def client(own: list[bytes]) -> None:
+    def client(own: Sequence[tuple[str, bytes]]) -> None:
         try:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
-            for body in own:
-                _ask(connection, body)
+            for path, body in own:
+                _ask(connection, body, path)
             connection.close()
         except (OSError, UserError, http.client.HTTPException) as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=client, args=(bodies[n::clients],)) for n in range(clients)]
+    threads = [threading.Thread(target=client, args=(requests[n::clients],)) for n in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -66,6 +66,9 @@ def add_bench(bench: Any) -> None:
     verb.add_argument("--clients", type=int, default=64, metavar="N", help="that ask at the same time (64)")
     verb.add_argument("--rows", type=int, default=256, metavar="N", help="rows per round of clients (256)")
     verb.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of clients (5)")
+    verb.add_argument(
+        "--runs", type=int, metavar="N", help="instead, N runs behind one server beside one of them"
+    )
     add_plugin(verb)
     verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
 
@@ -227,15 +230,11 @@ def bench_serve(options: argparse.Namespace) -> None:
     if min(options.repeats, options.clients, options.rows, options.rounds) < 1:
         raise UserError("A benchmark takes repeats, clients, rows and rounds of at least 1.")
     load_plugins(options)
-    result = run(
-        options.run,
-        repeats=options.repeats,
-        clients=options.clients,
-        rows=options.rows,
-        rounds=options.rounds,
-        plugins=options.plugin,
-        device=options.device,
-    )
+    common = {name: getattr(options, name) for name in ("clients", "rows", "rounds", "device")}
+    if options.runs is not None:
+        _bench_runs(options, common)
+        return
+    result = run(options.run, repeats=options.repeats, plugins=options.plugin, **common)
     if options.json:
         print(json.dumps(result, indent=2))
         return
@@ -257,3 +256,28 @@ def bench_serve(options: argparse.Namespace) -> None:
     print_table(["", "the run itself", "served", "ratio"], rows)
     busy = "" if result["load"] is None else f"; the machine's load was {result['load']:.1f} at the start"
     print(f"Threads of PyTorch: {result['threads']}{busy}.")
+
+
+def _bench_runs(options: argparse.Namespace, common: dict[str, Any]) -> None:
+    """`mope bench serve RUN --runs N`."""
+    from mope.bench.runs import bench_runs
+
+    if options.runs < 1:
+        raise UserError(f"--runs is {options.runs}: a server has at least one.")
+    result = bench_runs(options.run, options.runs, plugins=options.plugin, **common)
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return
+    memory, speed = result["memory"], result["rows_per_second"]
+    one, every = (f"{memory[name] / 2**20:.0f} MB" for name in ("one", "all"))
+    rows = [
+        ["memory of the server", one, every, f"{memory['ratio']:.3f}"],
+        [
+            f"{options.clients} clients, median of {options.rounds}",
+            f"{speed['one']:.1f} rows/s",
+            f"{speed['all']:.1f} rows/s",
+            f"{speed['ratio']:.3f}",
+        ],
+    ]
+    print_table(["", "one run", f"{options.runs} runs", "ratio"], rows)
+    print(f"Threads of PyTorch: {result['threads']}.")
