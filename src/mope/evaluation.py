@@ -79,8 +79,10 @@ def collect(
         if batch.inputs is None or (bad.refused and not skip):
             continue  # what is refused in the end is only counted
         labels = batch.inputs.pop("labels")
-        logits, targets = task.condense(forward(batch.inputs), labels)
-        codes = [patterns.setdefault(batch.extras[place], len(patterns)) for place in batch.good]
+        kept = [batch.extras[place] for place in batch.good]
+        originals = [extra.original for extra in kept] if task.dense else None
+        logits, targets = task.condense(forward(batch.inputs), labels, originals)
+        codes = [patterns.setdefault(extra.pattern, len(patterns)) for extra in kept]
         # A worker's tensor keeps a file open.
         parts.append((logits, targets.clone(), torch.tensor(codes, dtype=torch.int32)))
     if bad.first_refused is not None and not skip:
