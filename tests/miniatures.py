@@ -169,15 +169,19 @@ def refcoco(name: str) -> Callable[..., None]:
 
 def vqav2(root: Path) -> None:
     for part, count in (("train2014", 24), ("val2014", 3)):
-        questions = [{"question_id": n, "image_id": 5, "question": "what is it?"} for n in range(count)]
+        places = [5 + n % 4 for n in range(count)]
+        questions = [
+            {"question_id": n, "image_id": place, "question": "what is it?"} for n, place in enumerate(places)
+        ]
         answers = ["yes"] * 10 + ["no"] * 12 + ["a rare answer"] * 2 if count == 24 else ["yes", "no", "odd"]
         annotations = [
-            {"question_id": n, "image_id": 5, "multiple_choice_answer": answer, "answers": []}
+            {"question_id": n, "image_id": places[n], "multiple_choice_answer": answer, "answers": []}
             for n, answer in enumerate(answers)
         ]
         write(root / f"v2_OpenEnded_mscoco_{part}_questions.json", {"questions": questions})
         write(root / f"v2_mscoco_{part}_annotations.json", {"annotations": annotations})
-        picture(root / part / f"COCO_{part}_000000000005.jpg")
+        for place in set(places):
+            picture(root / part / f"COCO_{part}_{place:012d}.jpg", 20 * place)
 
 
 def nlvr(root: Path) -> None:
