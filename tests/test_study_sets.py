@@ -113,7 +113,7 @@ def test_splits_are_tables_beside_the_test_table(study, capsys):
         }
     )
     assert main(["compare", str(study)]) == 2  # before anything is trained
-    assert "testB.csv, on which the study evaluates its runs as 'testB'" in capsys.readouterr().err
+    assert "testB.csv, the table that the study names 'testB'" in capsys.readouterr().err
     base = Config.load(study.parent / "base.yaml")
     (study.parent / "base.yaml").write_text(base.with_settings({"data.test": None}).dump())
     with pytest.raises(UserError, match=r"'testB' is a table beside the test table, and the base names no"):
@@ -156,6 +156,23 @@ def test_the_table_of_folds_and_splits(study):
     assert "over as many folds and seeds as a row says" in markdown(loaded, table)
     with pytest.raises(KeyError):
         value_of(_metrics(0, 0), "testA accuracy")
+
+
+def test_all_data_sets_one_after_another(several, monkeypatch, capsys):
+    """Those whose tables aren't there are named at the end; the others have theirs."""
+    monkeypatch.setattr("mope.studies.compare.make_runner", lambda *_: _Told())
+    other = Config.load(several.parent / "other.yaml").with_settings({"data.train": "gone/train.csv"})
+    (several.parent / "gone.yaml").write_text(other.dump())
+    sets = {"other-data": OTHER, "gone": {**OTHER, "title": "On what is gone", "base": "gone.yaml"}}
+    change(several, sets=sets, metrics=["accuracy"], seeds=[0])
+    assert main(["compare", str(several), "--set", "all"]) == 2
+    said = capsys.readouterr()
+    assert "train.csv, the table that the study names 'train'" in said.err
+    assert "1 of 3 data sets have no whole table: On what is gone." in said.err
+    for name, rows in (("study", 2), ("study_other_data", 1)):
+        assert len(json.loads((several.parent / name / "table.json").read_text())["rows"]) == rows
+    assert main(["tune", str(several), "--set", "all"]) == 2
+    assert "one data set at a time" in capsys.readouterr().err
 
 
 class _Told:

@@ -67,7 +67,7 @@ def _run(
         report(f"{len(outcomes)} of {len(todo)} runs are done.")
     waiting = [place for place in range(len(todo)) if place not in outcomes]
     for place in waiting:
-        _check_splits(todo[place])
+        _check_tables(todo[place])
     jobs = {
         place: partial(runner.run, todo[place].config.model_dump(), todo[place].after) for place in waiting
     }
@@ -97,11 +97,17 @@ def _is_done(study: Study, cell: Cell, metrics: dict[str, Any]) -> bool:
     return not cell.after.missing(cell.folder, metrics)
 
 
-def _check_splits(cell: Cell) -> None:
-    """Make sure, before hours of training, that there are the tables that a run is measured on afterwards."""
-    for split, file in cell.after.splits.items():
-        if file is not None and not is_url(file) and not Path(file).exists():
-            raise UserError(f"There is no {file}, on which the study evaluates its runs as '{split}'.")
+def _check_tables(cell: Cell) -> None:
+    """Make sure, before hours of training, that a run's tables are there, those it is measured on too."""
+    data = cell.config.data
+    own = {"train": data.train, "validation": data.validation, "test": data.test}
+    for split, file in (*own.items(), *cell.after.splits.items()):
+        is_name = file is not None and not is_url(file) and not set(file) & set("*?[{")
+        if file is not None and is_name and not Path(file).exists():
+            raise UserError(
+                f"There is no {file}, the table that the study names '{split}'; `mope data prepare` makes "
+                "those of published data sets."
+            )
 
 
 def _check_metrics(study: Study, cell: Cell) -> None:
