@@ -7,6 +7,7 @@ import yaml
 
 from mope.config import Config, fields
 from mope.errors import UserError
+from mope.media.video import FRAMES
 
 IMAGE = {"kind": "image", "column": "photo", "encoder": {"weights": "package:dinov2-small"}}
 GOOD = {"inputs": {"image": IMAGE}, "fusion": {"method": "unimodal", "main": "image"}}
@@ -153,33 +154,40 @@ PAPER = {
     "training.metric": None,
 }
 SWIN, BERT, WAV2VEC2 = "microsoft/swin-base-patch4", "google-bert/bert-base-uncased", "facebook/wav2vec2-base"
+# Appendix B: of all pictures but RefCOCO's and RefCOCO+'s, which are seen at 384 x 384 (section IV-B).
+PICTURES = {
+    "inputs.image.encoder.weights": SWIN,
+    "inputs.image.resize": 256,
+    "inputs.image.size": 224,
+    "inputs.image.augment": "randaugment",
+}
+WHOLE_PICTURES = PICTURES | {
+    "inputs.image.resize": None,
+    "inputs.image.size": 384,
+    "inputs.image.augment": "none",
+}
+SPOKEN = {
+    "fusion.main": "text",
+    "inputs.audio.encoder.weights": WAV2VEC2,
+    "inputs.audio.denoise": True,
+    "inputs.text.column": "utterance",
+    "training.metric": "precision_weighted",
+}
 APPENDIX = {
-    "snli_ve_swin": PAPER
+    "snli_ve_swin": PAPER | PICTURES | {"inputs.text.column": "hypothesis"},
+    "food101_swin": PAPER | PICTURES | {"inputs.text.column": "text"},
+    "mm_imdb_swin": PAPER
+    | PICTURES
+    | {"inputs.text.column": "text", "task": "multilabel", "training.metric": "f1_macro"},
+    "vqav2_swin": PAPER | PICTURES | {"fusion.experts": 16},
+    "refcoco_swin": PAPER | WHOLE_PICTURES | {"task": "referring-segmentation"},
+    "refcoco_plus_swin": PAPER | WHOLE_PICTURES | {"task": "referring-segmentation"},
+    "mustard_audio": PAPER | SPOKEN,
+    "mustard_video": PAPER
+    | SPOKEN
     | {
-        "inputs.image.encoder.weights": SWIN,
-        "inputs.image.resize": 256,
-        "inputs.image.size": 224,
-        "inputs.image.augment": "randaugment",
-        "inputs.text.encoder.weights": BERT,
-        "inputs.text.encoder.prompt_length": 4,
-    },
-    "refcoco_swin": PAPER
-    | {
-        "inputs.image.encoder.weights": SWIN,
-        "inputs.image.resize": None,
-        "inputs.image.size": 384,
-        "inputs.image.augment": "none",
-        "inputs.phrase.encoder.weights": BERT,
-        "inputs.phrase.encoder.prompt_length": 4,
-    },
-    "mustard_audio": PAPER
-    | {
-        "fusion.main": "text",
-        "inputs.audio.encoder.weights": WAV2VEC2,
-        "inputs.audio.encoder.prompt_length": 4,
-        "inputs.audio.denoise": True,
-        "inputs.text.encoder.weights": BERT,
-        "training.metric": "precision_macro",
+        "inputs.video.encoder.weights": "google/vit-base-patch16-224",
+        "inputs.video.size": 224,
     },
 }
 
@@ -198,6 +206,11 @@ def test_shipped_configs_have_the_settings_of_the_paper(name):
     tuned = {name: entry.encoder.tuning for name, entry in config.inputs.items()}
     assert tuned.pop(config.fusion.main) == "frozen"
     assert set(tuned.values()) == {"prompt"}
+    assert {config.inputs[name].encoder.prompt_length for name in tuned} == {4}
+    texts = [entry.encoder.weights for entry in config.inputs.values() if entry.kind == "text"]
+    assert texts == [BERT]
+    assert FRAMES == 8
+    assert "# Appendix B: " in Path(f"configs/{name}.yaml").read_text()
 
 
 def test_every_config_over_the_paper_s_encoders_is_held_against_the_paper():

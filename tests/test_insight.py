@@ -313,6 +313,9 @@ def test_figures_take_whatever_there_is():
     assert numbers["labels"] == [*names[:24], "6 others"]
     assert numpy.sum(numbers["counts"]) == 54
     assert content.startswith(b"\x89PNG")
+    many = {f"answer {n}": 0.5 for n in range(3000)}  # VQAv2 has as many
+    content, numbers = figures.label_f1(many, [n % 7 for n in range(3000)])
+    assert (content[:4], len(numbers["f1"])) == (b"\x89PNG", 3000)
     _, numbers = figures.label_f1(label_scores([["a"], ["a", "b"]], [["a"], ["b"]], ["a", "b"]))
     assert numbers["f1"] == {"a": pytest.approx(2 / 3), "b": 1.0}
 

@@ -2,12 +2,11 @@
 
 import json
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy
 import pytest
-from PIL import Image
+from miniatures import MINIATURES, food101, picture
 
 from mope.cli import main
 from mope.config import Config
@@ -18,169 +17,6 @@ from mope.datasets.food import read_titles
 from mope.datasets.pickles import read_pickle
 from mope.errors import UserError
 from mope.media.masks import open_mask
-
-
-def picture(file: Path, shade: int = 90) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (12, 9), (shade, 40, 40)).save(file)
-
-
-def write(file: Path, content) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-
-
-def food101(root: Path) -> None:
-    lines = {
-        "train": [
-            "apple_pie_0.jpg,Apple Pie, the way mother made it, with cream,apple_pie",
-            'apple_pie_1.jpg,"Pie, quoted",apple_pie',
-            'sushi_0.jpg,12" sushi roll,sushi',
-            "sushi_1.jpg,,sushi",
-            "sushi_2.jpg,no picture of it,sushi",
-            "sushi_3.jpg,Crème brûlée sushi,sushi",
-        ],
-        "test": ["apple_pie_9.jpg,A pie,apple_pie", "sushi_9.jpg,Sushi,sushi"],
-    }
-    for split, rows in lines.items():
-        write(root / "texts" / f"{split}_titles.csv", "\r\n".join(rows) + "\r\n")
-        for row in rows:
-            name = row.partition(",")[0]
-            if name != "sushi_2.jpg":
-                picture(root / "images" / split / row.rpartition(",")[2] / name)
-
-
-def mm_imdb(root: Path) -> None:
-    films = {
-        "0000001": {"plot": ["A man.", "A longer plot."], "genres": ["Drama", "News"]},
-        "0000002": {"plot": ["A dog."], "genres": ["Comedy", "Family"]},
-        "0000003": {"plot": ["A show."], "genres": ["Talk-Show"]},
-        "0000004": {"plot": [], "genres": ["Drama"]},
-        "0000005": {"plot": ["A cat."], "genres": ["Comedy"]},
-        "0000006": {"plot": ["A film."], "genres": ["Drama"]},
-    }
-    for name, film in films.items():
-        write(root / "dataset" / f"{name}.json", {"title": "x", **film})
-        picture(root / "dataset" / f"{name}.jpeg")
-    split = {
-        "train": ["0000001", "0000002", "0000003", "0000004"],
-        "dev": ["0000005"],
-        "test": ["0000006", "0000009"],
-    }
-    write(root / "split.json", split)
-
-
-def snli_ve(root: Path) -> None:
-    for split in ("train", "dev", "test"):
-        rows = [
-            {
-                "Flickr30K_ID": "1234",
-                "gold_label": label,
-                "sentence1": "never used",
-                "sentence2": f"{split} {label}",
-                "pairID": f"1234.jpg#{n}",
-            }
-            for n, label in enumerate(("entailment", "neutral", "contradiction", "-"))
-        ]
-        write(root / f"snli_ve_{split}.jsonl", "\n".join(map(json.dumps, rows)) + "\n")
-    picture(root / "flickr30k-images" / "1234.jpg")
-
-
-def mustard(root: Path) -> None:
-    clips = {
-        f"1_{n}": {
-            "utterance": "Oh, great.",
-            "speaker": "SHELDON",
-            "context": ["..."],
-            "context_speakers": ["AMY"],
-            "show": "BBT",
-            "sarcasm": bool(n % 2),
-        }
-        for n in range(20)
-    }
-    write(root / "data" / "sarcasm_data.json", clips)
-    folds = [([*range(5, 20)], [*range(5)])] * 5
-    (root / "data" / "split_indices.p").write_bytes(pickle.dumps(folds, protocol=2))
-    for name in list(clips)[1:]:
-        write(root / "utterances_final" / f"{name}.mp4", "a clip")
-
-
-def refcoco(name: str) -> Callable[[Path], None]:
-    def make(root: Path) -> None:
-        refs, annotations, images = [], [], []
-        for n, split in enumerate(("train", "train", "val", "testA", "testB")):
-            sentences = [
-                {"sent": f"the {side} one", "raw": "x", "sent_id": n, "tokens": []}
-                for side in ("left", "right")
-            ]
-            refs.append(
-                {
-                    "ref_id": n,
-                    "ann_id": 100 + n,
-                    "image_id": 7 + n,
-                    "category_id": 1,
-                    "split": split,
-                    "sentences": sentences,
-                    "sent_ids": [n],
-                    "file_name": "unused.jpg",
-                }
-            )
-            polygons = [[1.0, 1.0, 5.0, 1.0, 5.0, 5.0]]
-            runs = {"counts": [10, 5, 93], "size": [9, 12]}
-            # A split has both, as RefCOCO's has.
-            annotations.append(
-                {"id": 100 + n, "image_id": 7 + n, "segmentation": runs if n in (1, 3) else polygons}
-            )
-            file = f"COCO_train2014_{7 + n:012d}.jpg"
-            images.append({"id": 7 + n, "file_name": file, "height": 9, "width": 12})
-            picture(root / "train2014" / file)
-        categories = [{"id": 1, "name": "person"}]
-        write(
-            root / name / "instances.json",
-            {"annotations": annotations, "images": images, "categories": categories},
-        )
-        (root / name / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=0))
-
-    return make
-
-
-def vqav2(root: Path) -> None:
-    for part, count in (("train2014", 24), ("val2014", 3)):
-        questions = [{"question_id": n, "image_id": 5, "question": "what is it?"} for n in range(count)]
-        answers = ["yes"] * 10 + ["no"] * 12 + ["a rare answer"] * 2 if count == 24 else ["yes", "no", "odd"]
-        annotations = [
-            {"question_id": n, "image_id": 5, "multiple_choice_answer": answer, "answers": []}
-            for n, answer in enumerate(answers)
-        ]
-        write(root / f"v2_OpenEnded_mscoco_{part}_questions.json", {"questions": questions})
-        write(root / f"v2_mscoco_{part}_annotations.json", {"annotations": annotations})
-        picture(root / part / f"COCO_{part}_000000000005.jpg")
-
-
-def nlvr(root: Path) -> None:
-    for split, count in (("train", 20), ("dev", 3)):
-        lines = []
-        for n in range(count):
-            label = "true" if n % 2 else "false"
-            identifier = f"{n}-0"
-            lines.append(
-                {"sentence": "There is a box.", "label": label, "identifier": identifier, "directory": n % 3}
-            )
-            for order in range(6):
-                picture(root / split / "images" / str(n % 3) / f"{split}-{identifier}-{order}.png")
-        write(root / split / f"{split}.json", "\n".join(map(json.dumps, lines)))
-
-
-MINIATURES = {
-    "food101": food101,
-    "mm-imdb": mm_imdb,
-    "snli-ve": snli_ve,
-    "mustard": mustard,
-    "refcoco": refcoco("refcoco"),
-    "refcoco+": refcoco("refcoco+"),
-    "vqav2": vqav2,
-    "nlvr": nlvr,
-}
 
 
 @pytest.fixture
@@ -213,16 +49,19 @@ def test_tables_can_be_used_and_the_manifest_counts_them(made):
     assert sum(entry["rows"] for entry in manifest["splits"].values()) < 200
 
 
-@pytest.mark.parametrize("made", ["snli-ve", "mustard", "refcoco", "nlvr"], indirect=True)
+@pytest.mark.parametrize("made", list(MINIATURES), indirect=True)
 def test_shipped_configs_name_the_tables_that_are_made(made):
     tables, manifest, _ = made
-    folder = manifest["name"].replace("-", "_")
-    (file,) = Path("configs").glob(f"{folder}*.yaml")
-    config = Config.load(file)
-    for split in ("train", "validation", "test"):
-        table = Path(getattr(config.data, split))
-        assert (table.parent.name, table.suffix) == (folder, ".jsonl")
-        assert table.stem in tables
+    folder = manifest["name"].replace("-", "_").replace("+", "_plus")
+    columns = set(next(iter(tables.values())).columns)
+    found = [Config.load(file) for file in Path("configs").glob("*.yaml")]
+    found = [config for config in found if config.data.train.startswith(f"data/{folder}/")]
+    assert found
+    for config in found:
+        assert {entry.column for entry in config.inputs.values()} | {config.data.label} <= columns
+        for split in ("train", "validation", "test"):
+            if (table := getattr(config.data, split)) is not None:
+                assert table.removeprefix(f"data/{folder}/").removesuffix(".jsonl") in tables
 
 
 @pytest.mark.parametrize("made", ["food101"], indirect=True)
@@ -264,15 +103,28 @@ def test_snli_ve_uses_the_hypothesis_alone(made):
 
 
 @pytest.mark.parametrize("made", ["mustard"], indirect=True)
-def test_mustard_puts_the_speaker_first(made):
-    tables, manifest, _ = made
-    rows = [row for table in tables.values() for row in table]
-    assert {row["utterance"] for row in rows} == {"SHELDON: Oh, great."}
-    assert {row["identifier"] for row in tables["test"]} == {f"1_{n}" for n in range(1, 5)}
-    assert len(tables["validation"]) == 2
+def test_mustard_has_five_folds_with_the_speaker_and_a_split_without(made):
+    tables, manifest, warnings = made
+    folds = [f"fold{n}" for n in range(5)]
+    assert set(tables) == {
+        f"{s}/{split}" for s in (*folds, "independent") for split in ("train", "validation", "test")
+    }
+    everyone = {f"1_{n}" for n in range(1, 20)}
+    for fold, first in zip(folds, range(0, 20, 4), strict=True):
+        rows = [row for split in ("train", "validation", "test") for row in tables[f"{fold}/{split}"]]
+        assert {row["utterance"] for row in rows} == {"SHELDON: Oh, great."}
+        assert sorted(row["identifier"] for row in rows) == sorted(everyone)
+        tested = {row["identifier"] for row in tables[f"{fold}/test"]}
+        assert tested == {f"1_{n}" for n in range(max(first, 1), first + 4)}
+        assert len(tables[f"{fold}/validation"]) == 2
+    for split in ("train", "validation", "test"):
+        rows = list(tables[f"independent/{split}"])
+        assert {row["show"] for row in rows} == {"FRIENDS" if split == "test" else "BBT"}
+        assert {row["utterance"] for row in rows} == {"Oh, great."}
     assert manifest["dropped"] == {"missing clip": 1}
-    folder = tables["test"].folder
-    assert all((folder / row["audio"]).is_file() for row in rows)
+    assert any("690 rows in all as published; here are 19" in line for line in warnings)
+    for table in tables.values():
+        assert all((table.folder / row["audio"]).is_file() for row in table)
 
 
 @pytest.mark.parametrize("made", ["refcoco", "refcoco+"], indirect=True)

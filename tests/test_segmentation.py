@@ -69,6 +69,25 @@ def test_metrics_agree_with_a_slow_reference(seed):
         assert found[f"precision_{percent}"] == pytest.approx(expected, abs=1e-6)
 
 
+def test_metrics_at_the_pictures_own_sizes():
+    """Logits are resized to each picture's size, and compared with the mask as it was."""
+    task, generator = ReferringSegmentation(["mask"]), numpy.random.default_rng(3)
+    logits, sizes = torch.randn(5, 8, 8), [(9, 12), (40, 20), (8, 8), (5, 7), (30, 31)]
+    originals = [generator.random(size) < 0.5 for size in sizes]
+    targets = (torch.rand(5, 8, 8) > 0.5).float()
+    parts = [task.condense(logits[i : i + 2], targets[i : i + 2], originals[i : i + 2]) for i in (0, 2, 4)]
+    found = compute_metrics(task, *(torch.cat(part) for part in zip(*parts, strict=True)))
+    guesses = fit_masks(logits, sizes)
+    ious = [(g & m).sum() / (g | m).sum() for g, m in zip(guesses, originals, strict=True)]
+    assert found["miou_original"] == pytest.approx(numpy.mean(ious), abs=1e-6)
+    pixels = [((g & m).sum(), (g | m).sum()) for g, m in zip(guesses, originals, strict=True)]
+    both, either = numpy.sum(pixels, axis=0)
+    assert found["overall_iou_original"] == pytest.approx(both / either, abs=1e-6)
+    expected = compute_metrics(task, *task.condense(logits, targets))
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert set(found) == set(expected) | set(task.evaluated)
+
+
 def test_losses_written_out():
     logits, targets = torch.randn(3, 4, 4), (torch.rand(3, 4, 4) > 0.5).float()
     p = logits.sigmoid()

@@ -22,7 +22,7 @@ from mope.run import difference
 from mope.studies.compare import compare
 from mope.studies.counts import paper_counts
 from mope.studies.runs import LocalRunner
-from mope.studies.study import Study, cells, row_config
+from mope.studies.study import Study, cells, columns_of, row_config
 from mope.studies.table import interval
 from mope.studies.tune import tune
 from mope.tasks import any_task
@@ -32,7 +32,7 @@ pytest_plugins = ["study_fixtures"]
 
 SHIPPED = sorted((Path(__file__).parent.parent / "configs" / "studies").glob("*.yaml"))
 STUDIES = [file for file in SHIPPED if not file.stem.endswith("_tuned")]
-
+SETS = [(file, name) for file in STUDIES for name in yaml.safe_load(file.read_text()).get("sets", {})]
 
 FACTOR = optuna.distributions.FloatDistribution(0.1, 10.0, log=True)
 
@@ -244,19 +244,38 @@ def test_fewer_training_rows_are_some_of_more(tables):
 FACTS = [{"shop": "ab"[n % 2], "taken": f"2026-01-0{n + 1}", "weight": n} for n in range(4)]
 
 
-@pytest.mark.parametrize("quick", [False, True], ids=["whole", "quick"])
-@pytest.mark.parametrize("file", STUDIES, ids=[file.stem for file in STUDIES])
-def test_each_shipped_study_is_loaded_and_built(file, quick, monkeypatch):
-    monkeypatch.chdir(file.parent.parent.parent)
-    study = Study.load(file, quick)
-    assert len(cells(study)) == len(study.rows) * len(study.seeds) * len(study.sizes or [None])
+def builds(study: Study) -> None:
+    """Every row has a model, every column a metric."""
+    tables = len(study.seeds) * len(study.folds or [None]) * len(study.sizes or [None])
+    assert len(cells(study)) == len(study.rows) * tables
+    assert len({cell.folder for cell in cells(study)}) == len(cells(study))
     for row in study.rows:
         config = find_fields(row_config(study, row), open_table(FACTS))  # what training rows would say
         model = empty_model(config, config.data.labels or ["a", "b", "c"])
         trained = sum(part["trainable"] for part in model.count_parameters().values())
         assert trained > 0
+        assert set(row.paper) <= set(columns_of(study, model.task.metric))
     for metric in study.metrics or []:
-        deciding_metric(any_task(config), metric)
+        task = any_task(config)
+        assert metric in task.evaluated or deciding_metric(task, metric)
+
+
+@pytest.mark.parametrize("quick", [False, True], ids=["whole", "quick"])
+@pytest.mark.parametrize("file", STUDIES, ids=[file.stem for file in STUDIES])
+def test_each_shipped_study_is_loaded_and_built(file, quick, monkeypatch):
+    monkeypatch.chdir(file.parent.parent.parent)
+    builds(Study.load(file, quick))
+
+
+@pytest.mark.parametrize(("file", "name"), SETS, ids=[f"{file.stem}-{name}" for file, name in SETS])
+def test_each_shipped_study_is_built_on_each_of_its_data_sets(file, name, monkeypatch):
+    monkeypatch.chdir(file.parent.parent.parent)
+    own, other = Study.load(file), Study.load(file, data_set=name)
+    builds(other)
+    assert other.output != own.output
+    assert (other.base, other.folds) != (own.base, own.folds)
+    assert other.tuned is None or other.tuned != own.tuned
+    assert other.title != own.title
 
 
 def test_the_counts_agree_with_the_paper_or_say_why():

@@ -84,8 +84,10 @@ def measure(
             yield Measured(len(batch.numbers), problems)
             continue
         labels = batch.inputs.pop("labels")
-        logits, targets = task.condense(forward(batch.inputs), labels)
-        patterns = tuple(batch.extras[place] for place in batch.good)
+        kept = [batch.extras[place] for place in batch.good]
+        originals = [extra.original for extra in kept] if task.dense else None
+        logits, targets = task.condense(forward(batch.inputs), labels, originals)
+        patterns = tuple(extra.pattern for extra in kept)
         # A worker's tensor keeps a file open.
         yield Measured(len(batch.numbers), problems, logits, targets.clone(), patterns)
 

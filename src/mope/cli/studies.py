@@ -30,6 +30,12 @@ def add(verbs: Any) -> None:
 
 def _add_study_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--quick", action="store_true", help="the study's small size")
+    verb.add_argument(
+        "--set",
+        metavar="NAME",
+        dest="data_set",
+        help="another of the study's data sets; `all` for its own and every other, one after another",
+    )
     verb.add_argument("--base", metavar="CONFIG", help="another config to start from, such as of other data")
     verb.add_argument("--output", metavar="FOLDER", help="another folder for the runs and the table")
     verb.add_argument(
@@ -41,12 +47,19 @@ def _add_study_flags(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def _study(options: argparse.Namespace) -> Any:
+def _studies(options: argparse.Namespace) -> list[Any]:
+    """The study on the data set that is named, or on each."""
     from mope.studies.study import Study
 
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers is {options.workers}: at least one run at a time.")
-    return Study.load(options.study, options.quick, base=options.base, output=options.output)
+    if options.data_set != "all":
+        places = {"base": options.base, "output": options.output}
+        return [Study.load(options.study, options.quick, options.data_set, **places)]
+    if options.base or options.output or options.quick:
+        raise UserError("--set all is for a study as it is: leave out --base, --output and --quick.")
+    own = Study.load(options.study)
+    return [own, *(Study.load(options.study, data_set=name) for name in own.sets)]
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -59,23 +72,40 @@ def compare(options: argparse.Namespace) -> None:
         raise UserError(
             "Name a study, a YAML file such as configs/studies/table1.yaml; or --list the methods."
         )
+    studies = _studies(options)
+    tables, failed = [], []
+    for study in studies:
+        try:
+            tables.append(_compare(study, options))
+        except UserError as error:
+            if len(studies) == 1:
+                raise
+            failed.append(study.title)
+            print(f"{study.title}: {error}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(tables[0] if len(studies) == 1 else tables, indent=2))
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(studies)} data sets have no whole table: {'; '.join(failed)}."
+        )
+
+
+def _compare(study: Any, options: argparse.Namespace) -> Any:
+    """Run a study on one data set, and show its table."""
     from pathlib import Path
 
     from mope.studies.compare import compare as run
     from mope.studies.table import cells_of
 
-    study = _study(options)
     report = _to_stderr if options.json else _at_once
     places = {"workers": options.workers, "address": options.address, "plugins": options.plugin}
     with _live(lambda table: cells_of(study, table), options.json) as show:
         table = run(study, **places, report=report, show=show)
-    if options.json:
-        print(json.dumps(table, indent=2))
-        return
-    print_table(*cells_of(study, table))
-    folder = Path(study.output)
-    names = ("table.md", "table.csv", "table.json", "plot.png")
-    print(f"Written: {', '.join(str(folder / name) for name in names)}")
+    if not options.json:
+        print_table(*cells_of(study, table))
+        names = ("table.md", "table.csv", "table.json", "plot.png")
+        print(f"Written: {', '.join(str(Path(study.output) / name) for name in names)}")
+    return table
 
 
 @contextmanager
@@ -142,7 +172,9 @@ def tune(options: argparse.Namespace) -> None:
     from mope.studies.tune import RATES
     from mope.studies.tune import tune as run
 
-    study = _study(options)
+    if options.data_set == "all":
+        raise UserError("Learning rates are searched on one data set at a time: --set NAME.")
+    (study,) = _studies(options)
     report = _to_stderr if options.json else _at_once
     places = {"workers": options.workers, "address": options.address, "plugins": options.plugin}
     result = run(study, options.row, **places, report=report)

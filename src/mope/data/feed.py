@@ -278,6 +278,18 @@ class ToPredict:
             return {}
 
 
+class Measured(NamedTuple):
+    """What is kept of a row that is measured.
+
+    Attributes:
+        pattern: names of the inputs that it has, such as `image+text`.
+        original: its mask before it is resized with its picture; None for a label that is none.
+    """
+
+    pattern: str
+    original: Any = None
+
+
 @dataclass(frozen=True)
 class ToMeasure:
     """Reads a row with its label, and looks at it as closely as a check does.
@@ -305,7 +317,10 @@ class ToMeasure:
             # A row with an empty cell that is to be dropped is dropped, whatever else is wrong with it.
             return Row(None, next((p for p in problems if p.missing), problems[0]), None)
         there = [name for name, reader in self.read.readers.items() if not is_missing(reader.cell(found))]
-        return Row(self.read(found, item.folder), None, "+".join(there) or "none")
+        mask = None
+        if self.read.picture is not None and self.read.task is not None and self.read.label is not None:
+            mask = self.read.task.encode(found.get(self.read.label), item.folder)
+        return Row(self.read(found, item.folder), None, Measured("+".join(there) or "none", mask))
 
 
 def _columns(readers: Mapping[str, Reader]) -> Iterator[str]:

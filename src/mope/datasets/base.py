@@ -49,7 +49,7 @@ class Published(ABC):
         where: where to get it.
         licence: what its authors allow.
         files: what is expected in the folder, with what it is.
-        counts: rows by split as published; "all" for their sum.
+        counts: rows by split as published; "all" for their sum, of the first fold's where there are folds.
         label: the label's column.
     """
 
@@ -65,6 +65,9 @@ class Published(ABC):
     @abstractmethod
     def splits(self, folder: Path, dropped: Dropped) -> dict[str, Rows]:
         """Rows by split; a path in a row is absolute, under a key of `paths`.
+
+        Where the same rows are split in several ways, a split's name is `FOLD/SPLIT`, and its table is in a
+        folder of that name.
 
         Args:
             folder: where the published files are.
@@ -142,11 +145,12 @@ def _write(dataset: Published, source: Path, draft: Path, out: Path) -> dict[str
     dropped, splits = Dropped(), {}
     for split, rows in dataset.splits(source, dropped).items():
         file, labels, count = draft / f"{split}.jsonl", Counter[str](), 0
+        file.parent.mkdir(exist_ok=True)
         digest = hashlib.sha256()
         with file.open("w", encoding="utf-8") as stream:
             for row in tqdm(rows, desc=f"{dataset.name} {split}", unit="row", leave=False, disable=None):
                 for key in dataset.paths:
-                    row[key] = _relative(row.get(key), draft, out)
+                    row[key] = _relative(row.get(key), draft, out, (out / split).parent)
                 line = json.dumps(row, ensure_ascii=False) + "\n"
                 stream.write(line)
                 digest.update(line.encode())
@@ -173,8 +177,8 @@ def _write(dataset: Published, source: Path, draft: Path, out: Path) -> dict[str
     return manifest
 
 
-def _relative(value: Any, draft: Path, out: Path) -> str | None:
-    """A path relative to the table's folder; a picture that is there as bytes is written beside the table."""
+def _relative(value: Any, draft: Path, out: Path, home: Path) -> str | None:
+    """A path relative to a table's folder, `home`; a picture that is there as bytes is written beside it."""
     if value is None:
         return None
     if isinstance(value, bytes):
@@ -182,13 +186,14 @@ def _relative(value: Any, draft: Path, out: Path) -> str | None:
         if not (draft / file).is_file():
             (draft / "images").mkdir(exist_ok=True)
             (draft / file).write_bytes(value)
-        return file.as_posix()
-    return os.path.relpath(value, out)
+        value = out / file
+    return Path(os.path.relpath(value, home)).as_posix()
 
 
 def _warnings(dataset: Published, splits: dict[str, Any], dropped: Dropped) -> Iterator[str]:
     found = {split: entry["rows"] for split, entry in splits.items()}
-    found["all"] = sum(found.values())
+    first = Path(next(iter(found))).parent
+    found["all"] = sum(count for split, count in found.items() if Path(split).parent == first)
     for split, count in dataset.counts.items():
         if found.get(split, 0) != count:
             what = "in all" if split == "all" else f"in {split}"

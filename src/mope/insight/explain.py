@@ -173,7 +173,8 @@ def _performance(page: Page, predictor: Predictor, found: Explanation) -> None:
         figure = figures.confusion(found.confusion, labels)
         page.figure("confusion", figure, "How often each label (row) got each answer (column).")
     if found.label_f1 is not None and (found.confusion is None or len(labels) > figures.CONFUSED):
-        page.figure("label_f1", figures.label_f1(found.label_f1), "F1 of each label.")
+        counts = None if found.confusion is None else found.confusion.sum(axis=1).tolist()
+        page.figure("label_f1", figures.label_f1(found.label_f1, counts), "F1 of each label.")
     if found.label_f1 is None:
         answers = [prediction.label for prediction in found.predictions]
         figure = figures.scatter([float(target) for target in found.targets], answers)

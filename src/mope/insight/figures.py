@@ -17,6 +17,7 @@ from mope.insight.shuffle import Loss
 Figure = tuple[bytes, Any]
 """A PNG, and the numbers it was drawn from."""
 
+_SCORED = 120
 CONFUSED = 25
 """Labels that a confusion matrix has at most."""
 
@@ -119,9 +120,16 @@ def confusion(found: NDArray[numpy.integer], labels: Sequence[str]) -> Figure:
     return png(plot), {"labels": names, "counts": counts.tolist()}
 
 
-def label_f1(found: Mapping[str, float]) -> Figure:
-    """F1 of each label."""
-    ordered = sorted(found.items(), key=lambda pair: pair[1])
+def label_f1(found: Mapping[str, float], counts: Sequence[int] | None = None) -> Figure:
+    """F1 of each label; of more than 120, which no picture has room for, those that come most often.
+
+    Args:
+        found: by label.
+        counts: rows of each, in the same order; None where they aren't known.
+    """
+    counted = zip(counts or [0] * len(found), found.items(), strict=True)
+    often = sorted(counted, key=lambda pair: -pair[0])[:_SCORED]
+    ordered = sorted((item for _, item in often), key=lambda pair: pair[1])
     plot = canvas(5.5, max(2.2, 0.24 * len(ordered) + 0.8))
     axes = plot.add_subplot()
     axes.barh([name for name, _ in ordered], [value for _, value in ordered], color=_BLUE)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mope.errors import UserError
-from mope.studies.runs import AGAIN, LocalRunner, Outcome, Runner, outcome_of, run_config
+from mope.studies.runs import AGAIN, After, LocalRunner, Outcome, Runner, outcome_of, run_config
 
 
 def make_runner(workers: int | None, plugins: Sequence[str], address: str | None) -> Runner:
@@ -71,18 +71,18 @@ class RayRunner(Runner):
 
         ray.shutdown()
 
-    def run(self, settings: dict[str, Any], *, test: bool) -> Outcome:
+    def run(self, settings: dict[str, Any], after: After) -> Outcome:
         """See `Runner.run`."""
         import ray
         from ray.exceptions import RayError
 
         started, folder = time.monotonic(), Path(settings["output"])
         try:
-            ray.get(self._task.remote(str(Path.cwd()), settings, self._plugins, test))
+            ray.get(self._task.remote(str(Path.cwd()), settings, self._plugins, after))
             died = "it left no metrics"
         except RayError as error:
             died = f"its process died ({type(error).__name__}), {1 + AGAIN} times"
-        return outcome_of(folder, test, time.monotonic() - started, died)
+        return outcome_of(folder, after, time.monotonic() - started, died)
 
 
 def _require_listening(address: str) -> None:
@@ -100,7 +100,7 @@ def _require_listening(address: str) -> None:
     socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def _run_here(home: str, settings: dict[str, Any], plugins: Sequence[str], test: bool) -> None:
+def _run_here(home: str, settings: dict[str, Any], plugins: Sequence[str], after: After) -> None:
     """A run, in a process of the cluster."""
     os.chdir(home)
-    run_config(settings, None, 1, plugins, test, None)
+    run_config(settings, None, 1, plugins, after, None)

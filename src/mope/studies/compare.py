@@ -7,11 +7,12 @@ from typing import Any
 
 from mope.errors import UserError
 from mope.lock import writing
+from mope.remote import is_url
 from mope.run import CONFIG, difference, read_metrics, read_run
 from mope.studies.cluster import make_runner
 from mope.studies.plot import require_packages
-from mope.studies.runs import ERROR, TEST, Outcome, Runner
-from mope.studies.study import Cell, Study, cells
+from mope.studies.runs import ERROR, Outcome, Runner
+from mope.studies.study import Cell, Study, cells, columns_of, value_of
 from mope.studies.table import build_table, write_table
 from mope.tasks import any_task
 from mope.tasks.metrics import deciding_metric
@@ -60,12 +61,16 @@ def _run(
 ) -> dict[str, Any]:
     outcomes: dict[int, Outcome] = {}
     for place, cell in enumerate(todo):
-        if (metrics := read_metrics(cell.folder, trained=True)) and TEST in metrics:
+        if (metrics := read_metrics(cell.folder, trained=True)) and _is_done(study, cell, metrics):
             outcomes[place] = Outcome(metrics)
     if outcomes:
         report(f"{len(outcomes)} of {len(todo)} runs are done.")
     waiting = [place for place in range(len(todo)) if place not in outcomes]
-    jobs = {place: partial(runner.run, todo[place].config.model_dump(), test=True) for place in waiting}
+    for place in waiting:
+        _check_tables(todo[place])
+    jobs = {
+        place: partial(runner.run, todo[place].config.model_dump(), todo[place].after) for place in waiting
+    }
     for place, outcome in runner.each(jobs):
         outcomes[place] = outcome
         report(_line(study, todo[place], outcome, len(outcomes), len(todo)))
@@ -82,11 +87,35 @@ def _run(
     return table
 
 
+def _is_done(study: Study, cell: Cell, metrics: dict[str, Any]) -> bool:
+    """Whether a run is trained, and all is known of it that the table says."""
+    try:
+        for column in columns_of(study, metrics["metric"]):
+            value_of(metrics, column)
+    except KeyError:
+        return False
+    return not cell.after.missing(cell.folder, metrics)
+
+
+def _check_tables(cell: Cell) -> None:
+    """Make sure, before hours of training, that a run's tables are there, those it is measured on too."""
+    data = cell.config.data
+    own = {"train": data.train, "validation": data.validation, "test": data.test}
+    for split, file in (*own.items(), *cell.after.splits.items()):
+        is_name = file is not None and not is_url(file) and not set(file) & set("*?[{")
+        if file is not None and is_name and not Path(file).exists():
+            raise UserError(
+                f"There is no {file}, the table that the study names '{split}'; `mope data prepare` makes "
+                "those of published data sets."
+            )
+
+
 def _check_metrics(study: Study, cell: Cell) -> None:
     """Find out before the first run whether the task has the metrics that are asked for."""
     task = any_task(cell.config)
     for name in study.metrics or []:
-        deciding_metric(task, name)
+        if name not in task.evaluated:
+            deciding_metric(task, name)
 
 
 def _check_kept(cell: Cell) -> None:
@@ -111,6 +140,6 @@ def _line(study: Study, cell: Cell, outcome: Outcome, done: int, count: int) -> 
     head = f"[{done}/{count}] {cell.label}: "
     if outcome.error:
         return f"{head}failed: {outcome.error}"
-    names = study.metrics or [outcome.metrics["metric"]]
-    values = ", ".join(f"{name} {outcome.metrics[TEST][name]:.4f}" for name in names)
+    columns = columns_of(study, outcome.metrics["metric"])
+    values = ", ".join(f"{column} {value_of(outcome.metrics, column):.4f}" for column in columns)
     return f"{head}{values}  ({outcome.seconds:.0f} s)"

@@ -8,6 +8,7 @@ import numpy
 
 from mope.errors import UserError
 from mope.files import replacing
+from mope.run import read_run
 from mope.studies.study import Study
 
 
@@ -67,13 +68,14 @@ def _bars(figure: Any, study: Study, table: Mapping[str, Any], done: Any) -> Non
 def _lines(figure: Any, study: Study, table: Mapping[str, Any], done: Any) -> None:
     figure.set_size_inches(3.2 + 3.2 * len(table["metrics"]), 3.8)
     places = {row.label: (row.series, row.x) for row in study.rows}
+    whole = _training_rows(done) if study.sizes else {}
     for number, metric in enumerate(table["metrics"]):
         axes = figure.add_subplot(1, len(table["metrics"]), number + 1)
         lines: dict[str, list[tuple[float, float, float]]] = {}
         for row in table["rows"]:
             series, x = places[row["name"]]
             value = row["values"][metric]
-            at = row["size"] if row["size"] else x
+            at = row["size"] or whole.get(row["name"], x)
             if at is not None:
                 lines.setdefault(series or row["name"], []).append((at, value["mean"], value["std"] or 0))
         for name, points in lines.items():
@@ -86,6 +88,12 @@ def _lines(figure: Any, study: Study, table: Mapping[str, Any], done: Any) -> No
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.suptitle(study.title)
+
+
+def _training_rows(done: Any) -> dict[str, int]:
+    """How many training rows the runs had that took all there are, by row of the table."""
+    runs = ((cell.row.label, read_run(cell.folder)[1]) for cell, _ in done if cell.size is None)
+    return {label: run["train_rows"] for label, run in runs if "train_rows" in run}
 
 
 def _importance(figure: Any, study: Study, table: Mapping[str, Any], done: Any) -> None:

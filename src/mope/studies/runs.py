@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from mope.config import Config
 from mope.device import pick_device
 from mope.errors import Interrupted, UserError
 from mope.methods import load_plugin
@@ -27,10 +28,33 @@ Key = TypeVar("Key")
 Result = TypeVar("Result")
 
 TEST = "test"
+SPLITS = "splits"
 ERROR = "error.txt"
+PAGE = "explain/report.html"
 AGAIN = 2  # times that a run is done again whose process died
 # Bytes that a run of a small model may take while it trains; with more runs than fit, the machine would swap.
 _RUN_MEMORY = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class After:
+    """What is done with a run once it is trained.
+
+    Attributes:
+        test: whether it is measured on its config's test rows.
+        splits: further tables that it is measured on, by name; None for its config's test rows.
+        page: rows that a page on it looks at, see `mope explain`; None for no page.
+    """
+
+    test: bool = False
+    splits: Mapping[str, str | None] = field(default_factory=dict)
+    page: int | None = None
+
+    def missing(self, folder: Path, metrics: Mapping[str, Any]) -> bool:
+        """Whether some of it isn't done yet, as the run's files say."""
+        if (self.test and TEST not in metrics) or self.splits.keys() - metrics.get(SPLITS, {}).keys():
+            return True
+        return self.page is not None and not (folder / PAGE).is_file()
 
 
 @dataclass(frozen=True)
@@ -87,14 +111,14 @@ class Runner(ABC):
                 raise
 
     @abstractmethod
-    def run(self, settings: dict[str, Any], *, test: bool) -> Outcome:
+    def run(self, settings: dict[str, Any], after: After) -> Outcome:
         """Run a config in a process of its own and wait for it; even one that is killed has an outcome.
 
         One whose process dies is done again, from its last checkpoint, twice at most.
 
         Args:
             settings: the config, as `Config.parse` takes it; its `output` is the run's folder.
-            test: whether to evaluate the run on its test rows too.
+            after: what is done with it then.
         """
 
 
@@ -118,12 +142,12 @@ class LocalRunner(Runner):
         for place in range(self.workers):
             self._devices.put(_gpu_name(place % gpus) if gpus > 1 else None)
 
-    def run(self, settings: dict[str, Any], *, test: bool) -> Outcome:
+    def run(self, settings: dict[str, Any], after: After) -> Outcome:
         """See `Runner.run`."""
         started, code = time.monotonic(), None
         gpu = self._devices.get()
         for _ in range(1 + AGAIN):
-            job = (settings, gpu, self._threads, self._plugins, test, os.getpid())
+            job = (settings, gpu, self._threads, self._plugins, after, os.getpid())
             process = get_context("spawn").Process(target=run_config, args=job)
             process.start()
             process.join()
@@ -132,22 +156,22 @@ class LocalRunner(Runner):
                 break  # an interrupt ends the study, and reaches its runs, too
         self._devices.put(gpu)
         seconds = time.monotonic() - started
-        return outcome_of(Path(settings["output"]), test, seconds, f"its process ended with code {code}")
+        return outcome_of(Path(settings["output"]), after, seconds, f"its process ended with code {code}")
 
 
-def outcome_of(folder: Path, test: bool, seconds: float, died: str) -> Outcome:
+def outcome_of(folder: Path, after: After, seconds: float, died: str) -> Outcome:
     """How the run in a folder ended, as its files say.
 
     Args:
         folder: the run's.
-        test: whether it was to be evaluated on its test rows.
+        after: what was to be done with it.
         seconds: how long it took.
         died: why it failed, where nothing says so.
     """
     error, metrics = folder / ERROR, read_metrics(folder)
     if error.is_file():
         return Outcome({}, error.read_text(encoding="utf-8").strip().splitlines()[-1], seconds)
-    if not metrics or (test and TEST not in metrics):
+    if not metrics or after.missing(folder, metrics):
         return Outcome({}, died, seconds)
     return Outcome(metrics, None, seconds)
 
@@ -157,17 +181,19 @@ def run_config(
     gpu: str | None,
     threads: int,
     plugins: Sequence[str],
-    test: bool,
+    after: After,
     parent: int | None,
 ) -> None:
-    """Train and evaluate one run; what it says goes into its `log.txt`, why it fails into `error.txt`.
+    """Train one run, and do what is to be done then.
+
+    What it says goes into its `log.txt`, why it fails into `error.txt`.
 
     Args:
         settings: the config's.
         gpu: what CUDA calls the one that it is to have; None for what this process has.
         threads: of PyTorch's.
         plugins: Python files that register methods.
-        test: whether to evaluate it on its test rows too.
+        after: what is done with it then.
         parent: process with which this one is to end; None for none.
     """
     if parent is not None:
@@ -175,8 +201,6 @@ def run_config(
     if gpu is not None:
         # Of several GPUs transformers takes the first that it sees: it is to see this run's alone.
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    from mope.bulk import evaluate
-    from mope.config import Config
     from mope.training import train
 
     torch.set_num_threads(threads)
@@ -194,9 +218,7 @@ def run_config(
                     load_plugin(plugin)
                 config = Config.parse(settings)
                 train(config, resume=(folder / "config.yaml").is_file(), report=say)
-                if test:
-                    result = evaluate(folder, report=say, device=config.training.device)
-                    add_metrics(folder, TEST, result)
+                _finish(config, after, say)
         except Interrupted as error:
             raise SystemExit(error.code) from None  # by whoever ends processes: it goes on, here or elsewhere
         except UserError as error:
@@ -206,6 +228,24 @@ def run_config(
             (folder / ERROR).write_text(traceback.format_exc(), encoding="utf-8")
             return
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _finish(config: Config, after: After, say: Callable[[str], Any]) -> None:
+    """Measure a trained run, and write the page on it."""
+    from mope.bulk import evaluate
+    from mope.insight.explain import explain
+
+    folder, device = Path(config.output), config.training.device
+    if after.test:
+        add_metrics(folder, TEST, evaluate(folder, report=say, device=device))
+    if after.splits:
+        found = {
+            split: dict(evaluate(folder, file, folder=config.data.folder, report=say, device=device))
+            for split, file in after.splits.items()
+        }
+        add_metrics(folder, SPLITS, found)
+    if after.page is not None:
+        explain(folder, rows=after.page, report=say, device=device)
 
 
 def _cpu_workers() -> int:

@@ -1,18 +1,22 @@
 """A study's settings, and the runs it is made of."""
 
 import os
+import posixpath
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 
 from mope.config import Config, Section, explain
 from mope.errors import UserError
 from mope.files import read_yaml
 from mope.methods import Method, find_method
+from mope.remote import is_url
+from mope.studies.runs import SPLITS, TEST, After
+from mope.studies.sets import merged, of_set
 
 
 class RowConfig(Section):
@@ -29,7 +33,7 @@ class RowConfig(Section):
     x: float | None = None
     """Plot: its place on the line."""
     paper: dict[str, Any] = Field(default_factory=dict)
-    """What the paper reports, by metric, shown beside ours."""
+    """What the paper reports, by column of the table, shown beside ours."""
 
     @property
     def label(self) -> str:
@@ -74,10 +78,17 @@ class Study(Section):
     """Settings by dotted key, over the base and under the methods'."""
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
     """Each row is run with each of these."""
-    sizes: list[int] | None = None
-    """Numbers of training rows; null for all there are."""
+    sizes: list[PositiveInt | None] | None = None
+    """Numbers of training rows, a null among them for all there are; null for all alone."""
+    folds: list[str] | None = Field(default=None, min_length=1)
+    """Folders of the base's tables, a fold each, beside the folder that it names; null for that one alone."""
+    evaluate: list[str] | None = Field(default=None, min_length=1)
+    """Splits that each run is measured on, tables beside the test table; null for the test rows. A column of
+    the table is then called `SPLIT METRIC`."""
     metrics: list[str] | None = None
     """Metrics in the table, the deciding one first; null for the task's deciding one."""
+    page: PositiveInt | None = None
+    """Test rows that a page on each run looks at, as `mope explain` writes it; null for no page."""
     reference: str | None = None
     """The row that differences are taken to; null for none."""
     tuned: str | None = None
@@ -92,12 +103,16 @@ class Study(Section):
     """Folder of the runs and the table, relative to the study's file."""
     quick: dict[str, Any] = Field(default_factory=dict)
     """What `--quick` changes: any of the keys above."""
+    sets: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Other data sets: what `--set NAME` changes, any of the keys above, and beside them `paper`, what the
+    paper has on it by row, and `leave_out`, rows that it hasn't."""
 
     @classmethod
     def load(
         cls,
         file: str | Path,
         quick: bool = False,
+        data_set: str | None = None,
         *,
         base: str | None = None,
         output: str | None = None,
@@ -107,18 +122,23 @@ class Study(Section):
         Args:
             file: which.
             quick: whether in its small size.
+            data_set: which of its other data sets; None for its own.
             base: a config in the place of the study's own, such as one of another data set.
             output: a folder in the place of the study's own.
 
         Raises:
-            UserError: the file, a key or a value is wrong, or it names a method there isn't.
+            UserError: the file, a key or a value is wrong, or it names a method or a data set there isn't.
         """
         file = Path(file)
         content = read_yaml(file, "study", "title, base, rows and output")
         if "inputs" in content:
             raise UserError(f"{file} is a config, not a study: a study names one as its `base`.")
+        if data_set is not None:
+            content = of_set(content, data_set, file)
+            if quick and not content["quick"]:
+                raise UserError(f"{file} has no quick size on {data_set}: leave out --quick or --set.")
         if quick:
-            content = _merged(content, content.get("quick") or {})
+            content = merged(content, content.get("quick") or {})
         try:
             study = cls.model_validate(content)
         except ValidationError as error:
@@ -146,15 +166,6 @@ class Study(Section):
                 find_method(row.method)
 
 
-def _merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A study with its quick changes; settings are merged, all else is replaced."""
-    merged = {**content, **changes}
-    for key in ("settings", "tune"):
-        if isinstance(content.get(key), dict) and isinstance(changes.get(key), dict):
-            merged[key] = {**content[key], **changes[key]}
-    return merged
-
-
 def _relative_to(folder: Path, settings: dict[str, Any]) -> None:
     """Make the paths among settings relative to the current folder, in place."""
     for key, value in settings.items():
@@ -171,10 +182,21 @@ class Cell:
         size: number of training rows; None for all.
         seed: its seed.
         config: everything the run needs.
+        fold: its fold; None where there are none.
+        after: what is done with it once it is trained.
     """
 
-    def __init__(self, row: RowConfig, size: int | None, seed: int, config: Config):
-        self.row, self.size, self.seed, self.config = row, size, seed, config
+    def __init__(
+        self,
+        row: RowConfig,
+        size: int | None,
+        seed: int,
+        config: Config,
+        fold: str | None = None,
+        after: After | None = None,
+    ):
+        self.row, self.size, self.seed, self.config, self.fold = row, size, seed, config, fold
+        self.after = after or After(test=True)
 
     @property
     def folder(self) -> Path:
@@ -182,10 +204,16 @@ class Cell:
         return Path(self.config.output)
 
     @property
+    def draw(self) -> int | str:
+        """By what it is paired with the runs of other rows: its seed, of a fold both."""
+        return self.seed if self.fold is None else f"{self.fold}, seed {self.seed}"
+
+    @property
     def label(self) -> str:
         """What messages call it."""
         size = f", {self.size} training rows" if self.size else ""
-        return f"{self.row.label}{size}, seed {self.seed}"
+        fold = f", {self.fold}" if self.fold else ""
+        return f"{self.row.label}{size}{fold}, seed {self.seed}"
 
 
 def method_of(row: RowConfig) -> Method | None:
@@ -207,20 +235,90 @@ def row_config(study: Study, row: RowConfig, tuned: Mapping[str, Any] | None = N
 
 
 def cells(study: Study) -> list[Cell]:
-    """Every run of a study, seeds outermost, so that a table is whole as early as can be."""
+    """Every run of a study, seeds outermost, so that a table is whole as early as can be.
+
+    Raises:
+        UserError: a setting is wrong, or there are no tables for folds or splits to be beside.
+    """
     tuned = read_tuned(study)
-    found = []
-    for seed in study.seeds:
-        for row in study.rows:
-            config = row_config(study, row, tuned)
-            for size in study.sizes or [None]:
-                folder = Path(study.output) / slug(row.label) / f"seed{seed}"
-                folder = folder.with_name(f"rows{size}-seed{seed}") if size else folder
-                settings = {"training.seed": seed, "output": str(folder)}
-                if size is not None:
-                    settings["data.train_rows"] = size
-                found.append(Cell(row, size, seed, config.with_settings(settings, row.label)))
+    configs = [row_config(study, row, tuned) for row in study.rows]
+    places = [(seed, fold) for seed in study.seeds for fold in study.folds or [None]]
+    return [
+        _cell(study, row, config, seed, fold, size)
+        for seed, fold in places
+        for row, config in zip(study.rows, configs, strict=True)
+        for size in study.sizes or [None]
+    ]
+
+
+def _cell(
+    study: Study, row: RowConfig, config: Config, seed: int, fold: str | None, size: int | None
+) -> Cell:
+    name = "-".join(
+        [*([f"rows{size}"] if size else []), *([slug(fold)] if fold is not None else []), f"seed{seed}"]
+    )
+    settings = {"training.seed": seed, "output": str(Path(study.output) / slug(row.label) / name)}
+    if size is not None:
+        settings["data.train_rows"] = size
+    if fold is not None:
+        settings |= _tables_of_fold(config, fold)
+    config = config.with_settings(settings, row.label)
+    after = After(study.evaluate is None, _splits_of(study, config), study.page)
+    return Cell(row, size, seed, config, fold, after)
+
+
+def _tables_of_fold(config: Config, fold: str) -> dict[str, str]:
+    """The tables of the same names in a fold's folder, beside the folder of the config's."""
+    tables = {split: getattr(config.data, split) for split in ("train", "validation", "test")}
+    if tables["train"] is None:
+        raise UserError("The study has folds: let its base name data.train, in the folder of one of them.")
+    found = {}
+    for split, file in tables.items():
+        if file is not None:
+            paths = posixpath if is_url(file) else os.path
+            folder = paths.dirname(paths.dirname(file))
+            found[f"data.{split}"] = paths.join(folder, fold, paths.basename(file))
     return found
+
+
+def _splits_of(study: Study, config: Config) -> dict[str, str | None]:
+    """Tables that a run is measured on, by split; None for the test rows of its config."""
+    found: dict[str, str | None] = {}
+    for split in study.evaluate or []:
+        if split == TEST:
+            found[split] = None
+        elif split == "validation" and config.data.validation is not None:
+            found[split] = config.data.validation
+        elif config.data.test is not None:
+            paths = posixpath if is_url(config.data.test) else os.path
+            folder, name = paths.split(config.data.test)
+            found[split] = paths.join(folder, split + paths.splitext(name)[1])
+        else:
+            raise UserError(f"'{split}' is a table beside the test table, and the base names no data.test.")
+    return found
+
+
+def columns_of(study: Study, metric: str) -> list[str]:
+    """Columns of the table: metrics, of several splits each.
+
+    Args:
+        study: says which.
+        metric: the task's deciding one, where it says none.
+    """
+    names = study.metrics or [metric]
+    if study.evaluate is None:
+        return names
+    return [f"{split} {name}" for split in study.evaluate for name in names]
+
+
+def value_of(metrics: Mapping[str, Any], column: str) -> float:
+    """What a run's `metrics.json` says for a column.
+
+    Raises:
+        KeyError: the run wasn't measured so.
+    """
+    split, _, name = column.rpartition(" ")
+    return metrics[SPLITS][split][name] if split else metrics[TEST][name]
 
 
 def read_tuned(study: Study) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 
 from mope.files import replacing, write_json
 from mope.run import METRICS
-from mope.studies.study import Cell, Study
+from mope.studies.study import Cell, Study, columns_of, value_of
 
 Done = Sequence[tuple[Cell, Mapping[str, Any]]]
 
@@ -26,15 +26,15 @@ def build_table(study: Study, done: Done) -> dict[str, Any]:
         done: runs with the content of their `metrics.json`.
 
     Returns:
-        `title`, `metrics`, `reference`, and `rows`: `name`, `size`, `seeds`, `trainable`,
-        `step_milliseconds` and `peak_mebibytes` (medians over seeds), and `values` by metric: `by_seed`,
-        `mean`, `std` (of a sample; None for one seed) and `difference` to the reference: `mean`, `low` and
-        `high` of a 95 % interval, paired by seed, and the number of `pairs`.
+        `title`, `metrics` (see `columns_of`), `reference`, and `rows`: `name`, `size`, `seeds`, `trainable`,
+        `step_milliseconds` and `peak_mebibytes` (medians over runs), and `values` by metric: `by_seed` (where
+        there are folds, by fold and seed), `mean`, `std` (of a sample; None for one run) and `difference` to
+        the reference: `mean`, `low` and `high` of a 95 % interval, paired by seed, and the number of `pairs`.
     """
-    names = study.metrics or ([done[0][1]["metric"]] if done else [])
-    groups: dict[tuple[str, int | None], dict[int, Mapping[str, Any]]] = {}
+    names = columns_of(study, done[0][1]["metric"]) if done else study.metrics or []
+    groups: dict[tuple[str, int | None], dict[int | str, Mapping[str, Any]]] = {}
     for cell, metrics in done:
-        groups.setdefault((cell.row.label, cell.size), {})[cell.seed] = metrics
+        groups.setdefault((cell.row.label, cell.size), {})[cell.draw] = metrics
     rows = []
     for row in study.rows:
         for size in study.sizes or [None]:
@@ -62,16 +62,18 @@ def _measured(done: Done) -> date:
 def _row(
     name: str,
     size: int | None,
-    found: Mapping[int, Mapping[str, Any]],
-    against: Mapping[int, Mapping[str, Any]],
+    found: Mapping[int | str, Mapping[str, Any]],
+    against: Mapping[int | str, Mapping[str, Any]],
     metrics: Sequence[str],
     is_reference: bool,
 ) -> dict[str, Any]:
     values = {}
     for metric in metrics:
-        by_seed = {seed: run["test"][metric] for seed, run in sorted(found.items())}
+        by_seed = {draw: value_of(run, metric) for draw, run in sorted(found.items())}
         values[metric] = {"by_seed": by_seed, **_spread(list(by_seed.values())), "difference": None}
-        pairs = [value - against[seed]["test"][metric] for seed, value in by_seed.items() if seed in against]
+        pairs = [
+            value - value_of(against[draw], metric) for draw, value in by_seed.items() if draw in against
+        ]
         if pairs and not is_reference:
             values[metric]["difference"] = interval(pairs)
     first = next(iter(found.values()))
@@ -136,10 +138,10 @@ def cells_of(study: Study, table: Mapping[str, Any]) -> tuple[list[str], list[li
     for metric in table["metrics"]:
         header += [metric, *([f"to {table['reference']}"] if table["reference"] else [])]
         header += ["paper"] if metric in reported else []
-    header += ["ms per step", "peak MiB", "seeds"]
+    header += ["ms per step", "peak MiB", "folds and seeds" if study.folds else "seeds"]
     rows = []
     for row in table["rows"]:
-        line = [row["name"], *([str(row["size"])] if sizes else []), f"{row['trainable'] / 1e6:.3f}"]
+        line = [row["name"], *([str(row["size"] or "all")] if sizes else []), f"{row['trainable'] / 1e6:.3f}"]
         for metric in table["metrics"]:
             value = row["values"][metric]
             spread = f" ± {value['std']:.3f}" if value["std"] is not None else ""
@@ -171,9 +173,13 @@ def markdown(study: Study, table: Mapping[str, Any]) -> str:
         lines += [study.about, ""]
     lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    notes = "Test rows; mean ± standard deviation over as many seeds as a row says."
+    draws, drawn = ("folds and seeds", "fold and seed") if study.folds else ("seeds", "seed")
+    rows_of = "Rows of the splits that columns name" if study.evaluate else "Test rows"
+    notes = f"{rows_of}; mean ± standard deviation over as many {draws} as a row says."
     if table["reference"]:
-        notes += f" Differences to {table['reference']} are paired by seed, with a 95 % interval (Student)."
+        notes += (
+            f" Differences to {table['reference']} are paired by {drawn}, with a 95 % interval (Student)."
+        )
     lines += ["", f"{notes} {table['date']}, {table['machine']}."]
     return "\n".join(lines) + "\n"
 

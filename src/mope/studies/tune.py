@@ -15,7 +15,7 @@ from mope.lock import writing
 from mope.run import difference
 from mope.studies.cluster import make_runner
 from mope.studies.compare import Report
-from mope.studies.runs import Runner
+from mope.studies.runs import After, Runner
 from mope.studies.study import RowConfig, Study, row_config, slug
 from mope.tasks import any_task
 from mope.tasks.metrics import deciding_metric
@@ -131,7 +131,7 @@ def _tune_row(
         target = folder / slug(row.label) / f"trial{trial.number}"
         shutil.rmtree(target, ignore_errors=True)
         config = base.with_settings({**_rates(base, factor), "output": str(target)})
-        outcome = runner.run(config.model_dump(), test=False)
+        outcome = runner.run(config.model_dump(), After())
         if outcome.error:
             search.enqueue_trial(trial.params)  # for the next call
             raise UserError(f"{row.label}, trial {trial.number + 1} failed: {outcome.error} (in {target}).")

@@ -41,11 +41,13 @@ class Task(nn.Module, ABC):
         labels: names of the outputs, in order.
         metric: the metric that decides, unless the config names another.
         lower_is_better: metrics for which less is better.
+        evaluated: metrics that an evaluation has beside `metrics`, and training hasn't.
         dense: whether it decides for every pixel of the main input's picture; then logits are (B, H, W).
     """
 
     metric: str
     lower_is_better: frozenset[str] = frozenset()
+    evaluated: tuple[str, ...] = ()
     dense: bool = False
 
     def __init__(self, labels: Sequence[str]):
@@ -109,9 +111,23 @@ class Task(nn.Module, ABC):
     def metrics(self) -> MetricCollection:
         """Metrics over what `predictions` and `targets` return."""
 
-    def condense(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """What metrics need of a batch, so that nothing larger is kept: here everything."""
+    def condense(
+        self, logits: Tensor, targets: Tensor, originals: Sequence[Any] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What metrics need of a batch, so that nothing larger is kept: here everything.
+
+        Args:
+            logits, targets: see `loss`.
+            originals: of a dense task, the encoded labels as they were before they were resized with their
+                pictures; None where they aren't known.
+        """
         return logits, targets
+
+    def measure(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
+        """Metrics by name of what `condense` gave of any number of rows."""
+        metrics = self.metrics()
+        metrics.update(self.predictions(logits.float()), targets)
+        return {name: float(value) for name, value in metrics.compute().items()}
 
     def predictions(self, logits: Tensor) -> Tensor:
         """What metrics compare with the targets: probabilities (B, C), or numbers (B,) of a regression."""

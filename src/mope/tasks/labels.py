@@ -136,6 +136,8 @@ class Classification(_Weighted):
                 "accuracy": MulticlassAccuracy(classes, average="micro"),
                 "f1_macro": MulticlassF1Score(classes, average="macro"),
                 "precision_macro": MulticlassPrecision(classes, average="macro"),
+                # As MUStARD's authors report it (Castro et al. 2019): classes count by their rows.
+                "precision_weighted": MulticlassPrecision(classes, average="weighted"),
                 "calibration_error": MulticlassCalibrationError(classes, n_bins=_BINS),
             }
         )

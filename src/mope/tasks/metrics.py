@@ -27,9 +27,7 @@ def compute_metrics(task: Task, logits: Tensor, targets: Tensor) -> dict[str, fl
         task: says which, on torchmetrics.
         logits, targets: what `Task.condense` gave of logits and targets, joined over batches, on the CPU.
     """
-    metrics = task.metrics()
-    metrics.update(task.predictions(logits.float()), targets)
-    return {name: float(value) for name, value in metrics.compute().items()}
+    return task.measure(logits, targets)
 
 
 def deciding_metric(task: Task, named: str | None) -> tuple[str, bool]:

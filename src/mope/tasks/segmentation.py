@@ -19,9 +19,10 @@ MaskLoss = Literal["cross-entropy", "bce-dice"]
 class ReferringSegmentation(Task):
     """A mask per row, the size of the main input's picture: mean IoU.
 
-    Logits are (B, H, W), one per pixel of the picture as the encoder sees it, above zero inside; metrics are
-    taken at that size. With one logit per pixel, cross-entropy over inside and outside is binary
-    cross-entropy.
+    Logits are (B, H, W), one per pixel of the picture as the encoder sees it, above zero inside. Metrics are
+    taken at that size; an evaluation has two of them at the pictures' own sizes, too: `miou_original` and
+    `overall_iou_original`, of logits that are resized bilinearly, as predictions are. With one logit per
+    pixel, cross-entropy over inside and outside is binary cross-entropy.
 
     Args:
         labels: name of the mask's column.
@@ -30,6 +31,7 @@ class ReferringSegmentation(Task):
     """
 
     metric = "miou"
+    evaluated = ("miou_original", "overall_iou_original")
     dense = True
 
     def __init__(self, labels: Sequence[str], loss: MaskLoss = "cross-entropy"):
@@ -69,11 +71,34 @@ class ReferringSegmentation(Task):
             }
         )
 
-    def condense(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels of each row instead of masks: of intersection and prediction (B, 2), of the target (B,)."""
+    def condense(
+        self, logits: Tensor, targets: Tensor, originals: Sequence[Mask] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Pixels of each row instead of masks: of intersection and prediction (B, 2), of the target (B,).
+
+        With `originals`, each mask at its picture's own size, both have as many columns more, of these sizes:
+        (B, 4) and (B, 2).
+        """
         inside, wanted = logits > 0, targets > 0.5
         both = (inside & wanted).flatten(1).sum(dim=1)
-        return torch.stack([both, inside.flatten(1).sum(dim=1)], dim=1), wanted.flatten(1).sum(dim=1)
+        found = torch.stack([both, inside.flatten(1).sum(dim=1)], dim=1)
+        pixels = wanted.flatten(1).sum(dim=1)
+        if originals is None:
+            return found, pixels
+        fitted = fit_masks(logits, [mask.shape for mask in originals])
+        pairs = list(zip(fitted, originals, strict=True))
+        own = torch.tensor([[int((guess & mask).sum()), int(guess.sum())] for guess, mask in pairs])
+        sizes = torch.tensor([int(mask.sum()) for mask in originals])
+        return torch.cat([found.cpu(), own], dim=1), torch.stack([pixels.cpu(), sizes], dim=1)
+
+    def measure(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
+        """Metrics at the encoder's size, and at the pictures' own where these are known."""
+        if targets.ndim == 1:
+            return super().measure(logits, targets)
+        own = MetricCollection(dict(zip(self.evaluated, (MeanIoU(), OverallIoU()), strict=True)))
+        own.update(logits[:, 2:], targets[:, 1])
+        found = {name: float(value) for name, value in own.compute().items()}
+        return super().measure(logits[:, :2], targets[:, 0]) | found
 
     def predictions(self, logits: Tensor) -> Tensor:
         return logits
