@@ -13,6 +13,7 @@ from mope.studies.theory.fit import fit_experts, fit_prompts, mixed_maps
 from mope.studies.theory.layer import distance, floor, random_layer
 from mope.studies.theory.runs import (
     Seen,
+    dynamic_part,
     routed_prompts,
     run_layer,
     spread_of_prompts,
@@ -116,13 +117,15 @@ def test_theorem_two_as_many_experts_as_instances_or_dimensions_are_enough():
 
 def test_wishes_are_shared_as_a_regression_by_hand_says():
     scores = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    wishes = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
-    found = wishes_shared(Seen(wishes=[wishes.unsqueeze(1)], scores=[scores]))
-    whole = 1 + 1 + 1 + 9
-    assert found["one"] == pytest.approx(4 * (0.5**2 + 1) / whole)
-    assert found["router"] == pytest.approx((2 * 1 + 2 * 2**2) / whole)
+    wishes = torch.tensor(
+        [[[9.0], [2.0], [0.0]], [[9.0], [5.0], [0.0]], [[9.0], [0.0], [3.0]], [[9.0], [0.6], [0.8]]]
+    )
+    found = wishes_shared(Seen(wishes=[wishes], scores=[scores]), slice(1, 3))
+    # One unit long: (1, 0), (1, 0), (0, 1) and (0.6, 0.8); the first prompt isn't the dynamic one.
+    assert found["one"] == pytest.approx(0.65**2 + 0.45**2)
+    assert found["router"] == pytest.approx((2 * 1 + 2 * (0.3**2 + 0.9**2)) / 4)
+    assert found["k groups"] == pytest.approx((2 * 1 + 2 * (0.3**2 + 0.9**2)) / 4)
     assert found["chance"] <= found["router"]
-    assert found["k groups"] == pytest.approx(1 - (4 * 0.1875 + 2 * (1 / 3) * 0) / whole, abs=0.2)
 
 
 @pytest.fixture
@@ -136,7 +139,7 @@ def test_a_run_is_watched_without_being_changed(run):
     prompts, encoder = routed_prompts(predictor)
     table = predictor.table().select(range(6))
     before = [one.probabilities for one in predictor.predict(table)]
-    seen = watch_run(predictor, 6, None, 4)
+    seen, loss = watch_run(predictor, 6, None, 4)
     assert [one.probabilities for one in predictor.predict(table)] == before
     assert len(seen) == 2
     given = torch.cat(seen[1].prompts)
@@ -149,15 +152,19 @@ def test_a_run_is_watched_without_being_changed(run):
     assert layer.instances == 4
     maps = layer.maps(given[:4].double())
     torch.testing.assert_close(maps / maps.sum(dim=-1, keepdim=True), layer.bare)
+    alike, same = watch_run(predictor, 6, None, 0, [expert[0] for expert in prompts.experts.prompts])
+    given = torch.cat(alike[1].prompts)[:, dynamic_part(prompts)]
+    torch.testing.assert_close(given, prompts.experts.prompts[1][0].expand(6, -1, -1))
+    assert same != loss
     spread = spread_of_prompts(seen[1], prompts)
     assert 1 <= spread["directions"] <= 2 + 1e-6
 
 
 def test_gradients_of_rows_are_those_of_one_row_alone(run):
     predictor = Predictor(run, precision="fp32", batch_size=3)
-    together = torch.cat(watch_run(predictor, 5, None, 2)[1].wishes)
+    together = torch.cat(watch_run(predictor, 5, None, 2)[0][1].wishes)
     predictor.batch_size = 1
-    alone = torch.cat(watch_run(predictor, 5, None, 2)[1].wishes)
+    alone = torch.cat(watch_run(predictor, 5, None, 2)[0][1].wishes)
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-3)
 
 

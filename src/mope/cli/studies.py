@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mope.cli.output import add_plugin, add_verb, load_plugins, make_table, print_table
+from mope.cli.output import add_plugin, add_verb, load_plugins, make_table, print_table, whole_numbers
 from mope.errors import UserError
 
 
@@ -198,8 +198,8 @@ def theory(options: argparse.Namespace) -> None:
 
     settings = TheorySettings(
         instances=options.instances,
-        experts=_numbers("experts", options.experts),
-        dimensions=_numbers("dimensions", options.dimensions),
+        experts=whole_numbers("experts", options.experts),
+        dimensions=whole_numbers("dimensions", options.dimensions),
         pairs=options.pairs,
         steps=options.steps,
         seed=options.seed,
@@ -217,11 +217,3 @@ def theory(options: argparse.Namespace) -> None:
         print_table(header, rows)
         print()
     print(f"Written: {options.out}/theory.json, {options.out}/theory.md, {options.out}/theory.png")
-
-
-def _numbers(name: str, text: str) -> tuple[int, ...]:
-    """Whole numbers, by commas."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"--{name} is '{text}': give whole numbers, such as 1,2,4.") from None

@@ -13,7 +13,7 @@ from mope.predictor import Predictor
 from mope.studies.plot import require_packages
 from mope.studies.theory.layer import random_layer
 from mope.studies.theory.picture import draw_theory
-from mope.studies.theory.runs import by_layer, routed_prompts, run_layer, watch_run
+from mope.studies.theory.runs import by_layer, mean_prompts, routed_prompts, run_layer, watch_run
 from mope.studies.theory.tables import as_markdown
 from mope.studies.theory.theorems import theorem_one, theorem_two
 
@@ -62,7 +62,8 @@ def study_theory(
 
     Returns:
         `settings`; `theorem_1`, see `theorem_one`; `theorem_2`, by m, see `theorem_two`; and of a run
-        `layers`, see `by_layer`, and `theorem_1_of_run`, by layer.
+        `loss`, `loss_with_mean_prompts` (every row's dynamic prompts made their mean), `layers`, see
+        `by_layer`, and `theorem_1_of_run`, by layer.
 
     Raises:
         UserError: a setting is too small, a package is missing, or the run doesn't fit, see `watch_run`.
@@ -114,8 +115,10 @@ def _of_run(
     """The premises on a trained run's rows, and Theorem 1 on its first, middle and last layers."""
     report(f"The premises, on {predictor.run}")
     prompts, encoder = routed_prompts(predictor)
-    seen = watch_run(predictor, settings.rows, settings.data, 2 * settings.pairs)
-    layers = by_layer(seen, prompts, encoder)
+    rows = (predictor, settings.rows, settings.data)
+    seen, loss = watch_run(*rows, 2 * settings.pairs)
+    alike, loss_alike = watch_run(*rows, 0, mean_prompts(seen, prompts))
+    layers = by_layer(seen, alike, prompts, encoder)
     last = len(seen) - 1
     found = {}
     for place in sorted({0, last // 2, last}):
@@ -123,4 +126,5 @@ def _of_run(
         layer = run_layer(seen[place], encoder, place)
         layer = layer.some(layer.instances // 2 * 2)
         found[place + 1] = theorem_one(layer, generator, settings.steps)
-    return {"run": str(predictor.run), "layers": layers, "theorem_1_of_run": found}
+    losses = {"loss": loss, "loss_with_mean_prompts": loss_alike}
+    return {"run": str(predictor.run), **losses, "layers": layers, "theorem_1_of_run": found}

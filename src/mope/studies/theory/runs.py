@@ -1,11 +1,12 @@
 """What the theorems take for granted, on a trained run: its own rows, routers, experts and attention.
 
-The optimal maps A*(x) of real rows aren't known. What is known is where a row's own loss would have each
-layer's prompts go: its gradient. If a global change were best for every row, all would point one way.
+The optimal maps A*(x) of real rows aren't known. What is known is where a row's own loss would have a prompt
+go: its gradient. So rows are given one and the same dynamic prompt, their mean, in every layer: the loss says
+what that costs, and the gradients there whether rows want one change, or as many as there are experts.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,7 +64,9 @@ def routed_prompts(predictor: Predictor) -> tuple[FusionPrompts, TransformerEnco
     return fusion.prompts, encoder
 
 
-def watch_run(predictor: Predictor, rows: int, data: str | None, attended: int) -> list[Seen]:
+def watch_run(
+    predictor: Predictor, rows: int, data: str | None, attended: int, fixed: Sequence[Tensor] | None = None
+) -> tuple[list[Seen], float]:
     """Run rows with labels through a run, one loss each.
 
     Args:
@@ -71,9 +74,10 @@ def watch_run(predictor: Predictor, rows: int, data: str | None, attended: int) 
         rows: how many at most.
         data: their table; None for the run's test rows.
         attended: of how many the attention is kept.
+        fixed: a dynamic prompt (l, d_i) of each layer for all rows; None for each row's own.
 
     Returns:
-        What each layer saw.
+        What each layer saw, and the mean loss.
 
     Raises:
         UserError: see `routed_prompts`; or a row can't be used.
@@ -81,6 +85,7 @@ def watch_run(predictor: Predictor, rows: int, data: str | None, attended: int) 
     prompts, encoder = routed_prompts(predictor)
     layers = encoder.layers
     seen = [Seen() for _ in layers]
+    losses = []
     table = predictor.table(data)
     count = min(rows, len(table))
     table = table.select([place * len(table) // count for place in range(count)])
@@ -89,10 +94,11 @@ def watch_run(predictor: Predictor, rows: int, data: str | None, attended: int) 
     for places, batch, errors in predictor.batches(dataset):
         if errors or batch is None:
             raise UserError(f"{table.name} has rows that can't be used: check it first.")
-        with _Watch(prompts, encoder) as watch, autocast(predictor.precision, predictor.device):
+        with _Watch(prompts, encoder, fixed) as watch, autocast(predictor.precision, predictor.device):
             labels = batch.pop("labels")
             output = model(labels=labels.to(predictor.device), **predictor.to_device(batch))
         assert output.loss is not None
+        losses += [float(output.loss.detach())] * len(places)
         # The loss is a mean over rows, none of which depends on another.
         wishes = torch.autograd.grad(output.loss * len(places), watch.prompts)
         for place, layer in enumerate(seen):
@@ -102,13 +108,22 @@ def watch_run(predictor: Predictor, rows: int, data: str | None, attended: int) 
             if sum(map(len, layer.queries)) < attended:
                 layer.queries.append(watch.queries[place][:attended])
                 layer.logits.append(watch.logits[place][:attended])
-    return seen
+    return seen, sum(losses) / len(losses)
+
+
+def dynamic_part(prompts: FusionPrompts) -> slice:
+    """Which of a layer's prompts are the dynamic one."""
+    begin = 0 if prompts.added or prompts.static is None else prompts.length
+    return slice(begin, begin + prompts.length)
 
 
 class _Watch:
     """Takes down, within its block, each layer's prompts, as leaves, and what its tokens attend to."""
 
-    def __init__(self, prompts: FusionPrompts, encoder: TransformerEncoder):
+    def __init__(
+        self, prompts: FusionPrompts, encoder: TransformerEncoder, fixed: Sequence[Tensor] | None = None
+    ):
+        self._fixed = fixed
         self.prompts: list[Tensor] = []
         self.queries: list[Tensor] = []
         self.logits: list[Tensor] = []
@@ -127,7 +142,11 @@ class _Watch:
             handle.remove()
 
     def _take(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        self.prompts.append(output.detach().requires_grad_())
+        given = output.detach()
+        if self._fixed is not None:
+            given = given.clone()
+            given[:, dynamic_part(self._parts)] = self._fixed[len(self.prompts)].to(given)
+        self.prompts.append(given.requires_grad_())
         return self.prompts[-1]
 
     def _hand_over(
@@ -180,14 +199,14 @@ def mixing_error(layer: Layer, seen: Seen, prompts: FusionPrompts, place: int) -
     scores = scores / scores.sum(dim=1, keepdim=True)
     experts = prompts.experts.prompts[place].detach().double().cpu()
     mixed = torch.einsum("mk,kld->mld", scores, experts)
-    begin = 0 if prompts.added or prompts.static is None else prompts.length
+    part = dynamic_part(prompts)
     bias = None if prompts.offsets is None else prompts.offsets(place)[0].detach().double().cpu()
     with torch.no_grad():
         model = layer.maps(given, bias)
         maps = []
         for expert in experts:
             alone = given.clone()
-            alone[:, begin : begin + prompts.length] += expert - mixed
+            alone[:, part] += expert - mixed
             maps.append(layer.maps(alone, bias))
         each = torch.stack(maps)
         mixture = torch.einsum("mk,kmhij->mhij", scores, each)
@@ -199,15 +218,24 @@ def mixing_error(layer: Layer, seen: Seen, prompts: FusionPrompts, place: int) -
         }
 
 
-def wishes_shared(seen: Seen, seed: int = 0) -> dict[str, float]:
-    """Which part of what rows want of a layer's prompts few directions hold: of the sum of squares.
+def wishes_shared(seen: Seen, part: slice, seed: int = 0) -> dict[str, float]:
+    """Which part of what rows want of a layer's dynamic prompt few directions hold: of the sum of squares.
+
+    Every row's gradient is made 1 long, so that no row counts for more than another.
+
+    Args:
+        seen: of a pass in which all rows had one dynamic prompt. Where they have their own, training has
+            used up what is linear in the scores: there the experts' gradients are 0.
+        part: which prompts are the dynamic one.
+        seed: of groups and shuffling.
 
     Returns:
         `one`: their mean, which a global prompt could follow. `k groups`: the means of k groups of like rows,
         which k experts could follow, each row knowing its own. `router`: what is linear in the run's own
         scores; `chance`: the same with the scores of other rows.
     """
-    wishes = torch.cat(seen.wishes).flatten(1).double().cpu().numpy()
+    wishes = torch.cat(seen.wishes)[:, part].flatten(1).double().cpu().numpy()
+    wishes = wishes / numpy.maximum(numpy.linalg.norm(wishes, axis=1, keepdims=True), 1e-30)
     scores = torch.cat(seen.scores).double().cpu().numpy()
     whole = float((wishes**2).sum()) or 1.0
     k = min(scores.shape[1], len(wishes))
@@ -236,8 +264,7 @@ def spread_of_prompts(seen: Seen, prompts: FusionPrompts) -> dict[str, float]:
         squared singular values), at most k - 1; 0 for a global prompt. `relative`: size of the differences
         beside the size of the prompts.
     """
-    begin = 0 if prompts.added or prompts.static is None else prompts.length
-    given = torch.cat(seen.prompts)[:, begin : begin + prompts.length].flatten(1).double()
+    given = torch.cat(seen.prompts)[:, dynamic_part(prompts)].flatten(1).double()
     offsets = given - given.mean(dim=0)
     energy = torch.linalg.svdvals(offsets).square()
     if float(energy.sum()) <= 1e-20 * float(given.square().sum()):
@@ -249,15 +276,26 @@ def spread_of_prompts(seen: Seen, prompts: FusionPrompts) -> dict[str, float]:
     }
 
 
+def mean_prompts(seen: Sequence[Seen], prompts: FusionPrompts) -> list[Tensor]:
+    """The rows' mean dynamic prompt of each layer, (l, d_i)."""
+    return [torch.cat(one.prompts)[:, dynamic_part(prompts)].mean(dim=0) for one in seen]
+
+
 def by_layer(
-    seen: list[Seen], prompts: FusionPrompts, encoder: TransformerEncoder
+    seen: Sequence[Seen], alike: Sequence[Seen], prompts: FusionPrompts, encoder: TransformerEncoder
 ) -> list[Mapping[str, Any]]:
-    """Every measure of every layer of a run."""
+    """Every measure of every layer of a run.
+
+    Args:
+        seen: what layers saw of rows with dynamic prompts of their own.
+        alike: the same of rows that all had the mean.
+        prompts, encoder: the run's.
+    """
     return [
         {
             "layer": place + 1,
             "mixing": mixing_error(run_layer(one, encoder, place), one, prompts, place),
-            "wishes": wishes_shared(one),
+            "wishes": wishes_shared(alike[place], dynamic_part(prompts)),
             "prompts": spread_of_prompts(one, prompts),
         }
         for place, one in enumerate(seen)

@@ -10,6 +10,8 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     """Headers and rows: Theorem 1, Theorem 2, and of a run its layers and Theorem 1 on some of them."""
     found = [_pairs("optimal maps", {"": result["theorem_1"]}), _experts(result["theorem_2"])]
     if "layers" in result:
+        losses = [[f"{result[name]:.3f}" for name in ("loss", "loss_with_mean_prompts")]]
+        found.append((["loss", "with one dynamic prompt for all"], losses))
         found += [_layers(result["layers"]), _pairs("optimal maps, of the run", result["theorem_1_of_run"])]
     return found
 
@@ -61,7 +63,7 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> Table:
         "mixed prompts from mixed maps": ("mixing", "error"),
         "directions of P_d": ("prompts", "directions"),
         "P_d varies by": ("prompts", "relative"),
-        "gradients: one for all": ("wishes", "one"),
+        "wanted: one for all": ("wishes", "one"),
         "k groups": ("wishes", "k groups"),
         "router": ("wishes", "router"),
         "chance": ("wishes", "chance"),

@@ -57,6 +57,7 @@ def theorem_one(layer: Layer, generator: torch.Generator, steps: int = 100) -> d
         own = fit_prompts(layer, wanted, [start, *more], 1, steps)
         pairs = [start[::2], start[1::2], (start[::2] + start[1::2]) / 2, *(one[::2] for one in more)]
         shared = fit_prompts(layer, wanted, pairs, 2, steps)
+        own = torch.minimum(own, shared)  # a global prompt may be an instance's own
         both = {
             "bare": distance(layer.bare, wanted),
             "floor": floor(layer.bare, wanted),
