@@ -217,12 +217,13 @@ def test_tables_can_be_used_and_the_manifest_counts_them(made):
 def test_shipped_configs_name_the_tables_that_are_made(made):
     tables, manifest, _ = made
     folder = manifest["name"].replace("-", "_")
-    (file,) = Path("configs").glob(f"{folder}*.yaml")
-    config = Config.load(file)
-    for split in ("train", "validation", "test"):
-        table = Path(getattr(config.data, split))
-        assert (table.parent.name, table.suffix) == (folder, ".jsonl")
-        assert table.stem in tables
+    files = list(Path("configs").glob(f"{folder}*.yaml"))
+    assert files
+    for config in map(Config.load, files):
+        for split in ("train", "validation", "test"):
+            table = Path(getattr(config.data, split))
+            assert (table.parent.name, table.suffix) == (folder, ".jsonl")
+            assert table.stem in tables
 
 
 @pytest.mark.parametrize("made", ["food101"], indirect=True)
