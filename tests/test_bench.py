@@ -64,10 +64,11 @@ def test_frozen_parts_are_settled_and_the_rest_learns():
 
 def test_the_commands(tmp_path, capsys):
     sizes = ["--model", "tiny", "--batch", "2", "--repeats", "1"]
-    out = tmp_path / "table8.json"
+    out = tmp_path / "table8"
     assert main(["bench", "experts", "--experts", "4,8", *sizes, "--out", str(out)]) == 0
     assert "routing us" in capsys.readouterr().out
-    assert [row["k"] for row in json.loads(out.read_text())["rows"]] == [4, 8]
+    assert [row["k"] for row in json.loads((out / "table.json").read_text())["rows"]] == [4, 8]
+    assert "| k | forward ms |" in (out / "table.md").read_text()
     assert main(["bench", "methods", "MoPE", *sizes, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["method"] == "MoPE"
 

@@ -9,9 +9,14 @@ import numpy
 import pytest
 
 from mope.cli import main
+from mope.config import Config
+from mope.predictor import Predictor
+from mope.scenes.compose import COLOURS
+from mope.scenes.glyphs import kinds
 from mope.scenes.spoken import QUESTIONS, WORDS, SpokenSettings, bounds, build_spoken
 from mope.scenes.voice import RATE, VOWELS, save_wave, speak
 from mope.scenes.words import place_name
+from mope.training import train
 
 SMALL = SpokenSettings(train=6, validation=2, test=3, size=32)
 
@@ -115,3 +120,24 @@ def test_the_command_says_what_each_input_is_worth(spoken, tmp_path, capsys):
     assert "without the sound" in capsys.readouterr().out
     assert main([*arguments, "--size", "32", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["splits"]["test"]["rows"] == 4
+
+
+def test_three_inputs_train_over_tiny_encoders(spoken, config, tmp_path):
+    content = config.model_dump()
+    content["inputs"]["image"]["column"], content["inputs"]["text"]["column"] = "image", "question"
+    content["inputs"]["audio"] = {
+        "kind": "audio",
+        "column": "sound",
+        "seconds": 0.5,
+        "encoder": {
+            "tuning": "full",
+            "architecture": {"model_type": "cnn14", "channels": [4] * 6, "embedding_size": 8},
+        },
+    }
+    content["data"] |= {split: str(spoken / f"{split}.csv") for split in ("train", "validation", "test")}
+    content["data"] |= {"label": "answer", "labels": [*kinds("easy")[:6], *COLOURS]}
+    content["training"] |= {"epochs": 1, "head_start": "random"}
+    content["fusion"] |= {"keys": "orthogonal"}
+    result = train(Config.parse(content), report=lambda line: None)
+    assert 0 <= result["validation"]["accuracy"] <= 1
+    assert len(Predictor(content["output"]).predict(read(spoken, "test"), spoken)) == 6

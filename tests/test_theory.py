@@ -178,7 +178,7 @@ def test_the_command_writes_json_a_table_and_a_picture(run, tmp_path, capsys):
     assert [entry["layer"] for entry in result["layers"]] == [1, 2]
     assert set(result["theorem_1_of_run"]) == {"1", "2"}
     assert (out / "theory.png").stat().st_size > 10_000
-    assert "| m | k |" in (out / "theory.md").read_text()
+    assert "| m | k |" in (out / "table.md").read_text()
 
 
 def test_what_does_not_fit_is_said_in_a_sentence(config, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def _add_whole_models(verb: argparse.ArgumentParser, batch: int) -> None:
     verb.add_argument("--batch", type=int, default=batch, metavar="N", help=f"rows per pass ({batch})")
     verb.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="arithmetic")
     verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
-    verb.add_argument("--out", metavar="FILE", help="also write the JSON there")
+    verb.add_argument("--out", metavar="FOLDER", help="also write table.json and table.md there")
 
 
 def bench_data(options: argparse.Namespace) -> None:
@@ -132,13 +133,10 @@ def bench_experts(options: argparse.Namespace) -> None:
         device=options.device,
     )
     result = run(settings)
-    if _written(options, result):
-        return
     times, memory = zip(*(_experts_rows(row) for row in result["rows"]), strict=True)
-    print_table(["k", "forward ms", "to the first", "routing us", "of forward", "paper's %"], times)
-    header = ["k", "stored MiB", "with gradients, moments", "step's peak", "of the peak", "paper's MiB"]
-    print_table(header, memory)
-    print(_machine(options, result))
+    header = ["k", "forward ms", "to the first", "routing us", "of forward", "paper's %"]
+    stored = ["k", "stored MiB", "with gradients, moments", "step's peak", "of the peak", "paper's MiB"]
+    _show(options, result, "What experts cost", [(header, times), (stored, memory)])
 
 
 def _experts_rows(row: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -179,8 +177,6 @@ def bench_methods(options: argparse.Namespace) -> None:
         device=options.device,
     )
     result = run(settings, lambda line: print(line, file=sys.stderr, flush=True))
-    if _written(options, result):
-        return
     rows = [
         [
             row["method"],
@@ -193,19 +189,27 @@ def bench_methods(options: argparse.Namespace) -> None:
         for row in result["rows"]
     ]
     header = ["method", "image encoder", "ms per row", "over bare encoders", "paper's ms", "paper's ratio"]
-    print_table(header, rows)
-    print(_machine(options, result))
+    _show(options, result, "Forward passes of the methods", [(header, rows)])
 
 
-def _written(options: argparse.Namespace, result: dict[str, Any]) -> bool:
-    """Write or print the JSON where that is asked for; whether it was printed."""
+def _show(options: argparse.Namespace, result: dict[str, Any], title: str, tables: Sequence[Any]) -> None:
+    """Print tables, or the JSON; and write both where that is asked for."""
     if options.out:
-        from mope.files import write_json
+        from mope.files import replacing, write_json
 
-        write_json(Path(options.out), result)
+        write_json(Path(options.out) / "table.json", result)
+        parts = [f"## {title}"]
+        for header, rows in tables:
+            lines = [header, ["---"] * len(header), *rows]
+            parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        with replacing(Path(options.out) / "table.md") as draft:
+            draft.write_text("\n\n".join([*parts, _machine(options, result)]) + "\n", encoding="utf-8")
     if options.json:
         print(json.dumps(result, indent=2))
-    return options.json
+        return
+    for header, rows in tables:
+        print_table(header, rows)
+    print(_machine(options, result))
 
 
 def _machine(options: argparse.Namespace, result: dict[str, Any]) -> str:

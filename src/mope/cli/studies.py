@@ -216,4 +216,4 @@ def theory(options: argparse.Namespace) -> None:
     for header, rows in tables(result):
         print_table(header, rows)
         print()
-    print(f"Written: {options.out}/theory.json, {options.out}/theory.md, {options.out}/theory.png")
+    print(f"Written: {options.out}/theory.json, {options.out}/table.md, {options.out}/theory.png")

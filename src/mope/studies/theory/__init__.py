@@ -52,7 +52,7 @@ def study_theory(
 ) -> dict[str, Any]:
     """Measure what Theorems 1 and 2 state on a random layer, and their premises on a trained run.
 
-    Writes `theory.json`, `theory.md` and `theory.png`.
+    Writes `theory.json`, `table.md` and `theory.png`.
 
     Args:
         settings: what is measured.
@@ -81,7 +81,7 @@ def study_theory(
         result = _measure(settings, predictor, report)
     folder = Path(out)
     write_json(folder / "theory.json", result)
-    with replacing(folder / "theory.md") as draft:
+    with replacing(folder / "table.md") as draft:
         draft.write_text(as_markdown(result), encoding="utf-8")
     draw_theory(result, folder / "theory.png")
     return result

@@ -15,7 +15,7 @@ def draw_theory(result: Mapping[str, Any], file: Path) -> None:
     from matplotlib.figure import Figure
 
     count = 3 if "layers" in result else 2
-    figure = Figure(figsize=(4.6 * count, 4.0), layout="constrained")
+    figure = Figure(figsize=(4.6 * count, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, count)
     _pairs(axes[0], result["theorem_1"])
@@ -54,7 +54,7 @@ def _experts(axes: Any, found: Mapping[Any, Any]) -> None:
     axes.set_ylabel("error over that of one global prompt")
     axes.set_title("Theorem 2, own prompts in m dimensions", fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3)
 
 
 def _wishes(axes: Any, layers: Any) -> None:

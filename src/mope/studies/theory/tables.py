@@ -18,7 +18,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 
 def as_markdown(result: Mapping[str, Any]) -> str:
     """The tables in Markdown, under a heading."""
-    parts = ["# Appendix C in numbers"]
+    parts = ["## Appendix C in numbers"]
     for header, rows in tables(result):
         lines = [header, ["---"] * len(header), *rows]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
