@@ -51,7 +51,8 @@ def main() -> int:
     _, _, after = rest.partition(END)
     readme.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + after)
     print("\n".join(lines))
-    fill_studies(Path("docs/results.md"))
+    for page in ("results", "theory"):
+        fill_studies(Path("docs", f"{page}.md"))
     return 0
 
 

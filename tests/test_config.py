@@ -190,6 +190,16 @@ APPENDIX = {
         "inputs.video.size": 224,
     },
 }
+APPENDIX["mustard_video"] = APPENDIX["mustard_audio"] | {
+    "inputs.video.encoder.architecture": {
+        "model_type": "vit",
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+    },
+    "inputs.video.encoder.prompt_length": 4,
+    "inputs.video.size": 224,
+}
 
 
 @pytest.mark.parametrize("name", APPENDIX)

@@ -9,10 +9,8 @@ import json
 import os
 import platform
 import resource
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from mope.bench.turns import take_turns
 from mope.device import autocast, frozen_dtype, pick_device, use_bf16
 from mope.encoders import TransformerEncoder, TunedEncoder
 from mope.encoders.weights import build_backbone, read_architecture
@@ -102,32 +100,11 @@ class _Bench:
     def autocast(self) -> Any:
         return autocast(self.settings.precision, self.device)
 
-    def synchronise(self) -> None:
-        """Wait for a GPU to finish."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
-
-    def time(self, run: Callable[[], Any]) -> float:
-        """Seconds that a call takes."""
-        self.synchronise()
-        started = time.perf_counter()
-        run()
-        self.synchronise()
-        return time.perf_counter() - started
-
     def take_turns(
         self, variants: Mapping[str, Callable[[], Any]], repeats: int, what: str
     ) -> dict[str, float]:
-        """Median seconds of each variant, which take turns after two rounds to warm up."""
-        times: dict[str, list[float]] = {name: [] for name in variants}
-        for turn in tqdm(range(repeats + 2), desc=what, leave=False, disable=None):
-            for name, run in variants.items():
-                seconds = self.time(run)
-                if turn >= 2:
-                    times[name].append(seconds)
-        return {name: statistics.median(values) for name, values in times.items()}
+        """Median seconds of each variant, see `take_turns`."""
+        return take_turns(variants, repeats, what, self.device)
 
 
 def measure_inference(bench: _Bench) -> dict[str, float]:

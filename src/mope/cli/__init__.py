@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from mope.cli import data, encoders, export, fit, init, insight, predict, runs, serve, studies
+from mope.cli import bench, data, encoders, export, fit, init, insight, predict, runs, serve, studies
 from mope.errors import Interrupted, UserError
 
 
@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="print a script that completes commands in bash, zsh or tcsh, and exit",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
-    for group in (fit, init, runs, predict, serve, export, studies, insight, data, encoders):
+    for group in (fit, init, runs, predict, serve, export, studies, insight, data, encoders, bench):
         group.add(verbs)
     return parser
 

@@ -1,4 +1,4 @@
-"""`mope data check | describe | prepare | scenes`."""
+"""`mope data check | describe | prepare | shop | spoken | scenes`."""
 
 import argparse
 import json
@@ -39,6 +39,16 @@ def add(verbs: Any) -> None:
         verb.add_argument(f"--{table}", type=int, default=count, metavar="N", help=f"{table} rows ({count})")
     verb.add_argument("--seed", type=int, default=0, help="of everything (0)")
 
+    verb = add_verb(data, "spoken", data_spoken, "make a set of pictures, spoken words and questions")
+    verb.add_argument("out", metavar="FOLDER", help="a new folder, or one that holds the same set already")
+    for split, count in (("train", 1500), ("validation", 150), ("test", 400)):
+        verb.add_argument(
+            f"--{split}", type=int, default=count, metavar="N", help=f"{split} pictures ({count})"
+        )
+    verb.add_argument("--kinds", type=int, default=6, metavar="N", help="kinds of things (6)")
+    verb.add_argument("--size", type=int, default=56, help="side of a picture in pixels (56)")
+    verb.add_argument("--seed", type=int, default=0, help="of everything (0)")
+
     verb = add_verb(
         data, "scenes", data_scenes, "make the offline demo set: pictures of OpenMoji glyphs, and texts"
     )
@@ -63,6 +73,24 @@ def add(verbs: Any) -> None:
         action="store_true",
         help="a shop, a date and a weight in each row, and questions about them",
     )
+
+
+def data_spoken(options: argparse.Namespace) -> None:
+    """`mope data spoken FOLDER`."""
+    from mope.scenes.spoken import SpokenSettings, build_spoken
+
+    names = ("train", "validation", "test", "kinds", "size", "seed")
+    settings = SpokenSettings(**{name: getattr(options, name) for name in names})
+    manifest = build_spoken(options.out, settings)
+    if options.json:
+        print(json.dumps(manifest, indent=2))
+        return
+    splits = manifest["splits"].items()
+    rows = [[split, str(entry["rows"]), str(len(entry["labels"]))] for split, entry in splits]
+    print_table(["split", "rows", "labels"], rows)
+    hidden = manifest["splits"]["test"]["without"]
+    said = ", ".join(f"{share:.3f} without the {name}" for name, share in hidden.items())
+    print(f"At most {said} is right on test. The set is in {options.out}. {manifest['licence']}")
 
 
 def data_shop(options: argparse.Namespace) -> None:

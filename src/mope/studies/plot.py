@@ -1,19 +1,19 @@
 """A study's picture."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
 
 from mope.errors import UserError
-from mope.files import replacing
+from mope.files import replacing, write_json
 from mope.run import read_run
 from mope.studies.study import Study
 
 
 def plot(study: Study, table: Mapping[str, Any], done: Any, file: Path) -> None:
-    """Draw a study as a PNG.
+    """Draw a study as a PNG; of the importance of experts also write `importance.json` beside it.
 
     Args:
         study: says which kind of picture.
@@ -34,6 +34,12 @@ def plot(study: Study, table: Mapping[str, Any], done: Any, file: Path) -> None:
     draw(figure, study, table, done)
     with replacing(file) as draft:
         figure.savefig(draft, dpi=150, format="png")
+    if study.plot.kind == "importance":
+        content = {
+            label: {"steps": steps, "importance": shares.tolist(), "effective_experts": _effective(shares)}
+            for label, (steps, shares) in _courses(study, done).items()
+        }
+        write_json(file.with_name("importance.json"), content)
 
 
 def require_packages() -> None:
@@ -96,19 +102,63 @@ def _training_rows(done: Any) -> dict[str, int]:
     return {label: run["train_rows"] for label, run in runs if "train_rows" in run}
 
 
-def _importance(figure: Any, study: Study, table: Mapping[str, Any], done: Any) -> None:
-    """Share of the routing that each expert of the last layer gets, over training (Fig. 7)."""
-    labels = [row.label for row in study.rows]
-    figure.set_size_inches(3.4 * len(labels), 3.4)
-    axes = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
-    for place, label in enumerate(labels):
-        run = next((metrics for cell, metrics in done if cell.row.label == label), None)
+def routing_course(history: Sequence[Mapping[str, Any]]) -> tuple[list[float], Any]:
+    """Steps, at the ends of windows, and the experts' shares of the routing in them (W, L, k).
+
+    Of a run that kept nothing within its epochs these are the epochs' ends and shares.
+
+    Args:
+        history: a run's, an entry per epoch.
+    """
+    steps: list[float] = []
+    shares: list[Any] = []
+    before = 0.0
+    for entry in history:
+        course = entry.get("course") or {"batches": [1], "importance": [entry["importance"]]}
+        ends = numpy.cumsum(course["batches"]) / sum(course["batches"])
+        steps += [before + float(end) * (entry["step"] - before) for end in ends]
+        shares += course["importance"]
+        before = entry["step"]
+    return steps, numpy.array(shares)
+
+
+def _courses(study: Study, done: Any) -> dict[str, tuple[list[float], Any]]:
+    """`routing_course` of each row's first run that has experts."""
+    found = {}
+    for row in study.rows:
+        run = next((metrics for cell, metrics in done if cell.row.label == row.label), None)
         history = [] if run is None else [entry for entry in run["history"] if "importance" in entry]
         if history:
-            shares = numpy.array([entry["importance"][-1] for entry in history])
-            axes[place].plot([entry["epoch"] for entry in history], shares, marker=".")
-        axes[place].set_title(label, fontsize=9)
-        axes[place].set_xlabel("epoch")
-        axes[place].set_ylim(0, 1)
-    axes[0].set_ylabel("importance, last layer")
-    figure.suptitle(study.title)
+            found[row.label] = routing_course(history)
+    return found
+
+
+def _effective(shares: Any) -> list[list[float]]:
+    """How many experts each layer uses, (W, L, k) -> (W, L): the exponential of the entropy of its shares."""
+    logs = numpy.log(numpy.where(shares > 0, shares, 1.0))
+    return numpy.exp(-(shares * logs).sum(axis=2)).round(3).tolist()
+
+
+def _importance(figure: Any, study: Study, table: Mapping[str, Any], done: Any) -> None:
+    """Share of the routing that each expert gets, in every layer, by step (Fig. 7): a band for each."""
+    courses = _courses(study, done)
+    if not courses:
+        return
+    layers = max(shares.shape[1] for _, shares in courses.values())
+    columns = min(layers, 6)
+    lines = -(-layers // columns)
+    figure.set_size_inches(1.7 * columns + 1.0, 1.3 * lines * len(courses) + 0.9)
+    parts = figure.subfigures(len(courses), 1, squeeze=False)[:, 0]
+    for part, (label, (steps, shares)) in zip(parts, courses.items(), strict=True):
+        part.suptitle(label, fontsize=9)
+        axes = part.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
+        for place, panel in enumerate(axes):
+            if place >= shares.shape[1]:
+                panel.set_axis_off()
+                continue
+            panel.stackplot(steps, shares[:, place].T, linewidth=0.2, edgecolor="white")
+            panel.set_title(f"layer {place + 1}", fontsize=7, pad=2)
+            panel.tick_params(labelsize=6)
+            panel.set(ylim=(0, 1), xlim=(min(steps), max(steps)) if len(steps) > 1 else None)
+    figure.supxlabel("step", fontsize=8)
+    figure.supylabel("importance", fontsize=8)

@@ -46,6 +46,56 @@ def collapse(history: Sequence[Mapping[str, Any]]) -> str | None:
     )
 
 
+class RoutingCourse:
+    """Importance of the experts over an epoch's batches (Fig. 7), in windows of equally many.
+
+    How many batches come isn't known beforehand: where there are too many windows, each two become one. So
+    there are between `MOST` / 2 and `MOST`, after the first few batches.
+    """
+
+    MOST = 16
+
+    def __init__(self) -> None:
+        self._sums: list[Tensor] = []
+        self._counts: list[int] = []
+        self._size = 1
+
+    def add(self, importance: Tensor) -> None:
+        """Take a batch's importance (L, k)."""
+        if self._counts and self._counts[-1] < self._size:
+            self._sums[-1] = self._sums[-1] + importance
+            self._counts[-1] += 1
+            return
+        if len(self._sums) == self.MOST:
+            pairs = range(0, self.MOST, 2)
+            self._sums = [self._sums[n] + self._sums[n + 1] for n in pairs]
+            self._counts = [self._counts[n] + self._counts[n + 1] for n in pairs]
+            self._size *= 2
+        self._sums.append(importance)
+        self._counts.append(1)
+
+    def shares(self) -> dict[str, Any]:
+        """`batches` of each window (W,), and `importance` as shares (W, L, k), to four digits."""
+        shares = [total / total.sum(dim=1, keepdim=True) for total in self._sums]
+        return {
+            "batches": list(self._counts),
+            "importance": [[[round(x, 4) for x in layer] for layer in one.tolist()] for one in shares],
+        }
+
+    def state(self) -> dict[str, Any]:
+        """All of it, for a checkpoint."""
+        sums = [total.tolist() for total in self._sums]
+        return {"sums": sums, "counts": list(self._counts), "size": self._size}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any], device: torch.device) -> "RoutingCourse":
+        """What `state` gave, to go on from."""
+        found = cls()
+        found._sums = [torch.tensor(total, device=device) for total in state["sums"]]
+        found._counts, found._size = list(state["counts"]), state["size"]
+        return found
+
+
 class EpochRecord:
     """What is summed up over an epoch's steps.
 
@@ -59,6 +109,7 @@ class EpochRecord:
         self._rates: dict[str, float] = {}
         self._importance: Tensor | None = None
         self._imbalance: Tensor | None = None
+        self._course = RoutingCourse()
 
     def add(self, losses: Mapping[str, Tensor], scores: Sequence[Tensor], rates: dict[str, float]) -> None:
         """Take a batch's losses, the routing scores of each layer (B, k), and the learning rates."""
@@ -69,6 +120,7 @@ class EpochRecord:
         if scores:
             batch = importance([one.detach() for one in scores])
             uneven = variation(batch)
+            self._course.add(batch)
             self._importance = batch if self._importance is None else self._importance + batch
             self._imbalance = uneven if self._imbalance is None else self._imbalance + uneven
 
@@ -86,7 +138,7 @@ class EpochRecord:
         return logs
 
     def routing(self) -> dict[str, Any]:
-        """How much each expert was used (L, k), and how unevenly; empty without experts."""
+        """How much each expert was used (L, k), how unevenly, and over the epoch; empty without experts."""
         if self._importance is None or self._imbalance is None:
             return {}
         shares = self._importance / self._importance.sum(dim=1, keepdim=True)
@@ -95,6 +147,7 @@ class EpochRecord:
         return {
             "importance": shares.cpu().tolist(),
             "imbalance": (self._imbalance / self.steps).tolist(),
+            "course": self._course.shares(),
         }
 
     def state(self) -> dict[str, Any]:
@@ -105,6 +158,7 @@ class EpochRecord:
             "steps": self.steps,
             "seconds": time.monotonic() - self._started,
             **{name: None if total is None else total.tolist() for name, total in sums.items()},
+            "course": self._course.state(),
         }
 
     @classmethod
@@ -116,6 +170,8 @@ class EpochRecord:
         if state["importance"] is not None:
             found._importance = torch.tensor(state["importance"], device=device)
             found._imbalance = torch.tensor(state["imbalance"], device=device)
+        if "course" in state:  # not of an earlier version
+            found._course = RoutingCourse.of(state["course"], device)
         return found
 
 

@@ -1,0 +1,88 @@
+"""What experts and methods cost: Tab. VIII and Tab. I's Speed, on tiny encoders."""
+
+import json
+
+import pytest
+import torch
+
+from mope.bench.experts import ExpertsSettings, bench_experts
+from mope.bench.methods import PAPER, MethodsSettings, bench_methods
+from mope.bench.models import build
+from mope.bench.turns import take_turns
+from mope.cli import main
+from mope.methods import METHODS, find_method
+
+CPU = torch.device("cpu")
+
+
+def test_variants_take_turns_and_the_first_two_rounds_do_not_count():
+    order: list[str] = []
+    found = take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, "", CPU)
+    assert order == ["a", "b"] * 5
+    assert set(found) == {"a", "b"}
+
+
+def test_the_table_of_experts_adds_up():
+    settings = ExpertsSettings("tiny", experts=(16, 4), batch=2, repeats=1, precision="fp32", device="cpu")
+    result = bench_experts(settings)
+    first, second = result["rows"]
+    assert (first["k"], second["k"]) == (4, 16)
+    assert first["forward_ratio"] == 1
+    for row in result["rows"]:
+        k = row["k"]
+        assert row["routing_share"] == row["routing_seconds"] / row["forward_seconds"]
+        # Two layers of width 32: k experts of 6 tokens, keys of 10, projections of 8 from 32 and 2 from 32.
+        numbers = 2 * (k * 6 * 32 + k * 10 + 8 * 32 + 2 * 32)
+        assert row["experts_mebibytes"] * 2**20 == 4 * numbers
+        assert row["training_mebibytes"] == 4 * row["experts_mebibytes"]
+        assert row["memory_share"] == row["training_mebibytes"] / row["step_mebibytes"]
+    assert second["paper"] == {"microseconds": 263, "percent": 0.8, "mebibytes": 3.27}
+
+
+def test_a_method_is_compared_with_bare_encoders_of_its_size():
+    result = bench_methods(
+        MethodsSettings(("MoPE", "P-TextOnly"), "tiny", 2, 1, "fp32", "cpu"), report=lambda line: None
+    )
+    mope, text = result["rows"]
+    assert (mope["method"], text["method"]) == ("MoPE", "P-TextOnly")
+    for row in result["rows"]:
+        assert row["ratio"] == row["milliseconds"] / row["bare_milliseconds"]
+    assert text["ratio"] < mope["ratio"]
+    assert mope["paper_ratio"] == pytest.approx(30.47 / 23.73)
+
+
+def test_the_papers_speeds_are_of_methods_there_are():
+    assert set(PAPER) <= set(METHODS)
+
+
+def test_frozen_parts_are_settled_and_the_rest_learns():
+    model = build(find_method("MoPE"), "tiny", "fp32", CPU)
+    learned = {name.split(".")[1] for name, one in model.named_parameters() if one.requires_grad}
+    assert learned == {"prompts", "encoders", "linear"} or "prompts" in learned
+    assert not any(p.requires_grad for p in model.fusion.encoder("image").encoder.parameters())
+
+
+def test_the_commands(tmp_path, capsys):
+    sizes = ["--model", "tiny", "--batch", "2", "--repeats", "1"]
+    out = tmp_path / "table8"
+    assert main(["bench", "experts", "--experts", "4,8", *sizes, "--out", str(out)]) == 0
+    assert "routing us" in capsys.readouterr().out
+    assert [row["k"] for row in json.loads((out / "table.json").read_text())["rows"]] == [4, 8]
+    assert "| k | forward ms |" in (out / "table.md").read_text()
+    assert main(["bench", "methods", "MoPE", *sizes, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0]["method"] == "MoPE"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["experts", "--experts", "4,many"], "--experts is '4,many'"),
+        (["experts", "--experts", "1", "--model", "tiny"], "at least 2 experts"),
+        (["experts", "--method", "SeqFuse", "--model", "tiny"], "SeqFuse has no experts"),
+        (["methods", "Mope2", "--model", "tiny"], "There is no method 'Mope2'"),
+        (["methods", "MoPE", "--batch", "0"], "at least 1"),
+    ],
+)
+def test_bad_input_is_said_in_a_sentence(arguments, said, capsys):
+    assert main(["bench", *arguments]) == 2
+    assert said in capsys.readouterr().err
