@@ -20,7 +20,7 @@ from mope.serve.app import build_runs_app
 from mope.serve.limits import Refusal
 from mope.serve.queue import FairQueue, Lane
 from mope.serve.runs import Runs, find_runs
-from mope.serve.settings import ServeSettings
+from mope.serve.settings import ServeSettings, read_tokens
 
 pytest_plugins = ["serve_fixtures"]
 
@@ -249,3 +249,56 @@ def test_what_isn_t_a_run_is_said(folder, tmp_path, capsys):
         Runs({}, [folder], ServeSettings(), device="cpu").get("none")
     with pytest.raises(UserError, match="--max-runs is 0"):
         Runs({}, [folder], ServeSettings(), most=0)
+
+
+def test_each_caller_has_a_token_and_a_share(runs, rows, tmp_path):
+    (tmp_path / "tokens").write_text("# who may ask\nann tokenofann\n\nbob tokenofbob  # till spring\n")
+    limits = ServeSettings(page=False, rows=8, queue=8, tokens=read_tokens(str(tmp_path / "tokens")))
+    app = build_runs_app(runs, limits)
+    engine, stop, started = app.state.engine, threading.Event(), threading.Event()
+
+    def ask(token, name, count):
+        headers = {"Authorization": f"Bearer {token}"}
+        return client.post(f"/v1/runs/{name}/predict", json={"rows": rows[:count]}, headers=headers)
+
+    try:
+        with talk(app) as client, ThreadPoolExecutor(2) as pool:
+            assert client.get("/v1/runs").status_code == 401
+            assert ask("tokenofeve", "mope", 1).status_code == 401
+            for name in ("mope", "static", "longer"):
+                assert ask("tokenofann", name, 1).status_code == 200
+            engine.batcher.call(lambda: (started.set(), stop.wait(60)))
+            assert started.wait(60)
+            first = pool.submit(ask, "tokenofann", "mope", 6)
+            while len(engine.batcher) < 6:
+                assert not first.done()
+            refused = ask("tokenofann", "static", 3)
+            assert refused.status_code == 503
+            assert "Your token has 8 rows in the works at most" in refused.json()["error"]
+            other = pool.submit(ask, "tokenofbob", "static", 3)
+            while len(engine.batcher) < 9:
+                assert not other.done()
+            stop.set()
+            assert first.result(60).status_code == other.result(60).status_code == 200
+            assert ask("tokenofann", "static", 8).status_code == 200
+    finally:
+        stop.set()
+        engine.close()
+
+
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [
+        ("ann", "line 1: a line is NAME TOKEN, each name once"),
+        ("ann a\nann b", "line 2: a line is NAME TOKEN, each name once"),
+        ("# nobody", "has no tokens"),
+        ("ann a\nbob a", "Two callers have the same token"),
+        ("ann ä", "letters that headers don't carry"),
+    ],
+)
+def test_wrong_tokens_are_said(tmp_path, lines, text):
+    (tmp_path / "tokens").write_text(lines)
+    with pytest.raises(UserError, match=text):
+        ServeSettings(tokens=read_tokens(str(tmp_path / "tokens")))
+    with pytest.raises(UserError, match="Can't read the tokens in"):
+        read_tokens(str(tmp_path / "none"))

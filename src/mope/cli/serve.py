@@ -34,13 +34,18 @@ def add(verbs: Any) -> None:
     verb.add_argument(
         "--token", help="what callers must name; without it, MOPE_TOKEN of the environment, or none"
     )
+    verb.add_argument(
+        "--tokens",
+        metavar="FILE",
+        help="tokens of several callers, a line NAME TOKEN for each; see --max-queue",
+    )
     verb.add_argument("--no-page", action="store_true", help="the JSON API alone")
     verb.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows per forward pass (32)")
     add_limits(verb, "of a request's body")
     for name, default, kind, text in (
         ("characters", 20_000, int, "of a text"),
         ("rows", 64, int, "per request"),
-        ("queue", 512, int, "rows that wait for the model"),
+        ("queue", 512, int, "rows that wait for the model, of a run, and with --tokens of a caller"),
         ("connections", 512, int, "open at the same time"),
         ("header-bytes", 32_768, int, "of a request's address and headers"),
         ("headers", 100, int, "of a request"),
@@ -125,13 +130,19 @@ def _app(options: argparse.Namespace, runs: Any, folders: Any, settings: "ServeS
 
 def settings_of(options: argparse.Namespace) -> "ServeSettings":
     """How a run is to be served."""
-    from mope.serve.settings import ServeSettings
+    from mope.serve.settings import ServeSettings, read_tokens
 
+    if options.tokens is not None and options.token is not None:
+        raise UserError("--token is one for all callers, --tokens one for each: give either.")
+    token = (
+        os.environ.get("MOPE_TOKEN") if options.token is None and options.tokens is None else options.token
+    )
     given = {name: value for name in LIMITS if (value := getattr(options, name)) is not None}
     return ServeSettings(
         host=options.host,
         port=options.port,
-        token=os.environ.get("MOPE_TOKEN") if options.token is None else options.token,
+        token=token,
+        tokens={} if options.tokens is None else read_tokens(options.tokens),
         page=not options.no_page,
         **{name.removeprefix("max_"): value for name, value in given.items()},
         characters=options.max_characters,

@@ -18,9 +18,9 @@ from mope.predictor import Predictor
 from mope.serve.engine import Engine
 from mope.serve.limits import BodyLimit, OneShape, Refusal, said
 from mope.serve.metrics import Metrics, Watch
-from mope.serve.rows import Failure, RowParser, answer_model, answer_of, charset_of
+from mope.serve.rows import Failure, Row, RowParser, answer_model, answer_of, charset_of
 from mope.serve.runs import OneRun, Runs
-from mope.serve.security import Guard, PageGuard
+from mope.serve.security import CALLER, Guard, PageGuard
 from mope.serve.served import Served
 from mope.serve.settings import ServeSettings
 
@@ -131,11 +131,11 @@ def _about_predict(settings: ServeSettings, answer: Any, content: Any) -> dict[s
     """How a path that predicts is described."""
     responses: dict[int | str, Any] = {200: {"model": answer, "description": "A prediction for each row."}}
     for code, text in _CODES.items():
-        if code not in (401, 403) or (code == 401) == (settings.token is not None):
+        if code not in (401, 403) or (code == 401) == bool(settings.callers):
             responses[code] = {"model": Failure, "description": text}
     responses[503]["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "Seconds."}}
     # The guard has looked at the token by now; this writes it into the schema.
-    token = [Depends(HTTPBearer(auto_error=False))] if settings.token is not None else []
+    token = [Depends(HTTPBearer(auto_error=False))] if settings.callers else []
     body = {"requestBody": {"required": True, "content": content}}
     return {"responses": responses, "dependencies": token, "openapi_extra": body}
 
@@ -181,9 +181,24 @@ async def _answer(engine: Engine, served: Served, request: Request, routing: boo
         parse = partial(list, [row])
     else:
         raise Refusal(415, "media", "The body is application/json or multipart/form-data.")
+    caller = getattr(request.state, CALLER, None)
+    taken = 0
+
+    def parse_in_turn() -> list[Row]:
+        nonlocal taken
+        rows = parse()
+        if caller is not None:
+            engine.turns.take(caller, len(rows))
+            taken = len(rows)
+        return rows
+
     loop = asyncio.get_running_loop()
-    futures = await loop.run_in_executor(engine.pool, engine.submit, served, parse)
-    found = await asyncio.gather(*map(asyncio.wrap_future, futures))
+    try:
+        futures = await loop.run_in_executor(engine.pool, engine.submit, served, parse_in_turn)
+        found = await asyncio.gather(*map(asyncio.wrap_future, futures))
+    finally:
+        if caller is not None:
+            engine.turns.give(caller, taken)
     return JSONResponse(answer_of(found, routing))
 
 

@@ -17,6 +17,7 @@ from mope.media.cells import BadCell
 from mope.predictions import Prediction
 from mope.predictors import Share, predict_together
 from mope.serve.batching import Batcher, new_future
+from mope.serve.limits import Turns
 from mope.serve.metrics import Metrics
 from mope.serve.rows import Row
 from mope.serve.served import Sample, Served
@@ -38,6 +39,7 @@ class Engine:
 
     def __init__(self, settings: ServeSettings, metrics: Metrics, cpu: bool = True, thread: bool = True):
         self.settings, self.metrics = settings, metrics
+        self.turns = Turns(settings.queue)
         self._is_open, self._own = False, thread
         self._threads = torch.get_num_threads()
         # On a CPU several batches of one thread each get further than one of all threads.

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import threading
+from collections import Counter
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
@@ -44,6 +46,34 @@ def busy(message: str) -> Refusal:
 def said(error: HTTPException) -> JSONResponse:
     """An error as the answer it is."""
     return JSONResponse({"error": error.detail}, error.status_code, dict(error.headers or {}))
+
+
+class Turns:
+    """How many rows each caller has in the works, which are bounded, so that one leaves room for others.
+
+    Args:
+        most: rows of a caller.
+    """
+
+    def __init__(self, most: int):
+        self._most, self._rows, self._lock = most, Counter[str](), threading.Lock()
+
+    def take(self, caller: str, rows: int) -> None:
+        """Begin to work on rows.
+
+        Raises:
+            Refusal: 503, the caller has too many already.
+        """
+        with self._lock:
+            if self._rows[caller] + rows > self._most:
+                raise busy(f"Your token has {self._most} rows in the works at most: try again in a second.")
+            self._rows[caller] += rows
+
+    def give(self, caller: str, rows: int) -> None:
+        """They are done."""
+        with self._lock:
+            self._rows[caller] -= rows
+            self._rows += Counter()  # without those that have none
 
 
 class BodyLimit:

@@ -18,6 +18,9 @@ from mope.serve.settings import ServeSettings, is_loopback
 UPLOADS = 16
 """So many of the largest bodies may wait in the page's folder to be removed."""
 
+CALLER = "mope_caller"
+"""Where a request's state says whose token it named."""
+
 _COOKIE = "mope_token"
 _OPEN = ("/healthz",)
 _ONCE = (b"host", b"origin", b"authorization", b"content-type", b"content-length")
@@ -38,7 +41,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: ServeSettings, on_refusal: Any):
         self.app, self.settings, self.on_refusal = app, settings, on_refusal
-        self.secret = None if settings.token is None else _digest(settings.token)
+        self.secrets = {_digest(token): name for name, token in settings.callers.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":  # nothing here has any
@@ -69,7 +72,7 @@ class Guard:
     def _check(self, scope: Scope) -> Response | None:
         """What to answer instead; None to let it through."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        if self.secret is None:
+        if not self.secrets:
             named = headers.get("host", "")
             host = _host(named)
             if not (is_loopback(host) or host == self.settings.host):
@@ -79,15 +82,15 @@ class Guard:
                 return self._refuse(Refusal(403, "origin", "This server is local: other sites can't ask it."))
             return None
         kind, _, token = headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer" and self._is_right(_digest(token.strip())):
+        if kind.lower() == "bearer" and self._lets_in(_digest(token.strip()), scope):
             return None
         is_page = not scope["path"].startswith("/v1/")
-        if is_page and self._is_right(_cookie(headers.get("cookie", ""))):
+        if is_page and self._lets_in(_cookie(headers.get("cookie", "")), scope):
             return None
         is_front = scope["path"] == "/" and scope["method"] == "GET"
         if is_front and (named := parse_qs(scope["query_string"].decode("latin-1")).get("token")):
-            if self._is_right(_digest(named[0])):
-                return self._remember(scope)
+            if self._lets_in(digest := _digest(named[0]), scope):
+                return self._remember(scope, digest)
             self.on_refusal(Refusal(401, "token", "wrong"))
         if is_front and "text/html" in headers.get("accept", ""):
             return HTMLResponse(_ASK, 401, {"WWW-Authenticate": "Bearer"})
@@ -101,15 +104,18 @@ class Guard:
         self.on_refusal(refusal)
         return said(refusal)
 
-    def _is_right(self, digest: str) -> bool:
-        """In a time that says nothing of how much of it is right."""
-        return self.secret is not None and hmac.compare_digest(digest, self.secret)
+    def _lets_in(self, digest: str, scope: Scope) -> bool:
+        """Whether a token is right, in a time that says nothing of how much of it is; the request knows then
+        whose it is."""
+        found = [name for secret, name in self.secrets.items() if hmac.compare_digest(digest, secret)]
+        scope.setdefault("state", {})[CALLER] = found[0] if found else None
+        return bool(found)
 
-    def _remember(self, scope: Scope) -> Response:
+    def _remember(self, scope: Scope, digest: str) -> Response:
         """Go to the page, with a cookie instead of a token that would stay in the address."""
         answer = RedirectResponse("/", 303, {"Referrer-Policy": "no-referrer", "Cache-Control": "no-store"})
         secure = scope.get("scheme") == "https"
-        answer.set_cookie(_COOKIE, str(self.secret), httponly=True, samesite="strict", secure=secure)
+        answer.set_cookie(_COOKIE, digest, httponly=True, samesite="strict", secure=secure)
         return answer
 
 

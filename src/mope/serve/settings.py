@@ -2,8 +2,10 @@
 
 import ipaddress
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from mope.config import MAX_PIXELS, MediaLimits
 from mope.errors import UserError
@@ -47,6 +49,7 @@ class ServeSettings:
         host: name or address to listen at.
         port: 0 for any that is free.
         token: what callers must name; None for none, which only loopback may do without.
+        tokens: or tokens of several callers, by the callers' names; each may have `queue` rows in the works.
         page: whether there is a page for people.
         megabytes: largest body of a request, in 2**20 bytes.
         pixels: of an image, or of a video's frame.
@@ -69,6 +72,7 @@ class ServeSettings:
     host: str = "127.0.0.1"
     port: int = 7860
     token: str | None = None
+    tokens: Mapping[str, str] = field(default_factory=dict)
     page: bool = True
     megabytes: float = MediaLimits().megabytes
     pixels: int = MediaLimits().pixels
@@ -85,10 +89,13 @@ class ServeSettings:
     grace_seconds: float = 10
 
     def __post_init__(self):
-        if self.token is not None and not self.token.strip():
-            raise UserError("The token is empty: give one with --token, or leave it out.")
-        if self.token is not None and not all("!" <= character <= "~" for character in self.token):
-            raise UserError("The token has blanks or letters that headers don't carry: take others.")
+        for token in self.callers.values():
+            if not token.strip():
+                raise UserError("The token is empty: give one with --token, or leave it out.")
+            if not all("!" <= character <= "~" for character in token):
+                raise UserError("The token has blanks or letters that headers don't carry: take others.")
+        if len(set(self.callers.values())) < len(self.callers):
+            raise UserError("Two callers have the same token: give each one of its own.")
         if not is_loopback(self.host):
             self._check_token()
         for name in LIMITS:
@@ -106,15 +113,21 @@ class ServeSettings:
             raise UserError(f"There is no port {self.port}: the last one is 65535.")
 
     def _check_token(self) -> None:
-        if self.token is None:
+        if not self.callers:
             raise UserError(
                 f"Others can reach this machine at '{self.host}': give --token TOKEN, or leave --host out."
             )
-        if len(self.token) < _TOKEN_LENGTH:
+        shortest = min(map(len, self.callers.values()))
+        if shortest < _TOKEN_LENGTH:
             raise UserError(
                 f"Others can reach this machine at '{self.host}', and could guess a token of "
-                f"{len(self.token)} characters: take {_TOKEN_LENGTH} or more, as by `openssl rand -hex 16`."
+                f"{shortest} characters: take {_TOKEN_LENGTH} or more, as by `openssl rand -hex 16`."
             )
+
+    @property
+    def callers(self) -> dict[str, str]:
+        """Tokens by the names of who has them; none where none is needed."""
+        return {**({} if self.token is None else {"the token": self.token}), **self.tokens}
 
     @cached_property
     def media(self) -> MediaLimits:
@@ -130,3 +143,24 @@ class ServeSettings:
 def flag(name: str) -> str:
     """The flag of a setting, without its dashes."""
     return "batch-size" if name == "batch" else f"max-{name.replace('_', '-')}"
+
+
+def read_tokens(file: str) -> dict[str, str]:
+    """Tokens by the names of who has them, of a file with a line `NAME TOKEN` for each.
+
+    Raises:
+        UserError: it can't be read, or a line is another.
+    """
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Can't read the tokens in {file}: {getattr(error, 'strerror', error)}.") from None
+    found: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].split()
+        if words and (len(words) != 2 or words[0] in found):
+            raise UserError(f"{file}, line {number}: a line is NAME TOKEN, each name once.")
+        found |= dict([words]) if words else {}
+    if not found:
+        raise UserError(f"{file} has no tokens: write a line NAME TOKEN for each caller.")
+    return found
