@@ -3,13 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
 from mope.media.values import value_text
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 
 def label_text(value: Any) -> str:
@@ -108,7 +110,7 @@ class Task(nn.Module, ABC):
         return {}
 
     @abstractmethod
-    def metrics(self) -> MetricCollection:
+    def metrics(self) -> "MetricCollection":
         """Metrics over what `predictions` and `targets` return."""
 
     def condense(

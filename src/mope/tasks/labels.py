@@ -5,24 +5,17 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics import MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassCalibrationError,
-    MulticlassF1Score,
-    MulticlassPrecision,
-    MultilabelAccuracy,
-    MultilabelF1Score,
-)
-from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from mope.errors import UserError, shown
 from mope.tasks.base import Task, label_text, split_labels
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 
 class _Weighted(Task):
@@ -86,11 +79,6 @@ class _Weighted(Task):
 
 
 _FAR = math.log(10)
-_BINS = 15
-
-
-def _calibration_error(probabilities: Tensor, targets: Tensor) -> float:
-    return float(MulticlassCalibrationError(probabilities.shape[1], n_bins=_BINS)(probabilities, targets))
 
 
 class Classification(_Weighted):
@@ -124,23 +112,17 @@ class Classification(_Weighted):
         return self.weight.to(targets.device)[targets].sum()
 
     def calibrate(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
-        logits, before = logits.float(), _calibration_error(self.probabilities(logits), targets)
+        from mope.tasks.measures import calibration_error
+
+        logits, before = logits.float(), calibration_error(self.probabilities(logits), targets)
         self._fit_temperature(lambda temperature: functional.cross_entropy(logits / temperature, targets))
-        after = _calibration_error(self.probabilities(logits), targets)
+        after = calibration_error(self.probabilities(logits), targets)
         return {"temperature": float(self.temperature), "error_before": before, "error_after": after}
 
-    def metrics(self) -> MetricCollection:
-        classes = self.outputs
-        return MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(classes, average="micro"),
-                "f1_macro": MulticlassF1Score(classes, average="macro"),
-                "precision_macro": MulticlassPrecision(classes, average="macro"),
-                # As MUStARD's authors report it (Castro et al. 2019): classes count by their rows.
-                "precision_weighted": MulticlassPrecision(classes, average="weighted"),
-                "calibration_error": MulticlassCalibrationError(classes, n_bins=_BINS),
-            }
-        )
+    def metrics(self) -> "MetricCollection":
+        from mope.tasks import measures
+
+        return measures.of_classes(self.outputs)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return self._scaled(logits).softmax(dim=-1)
@@ -179,15 +161,10 @@ class MultiLabel(_Weighted):
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.weight)
 
-    def metrics(self) -> MetricCollection:
-        classes = self.outputs
-        return MetricCollection(
-            {
-                "f1_macro": MultilabelF1Score(classes, average="macro"),
-                "f1_micro": MultilabelF1Score(classes, average="micro"),
-                "accuracy": MultilabelAccuracy(classes, average="micro"),
-            }
-        )
+    def metrics(self) -> "MetricCollection":
+        from mope.tasks import measures
+
+        return measures.of_labels(self.outputs)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return self._scaled(logits).sigmoid()
@@ -230,13 +207,6 @@ def _best_threshold(probabilities: Tensor, targets: Tensor) -> float:
     return float(chosen[(chosen - 0.5).abs().argmin()])
 
 
-class _R2(R2Score):
-    """Of a single sample, undefined instead of an error."""
-
-    def compute(self) -> Tensor:
-        return super().compute() if self.total > 1 else torch.tensor(float("nan"))
-
-
 class Regression(Task):
     """A number per row: squared error on the standardised label; metrics in the label's own units."""
 
@@ -277,10 +247,10 @@ class Regression(Task):
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return functional.mse_loss(logits[:, 0], (targets - self.mean) / self.scale)
 
-    def metrics(self) -> MetricCollection:
-        return MetricCollection(
-            {"rmse": MeanSquaredError(squared=False), "mae": MeanAbsoluteError(), "r2": _R2()}
-        )
+    def metrics(self) -> "MetricCollection":
+        from mope.tasks import measures
+
+        return measures.of_numbers()
 
     def predictions(self, logits: Tensor) -> Tensor:
         return logits[:, 0] * self.scale + self.mean

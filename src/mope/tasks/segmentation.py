@@ -2,16 +2,18 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics import Metric, MetricCollection
 
 from mope.errors import UserError
 from mope.media.masks import Mask, encode_mask, fit_masks, mask_size, open_mask
 from mope.tasks.base import Task
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 MaskLoss = Literal["cross-entropy", "bce-dice"]
 
@@ -62,14 +64,10 @@ class ReferringSegmentation(Task):
             loss = loss + dice_loss(logits, targets)
         return loss
 
-    def metrics(self) -> MetricCollection:
-        return MetricCollection(
-            {
-                "miou": MeanIoU(),
-                "overall_iou": OverallIoU(),
-                **{f"precision_{percent}": PrecisionAt(percent / 100) for percent in (50, 70, 90)},
-            }
-        )
+    def metrics(self) -> "MetricCollection":
+        from mope.tasks import measures
+
+        return measures.of_masks()
 
     def condense(
         self, logits: Tensor, targets: Tensor, originals: Sequence[Mask] | None = None
@@ -95,9 +93,10 @@ class ReferringSegmentation(Task):
         """Metrics at the encoder's size, and at the pictures' own where these are known."""
         if targets.ndim == 1:
             return super().measure(logits, targets)
-        own = MetricCollection(dict(zip(self.evaluated, (MeanIoU(), OverallIoU()), strict=True)))
+        own = self.metrics()
         own.update(logits[:, 2:], targets[:, 1])
-        found = {name: float(value) for name, value in own.compute().items()}
+        values = own.compute()
+        found = {name: float(values[name.removesuffix("_original")]) for name in self.evaluated}
         return super().measure(logits[:, :2], targets[:, 0]) | found
 
     def predictions(self, logits: Tensor) -> Tensor:
@@ -119,59 +118,3 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     targets = targets.flatten(1)
     both = (inside * targets).sum(dim=1)
     return (1 - (2 * both + 1) / (inside.sum(dim=1) + targets.sum(dim=1) + 1)).mean()
-
-
-class _OverRows(Metric):
-    """A sum over rows of numbers of pixels, and what it is divided by."""
-
-    higher_is_better = True
-    full_state_update = False
-    above: Tensor
-    below: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("above", "below"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def compute(self) -> Tensor:
-        return self.above / self.below
-
-
-class MeanIoU(_OverRows):
-    """Mean over rows of intersection over union (the paper's mIoU)."""
-
-    def update(self, predictions: Tensor, targets: Tensor) -> None:
-        """Take what `ReferringSegmentation.condense` gave."""
-        self.above += _iou(predictions, targets).sum()
-        self.below += len(targets)
-
-
-class PrecisionAt(_OverRows):
-    """Share of rows whose intersection over union is above a threshold."""
-
-    def __init__(self, threshold: float):
-        super().__init__()
-        self.threshold = threshold
-
-    def update(self, predictions: Tensor, targets: Tensor) -> None:
-        """Take what `ReferringSegmentation.condense` gave."""
-        self.above += (_iou(predictions, targets) > self.threshold).sum()
-        self.below += len(targets)
-
-
-class OverallIoU(_OverRows):
-    """Intersections of all rows over their unions, which large things dominate."""
-
-    def update(self, predictions: Tensor, targets: Tensor) -> None:
-        """Take what `ReferringSegmentation.condense` gave."""
-        both, inside = predictions.double().unbind(dim=1)
-        self.above += both.sum()
-        self.below += (inside + targets - both).sum()
-
-
-def _iou(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Intersection over union of each row (B,); 1 where both masks are empty, which resizing can do."""
-    both, inside = predictions.double().unbind(dim=1)
-    union = inside + targets - both
-    return torch.where(union > 0, both / union.clamp(min=1), 1.0)
