@@ -79,6 +79,13 @@ def test_processes_draw_numbers_of_their_own_and_end_with_the_same_weights(both)
 
 
 @pytest.mark.slow
+def test_the_first_process_alone_reports(both):
+    root, _ = both
+    for processes in (1, 2):
+        assert len(list((root / f"run{processes}" / "tensorboard").iterdir())) == 1
+
+
+@pytest.mark.slow
 def test_norms_see_the_rows_of_all_processes(weights, tables, tmp_path):
     """Running statistics after a step of 2 x 24 rows are those after one of 48."""
     found = []
