@@ -230,7 +230,7 @@ class FusionTrainer(Trainer):
                 self._writing = None
             self.accelerator.wait_for_everyone()
             if self.state.best_global_step:
-                self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
+                self.state.best_model_checkpoint = str(self._best_checkpoint())
             if self.args.should_save:
                 draft = folder / ".draft" / name
                 self.state.save_to_json(str(draft / STATE))
@@ -248,6 +248,36 @@ class FusionTrainer(Trainer):
             epoch = json.loads((folder / _EPOCH).read_text(encoding="utf-8"))
             self._record = EpochRecord.of(epoch, self.args.device)
 
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: Any,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """As usual, but behind the last epoch where a resumed run had ended: it was killed while it was saved
+        or later, and another step would be one too many."""
+        begun = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if self.state.global_step == 0 or not self._is_over(max_steps):
+            return begun
+        # The path that is kept with it may be where the run was before.
+        self.state.best_model_checkpoint = str(self._best_checkpoint())
+        return num_train_epochs, 0
+
+    def _is_over(self, max_steps: int) -> bool:
+        """Whether all steps are done, or the patience is at its end."""
+        return self.state.global_step >= max_steps or any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, EarlyStoppingCallback)
+        )
+
+    def _best_checkpoint(self) -> Path:
+        return Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
+
     def _load_callback_state(self) -> None:
         """As usual, but for the patience, which may be another when a run is resumed."""
         super()._load_callback_state()
@@ -260,8 +290,7 @@ class FusionTrainer(Trainer):
             super()._load_best_model()
         else:
             # By its step: the path that is kept with it may be where the run was before.
-            best = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
-            self.fusion_model.load_trained_state(read_weights(best / WEIGHTS))
+            self.fusion_model.load_trained_state(read_weights(self._best_checkpoint() / WEIGHTS))
 
 
 class _Follower(TrainerCallback):
