@@ -10,6 +10,7 @@ from unittest import mock
 
 import torch
 from torch import distributed
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from mope.config import Config
@@ -54,8 +55,18 @@ seen: list[WatchedTrainer] = []
 def digest(trainer: FusionTrainer) -> str:
     found = hashlib.sha256()
     for name, tensor in sorted(trainer.fusion_model.trained_state().items()):
-        found.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        found.update(name.encode() + whole.contiguous().numpy().tobytes())
     return found.hexdigest()
+
+
+def held(trainer: FusionTrainer) -> int:
+    """How many numbers this process's optimizer keeps."""
+    return sum(
+        (value.to_local() if isinstance(value, DTensor) else value).numel()
+        for state in trainer.optimizer.state.values()
+        for value in state.values()
+    )
 
 
 def main(jobs: Path) -> None:
@@ -76,6 +87,7 @@ def main(jobs: Path) -> None:
                         "random": trainer.watch.random,
                         "logging": trainer.args.logging_steps,
                         "weights": digest(trainer),
+                        "held": held(trainer),
                         "history": result["history"],
                     }
                 )

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from mope.config import Config
 from mope.methods import METHODS
+from mope.model import FusionModel
 from mope.scenes.build import SceneSettings, build_scenes
 
 WORKER = Path(__file__).with_name("process_worker.py")
@@ -76,6 +77,13 @@ def test_processes_draw_numbers_of_their_own_and_end_with_the_same_weights(both)
     assert not set(first["random"]) & set(second["random"])
     assert first["weights"] == second["weights"]
     assert [e["eval_loss"] for e in first["history"]] == [e["eval_loss"] for e in second["history"]]
+
+
+@pytest.mark.slow
+def test_the_first_process_alone_reports(both):
+    root, _ = both
+    for processes in (1, 2):
+        assert len(list((root / f"run{processes}" / "tensorboard").iterdir())) == 1
 
 
 @pytest.mark.slow
@@ -176,6 +184,96 @@ def test_a_run_goes_on_with_another_number_of_processes(steady, tables, tmp_path
     for entry, other in zip(found["history"], expected["history"], strict=True):
         assert entry["eval_loss"] == pytest.approx(other["eval_loss"], abs=1e-4)
         assert entry["train_task_loss"] == pytest.approx(other["train_task_loss"], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def shared_out(steady, tables, tmp_path_factory):
+    """Encoders tuned in full in one process, and shared out among two: what came of each."""
+    root = tmp_path_factory.mktemp("fsdp")
+    base = Config.parse(tiny_run(steady, tables, root / "run", epochs=2, batch_size=5))
+    base = base.with_settings({"data.train_rows": 47, "fusion.dropout": 0.0})
+    scenes = root / "scenes"
+    build_scenes(scenes, SceneSettings(task="segmentation", train=12, validation=5, test=2, size=42))
+    masks = Config.parse(masks_run(base, scenes)).with_settings({"data.train_rows": None})
+    tuned = METHODS["SeqFuse"].apply(base)
+    mixed = {"inputs.text.encoder.tuning": "frozen", "data.class_weights": "balanced"}
+    swin = {"model_type": "swin", "image_size": 28, "patch_size": 2, "embed_dim": 16, "window_size": 7}
+    swin |= {"depths": [1, 1], "num_heads": [2, 2], "drop_path_rate": 0.0}
+    built = {"inputs.image.encoder.weights": None, "inputs.image.encoder.architecture": swin}
+    jobs = {
+        "SeqFuse": tuned,
+        "LateConcat": METHODS["LateConcat"].apply(base),
+        "TextOnly": METHODS["TextOnly"].apply(base),
+        "masks": METHODS["SeqFuse"].apply(masks),
+        "one of two": tuned.with_settings(mixed),
+        "accumulated": tuned.with_settings({"training.accumulate": 2}),
+        "checkpointed": tuned.with_settings({"training.gradient_checkpointing": True}),
+        "Swin": tuned.with_settings({**built, "inputs.image.size": 28}),
+    }
+    results = {}
+    for processes in (1, 2):
+        contents = []
+        for number, config in enumerate(jobs.values()):
+            config = config.with_settings(
+                {"training.fsdp": processes > 1, "output": str(root / f"run{number}-{processes}")}
+            )
+            config.fusion.dropout = 0.0
+            contents.append(config.model_dump(mode="json"))
+        results[processes] = run(contents, root / f"jobs{processes}", processes)
+    return root, list(jobs), results
+
+
+@pytest.mark.slow
+def test_processes_that_share_out_weights_train_as_one(shared_out):
+    root, names, results = shared_out
+    for number, name in enumerate(names):
+        alone, every = results[1][0][number], [one[number] for one in results[2]]
+        means = [sum(values) / 2 for values in zip(*(one["losses"] for one in every), strict=True)]
+        assert means == pytest.approx(alone["losses"], rel=2e-5, abs=2e-5), name
+        for entry, expected in zip(every[0]["history"], alone["history"], strict=True):
+            assert entry["eval_loss"] == pytest.approx(expected["eval_loss"], abs=5e-4), name
+        assert len({one["weights"] for one in every}) == 1, name
+        whole, other = (load_file(root / f"run{number}-{n}" / "model.safetensors") for n in (1, 2))
+        shapes = [{key: tensor.shape for key, tensor in one.items()} for one in (whole, other)]
+        assert shapes[0] == shapes[1], name
+        FusionModel.from_pretrained(root / f"run{number}-2")
+
+
+@pytest.mark.slow
+def test_each_process_keeps_its_part_of_the_moments(shared_out):
+    _, names, results = shared_out
+    number = names.index("LateConcat")  # of which hardly anything but the encoders is trained
+    alone = results[1][0][number]["held"]
+    assert all(one[number]["held"] < 0.55 * alone for one in results[2])
+
+
+@pytest.mark.slow
+def test_a_run_that_shares_out_weights_goes_on_with_any_number_of_processes(steady, tables, tmp_path):
+    """Two processes are told to end: one goes on alone, four with parts, and two others that were whole."""
+    base = tiny_run(steady, tables, tmp_path / "whole", epochs=3, batch_size=5, save_minutes=1e-9)
+    tuned = METHODS["SeqFuse"].apply(Config.parse(base)).with_settings({"fusion.dropout": 0.0})
+
+    def go(fsdp: bool, processes: int, end_at: int | None = None) -> list[list[dict]]:
+        contents = []
+        for name in names:
+            settings = {"training.fsdp": fsdp, "output": str(tmp_path / name)}
+            contents.append(tuned.with_settings(settings).model_dump(mode="json"))
+        return run(contents, tmp_path / f"{names[0]}-{processes}{fsdp}{end_at}", processes, end_at)
+
+    for name, begun, resumed in (
+        ("to one", (True, 2), (False, 1)),
+        ("from whole ones", (False, 2), (True, 2)),
+        ("to four", (True, 2), (True, 4)),
+    ):
+        names = [name]
+        go(*begun, end_at=13)
+        assert not (tmp_path / name / "metrics.json").exists()
+        names = [name, "unbroken"] if name == "to one" else [name]
+        results = go(*resumed)
+        if name == "to one":
+            expected = results[0][1]["losses"]
+        losses = [sum(x) / len(results) for x in zip(*(one[0]["losses"] for one in results), strict=True)]
+        assert losses == pytest.approx(expected[13:], rel=2e-5, abs=2e-5), name
 
 
 METRIC = {"masks": "miou"}

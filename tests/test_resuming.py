@@ -20,7 +20,7 @@ from mope.model import FusionModel
 from mope.predictor import Predictor
 from mope.run import CHECKPOINTS
 from mope.training import train
-from mope.training.checkpoints import last_checkpoint
+from mope.training.checkpoints import begin_draft, finish_draft, last_checkpoint
 
 EVERY_STEP = {"training.save_minutes": 1e-9}
 """A checkpoint after each step."""
@@ -90,6 +90,80 @@ def test_a_run_goes_on_within_an_epoch_as_if_nothing_had_happened(config, tmp_pa
             k: v for k, v in expected.items() if k not in times
         }
     assert broken["validation"] == full["validation"]
+
+
+class KilledBehind(TrainerCallback):
+    """Ends at once when the checkpoint of a step is there."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            kill()
+
+
+HOPELESS = {"learning_rate": 1e-9, "complementary_learning_rate": 1e-9, "head_start": "random"}
+"""No epoch is better than the first."""
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {**HOPELESS, "epochs": 6, "patience": 1},
+        {"epochs": 1.5, "accumulate": 2},
+        {"epochs": 1.3},
+        {"epochs": 2},
+    ],
+    ids=["stopped early", "fractional, accumulated", "fractional", "whole epochs"],
+)
+def test_a_run_that_was_over_when_it_was_killed_ends_as_it_was(config, tmp_path, training):
+    """Killed behind its last evaluation, and moved to another place before it is resumed."""
+    config = changed(config, training=training)
+    whole = config.with_settings({"output": str(tmp_path / "whole")})
+    full = train(whole, report=quiet)
+    with pytest.raises(Killed):
+        train(config, report=quiet, callbacks=[KilledBehind(full["history"][-1]["step"])])
+    moved = config.with_settings({"output": str(tmp_path / "moved")})
+    Path(config.output).rename(moved.output)
+    resumed = train(moved, resume=True, report=quiet)
+    assert [entry["step"] for entry in resumed["history"]] == [entry["step"] for entry in full["history"]]
+    assert losses(resumed) == losses(full)
+    assert resumed["validation"] == full["validation"]
+    assert same_weights(moved.output, whole.output)
+
+
+def test_a_checkpoint_that_was_to_be_replaced_is_there_until_the_new_one_is(tmp_path, monkeypatch):
+    def write(step, content):
+        draft = begin_draft(tmp_path) / f"checkpoint-{step}"
+        draft.mkdir()
+        (draft / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
+        (draft / "weights").write_text(content)
+        finish_draft(tmp_path, draft.name, None)
+
+    write(3, "before")
+    rename = Path.rename
+
+    def killed(path, target):
+        if path.parent.name == ".draft":
+            kill()
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(Killed):
+        write(3, "behind")
+    monkeypatch.undo()
+    found = last_checkpoint(tmp_path, quiet)
+    assert found == str(tmp_path / "checkpoint-3")
+    assert (Path(found) / "weights").read_text() == "before"
+    write(3, "behind")
+    assert (Path(found) / "weights").read_text() == "behind"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+    # One that is half removed doesn't come back.
+    Path(found).rename(tmp_path / ".old")
+    (tmp_path / ".old" / "files.json").unlink()
+    assert last_checkpoint(tmp_path, quiet) is None
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

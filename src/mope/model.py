@@ -30,6 +30,7 @@ from mope.weights import read_weights, write_weights
 _PROMPTS, _KEYS = "fusion.prompts.", "fusion.prompts.router.keys"
 _ADDED = ("task.temperature", "task.threshold")
 """What runs of earlier versions lack; without it they say what they said."""
+_State = Mapping[str, Tensor]
 _FACTORED = {"head": "head.", "router": "fusion.prompts.router."}
 """Beginnings of the names of parameters whose rate is a multiple of the main one."""
 
@@ -223,8 +224,7 @@ class FusionModel(nn.Module):
         own = self.trained_state()
         state = {**{name: own[name] for name in _ADDED if name in own}, **state}
         state = {name: tensor for name, tensor in state.items() if name in own or not self._is_unread(name)}
-        expected = {name: tensor.shape for name, tensor in own.items()}
-        found = {name: tensor.shape for name, tensor in state.items()}
+        expected, found = ({name: one.shape for name, one in given.items()} for given in (own, state))
         if expected != found:
             differing = sorted(
                 name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
@@ -289,17 +289,20 @@ class FusionModel(nn.Module):
             entry["trainable" if parameter.requires_grad else "frozen"] += parameter.numel()
         return counts
 
-    def save_pretrained(self, folder: str | Path, facts: Mapping[str, Any] | None = None) -> None:
+    def save_pretrained(
+        self, folder: str | Path, facts: Mapping[str, Any] | None = None, state: _State | None = None
+    ) -> None:
         """Write weights and config into a folder; each file appears whole or not at all.
 
         Args:
             folder: made if it isn't there.
             facts: anything to keep beside the settings in `config.yaml`, under `run`.
+            state: what `trained_state` gives, where it isn't this process's alone; None to ask it.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / WEIGHTS) as draft:
-            write_weights(draft, self.trained_state())
+            write_weights(draft, self.trained_state() if state is None else state)
         run = {"labels": self.task.labels, "versions": self._versions(), **(facts or {})}
         settings = self._pinned().model_dump(mode="json")
         with replacing(folder / CONFIG) as draft:

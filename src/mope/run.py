@@ -102,7 +102,7 @@ _FREE = (
     "output",
     "data.workers",
     "data.cache_features",
-    *(f"training.{key}" for key in ("device", "save_minutes", "gradient_checkpointing", "compile")),
+    *(f"training.{key}" for key in ("device", "save_minutes", "gradient_checkpointing", "compile", "fsdp")),
 )
 
 

@@ -289,6 +289,8 @@ class TrainingConfig(Section):
     """Whether layers' activations are computed again in the backward pass: less memory, more time."""
     compile: bool = False
     """Whether the model is compiled by torch.compile: minutes at first, then faster steps on most GPUs."""
+    fsdp: bool = False
+    """Whether several processes share out the weights of encoders tuned in full (FSDP): less memory each."""
     report_to: list[str] = ["tensorboard"]
     """Where losses and rates go: tensorboard, in the run's folder; wandb, mlflow or another that transformers
     knows and that is installed."""

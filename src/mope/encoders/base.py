@@ -62,6 +62,11 @@ class Encoder(nn.Module, ABC):
         """Compute the layers' activations again in the backward pass instead of keeping them; without layers,
         nothing."""
 
+    def units(self) -> Iterator[nn.Module]:
+        """The modules whose weights can be shared out among processes one by one, inner ones first: each is
+        read by calls of the module alone, and all that is trained is in one of them."""
+        yield self
+
     def unused_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that nothing which is read of the encoder depends on: they must not be trained.
 

@@ -1,6 +1,6 @@
 """Any module or function as an encoder: it gives a global feature and takes no prompts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,6 +52,9 @@ class BlackBoxEncoder(Encoder):
         self.output = output
         self.argument = argument
         self.projection = nn.Linear(dim, projection) if projection else None
+
+    def units(self) -> Iterator[nn.Module]:
+        yield from (part for part in (self.module, self.projection) if isinstance(part, nn.Module))
 
     def feature(self, **inputs: Any) -> Tensor:
         if self.argument is None:

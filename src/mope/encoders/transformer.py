@@ -128,6 +128,10 @@ class TransformerEncoder(Encoder):
         """The layers, in order."""
         return list(follow(self.backbone, self.family.layers))
 
+    def units(self) -> Iterator[nn.Module]:
+        yield from self.layers
+        yield self.backbone
+
     def freeze(self, dtype: torch.dtype | None = None) -> None:
         """Settle what doesn't learn any more; there is no way back but to load the encoder anew.
 

@@ -58,6 +58,9 @@ class VideoEncoder(Encoder):
     def unused_parameters(self) -> Iterator[nn.Parameter]:
         return self.frames.unused_parameters()
 
+    def units(self) -> Iterator[nn.Module]:
+        return self.frames.units()
+
     def freeze(self, dtype: torch.dtype | None = None) -> None:
         self.frames.freeze(dtype)
 

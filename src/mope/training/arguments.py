@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, TensorBoardCallback
@@ -61,21 +62,25 @@ def training_arguments(
 
 
 def reporters(names: Sequence[str], folder: Path) -> list[TrainerCallback]:
-    """What sends losses and rates on, by name.
+    """What sends losses and rates on, by name; of several processes the first one does.
 
     Raises:
         UserError: transformers knows none of that name, or its package isn't installed.
     """
     found: list[TrainerCallback] = []
+    first = PartialState().is_main_process
     for name in names:
         if name == "tensorboard":
-            found.append(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
+            if first:
+                found.append(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
             continue
         if name not in INTEGRATION_TO_CALLBACK:
             known = ", ".join(INTEGRATION_TO_CALLBACK)
             raise UserError(f"training.report_to names '{name}': take of {known}.")
         try:
-            found.append(INTEGRATION_TO_CALLBACK[name]())
+            made = INTEGRATION_TO_CALLBACK[name]()  # by each process, so that all say what is wrong
         except (ImportError, RuntimeError) as error:
             raise UserError(f"training.report_to: {name} can't be used: {first_line(error)}") from None
+        if first:
+            found.append(made)
     return found

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,13 @@ def finish_draft(folder: Path, name: str, best: str | None) -> None:
     for file in draft.iterdir():
         with file.open("rb") as content:
             os.fsync(content.fileno())
-    _remove(folder / name)
+    if (folder / name).exists():
+        # It is kept aside, whole, until the new one stands in its place: see `_restore`.
+        shutil.rmtree(folder / _OLD, ignore_errors=True)
+        (folder / name).rename(folder / _OLD)
     draft.rename(folder / name)
     draft.parent.rmdir()
+    shutil.rmtree(folder / _OLD, ignore_errors=True)
     keep = {one.name for one in _newest_first(folder)[:_KEPT]} | {Path(best or "").name}
     for other in _newest_first(folder):
         if other.name not in keep:
@@ -54,10 +58,12 @@ def last_checkpoint(folder: Path, report: Report | None = None) -> str | None:
     """The newest whole checkpoint of a folder of checkpoints; None where there is none.
 
     Args:
-        folder: which; what a killed run left half written is removed from it.
+        folder: which; what a killed run left half written is removed from it, and what it had put aside for
+            a new one that didn't come is put back.
         report: takes a line about each one that is damaged, and so left out; None to look at nothing but
             whether it was finished.
     """
+    _restore(folder)
     for name in (_DRAFT, _OLD):
         shutil.rmtree(folder / name, ignore_errors=True)
     for checkpoint in _newest_first(folder):
@@ -107,6 +113,20 @@ def _remove(checkpoint: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         checkpoint.rename(old)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _restore(folder: Path) -> None:
+    """Put a checkpoint back that was to be replaced when the run was killed.
+
+    One that was being removed then is half there, perhaps without the digests that would say so: it isn't.
+    """
+    old = folder / _OLD
+    # Several processes may be here at once: one of them finds it whole and moves it.
+    with suppress(OSError):
+        if (old / _DIGESTS).is_file() and _damaged_file(old, thorough=True) is None:
+            step = json.loads((old / STATE).read_text(encoding="utf-8"))["global_step"]
+            if not (folder / f"checkpoint-{step}").exists():
+                old.rename(folder / f"checkpoint-{step}")
 
 
 def _damaged_file(checkpoint: Path, thorough: bool) -> str | None:

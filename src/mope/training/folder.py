@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from mope.config import Config
 from mope.data.splits import Report
@@ -128,14 +129,27 @@ def result_of(
     }
 
 
-def write_run(folder: Path, model: FusionModel, counts: Mapping[str, int], result: dict[str, Any]) -> None:
+def write_run(
+    folder: Path,
+    model: FusionModel,
+    state: Mapping[str, Tensor],
+    counts: Mapping[str, int],
+    result: dict[str, Any],
+) -> None:
     """Write what a finished run is, each file whole or not at all.
+
+    Args:
+        folder: the run's.
+        model: as trained.
+        state: what was trained of it.
+        counts: rows by split.
+        result: the content of `metrics.json`.
 
     Raises:
         UserError: it can't be written.
     """
     with explained(folder, "The run"):
-        model.save_pretrained(folder, {**counts, "metric": result["metric"]})
+        model.save_pretrained(folder, {**counts, "metric": result["metric"]}, state)
         write_json(folder / METRICS, result)
         with replacing(folder / "README.md") as draft:
             draft.write_text(model_card(model, result), encoding="utf-8")

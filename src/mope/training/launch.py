@@ -38,6 +38,7 @@ from mope.training.folder import Learned, check_folder, result_of, write_run
 from mope.training.probe import features_of, fit_probe, require_linear, require_probe, start_head
 from mope.training.progress import ProgressBar, collapse
 from mope.training.rows import Rows, drawn, first_batches, prepare
+from mope.training.sharding import check_sharding, whole_state
 from mope.training.stopping import Saver
 from mope.training.trainer import FusionTrainer
 
@@ -86,6 +87,7 @@ def _train(
     callbacks: Sequence[TrainerCallback],
 ) -> dict[str, Any]:
     folder = Path(config.output)
+    check_sharding(config)
     if (finished := check_folder(folder, config, resume, report)) is not None:
         return finished
     if resume and (folder / CONFIG).is_file():
@@ -106,8 +108,9 @@ def _train(
         report(skipped)
     metric = deciding_metric(model.task, config.training.metric)[0]
     result = result_of(model, learned, metric, time.monotonic() - started, device)
+    state = whole_state(model)  # of all processes
     if PartialState().is_main_process:
-        write_run(folder, model, counts, result)
+        write_run(folder, model, state, counts, result)
     return result
 
 

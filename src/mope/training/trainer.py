@@ -20,6 +20,7 @@ from mope.run import WEIGHTS
 from mope.training.budget import Budget
 from mope.training.checkpoints import STATE, begin_draft, explained, finish_draft
 from mope.training.progress import EpochRecord, StepTimer, epoch_line
+from mope.training.sharding import keep_whole, shard, share_out, whole_state
 from mope.training.steps import STAND_IN, Share, StepLoader
 from mope.weights import read_weights, write_weights
 
@@ -92,6 +93,15 @@ class FusionTrainer(Trainer):
         """Count this step's batches, from 0."""
         self._batch = 0
 
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: Any
+    ) -> tuple[nn.Module, DataLoader]:
+        if self.fusion_model.settings.training.fsdp:
+            shard(
+                self.fusion_model, self.args.device
+            )  # behind the weights of a checkpoint, and before the optimizer
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with two groups for each learning rate: with weight decay, and without."""
         if self.optimizer is None:
@@ -119,6 +129,8 @@ class FusionTrainer(Trainer):
                     )
             cls, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = cls([group for group in groups if group["params"]], **options)
+            if settings.fsdp:
+                keep_whole(self.optimizer)
         return self.optimizer
 
     def _param_groups(self) -> list[dict[str, Any]]:
@@ -204,12 +216,16 @@ class FusionTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write what was trained, and nothing that a hub or a package holds already."""
+        state = whole_state(self.fusion_model)  # of all processes
         if self.args.should_save:
             folder = Path(output_dir or str(self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
-            state = state_dict or self.fusion_model.state_dict()
-            trained = {name: state[name] for name in self.fusion_model.trained_state()}
-            write_weights(folder / WEIGHTS, trained)
+            write_weights(folder / WEIGHTS, state)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.fusion_model.settings.training.fsdp and not self.args.should_save:
+            self.optimizer.state_dict()  # type: ignore[union-attr]  # the first process waits for its parts
 
     def _get_output_dir(self, trial: Any = None) -> str:
         return super()._get_output_dir(trial) if self._writing is None else str(self._writing)
@@ -230,7 +246,7 @@ class FusionTrainer(Trainer):
                 self._writing = None
             self.accelerator.wait_for_everyone()
             if self.state.best_global_step:
-                self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
+                self.state.best_model_checkpoint = str(self._best_checkpoint())
             if self.args.should_save:
                 draft = folder / ".draft" / name
                 self.state.save_to_json(str(draft / STATE))
@@ -240,13 +256,40 @@ class FusionTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.fusion_model.load_trained_state(read_weights(folder / WEIGHTS))
+        self.fusion_model.load_trained_state(read_weights(folder / WEIGHTS))
         if (folder / _EPOCH).is_file():  # not of an earlier version, which saved at the ends of epochs alone
             epoch = json.loads((folder / _EPOCH).read_text(encoding="utf-8"))
             self._record = EpochRecord.of(epoch, self.args.device)
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: Any,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """As usual, but behind the last epoch where a resumed run had ended: it was killed while it was saved
+        or later, and another step would be one too many."""
+        begun = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if self.state.global_step == 0 or not self._is_over(max_steps):
+            return begun
+        # The path that is kept with it may be where the run was before.
+        self.state.best_model_checkpoint = str(self._best_checkpoint())
+        return num_train_epochs, 0
+
+    def _is_over(self, max_steps: int) -> bool:
+        """Whether all steps are done, or the patience is at its end."""
+        return self.state.global_step >= max_steps or any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, EarlyStoppingCallback)
+        )
+
+    def _best_checkpoint(self) -> Path:
+        return Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
 
     def _load_callback_state(self) -> None:
         """As usual, but for the patience, which may be another when a run is resumed."""
@@ -256,12 +299,12 @@ class FusionTrainer(Trainer):
                 callback.early_stopping_patience = self.fusion_model.settings.training.patience
 
     def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
             # By its step: the path that is kept with it may be where the run was before.
-            best = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
-            self.fusion_model.load_trained_state(read_weights(best / WEIGHTS))
+            state = read_weights(self._best_checkpoint() / WEIGHTS)
+            self.fusion_model.load_trained_state(share_out(state, self.fusion_model))
 
 
 class _Follower(TrainerCallback):
