@@ -115,9 +115,11 @@ def result_of(
     history = learned.history
     chosen = next((entry for entry in history if entry["step"] == learned.best), history[-1])
     counts = model.count_parameters()
+    # A run that an earlier version began may lack a metric.
+    names = [name for name in ("loss", *model.task.metrics()) if f"eval_{name}" in chosen]
     return {
         "metric": metric,
-        "validation": {name: chosen[f"eval_{name}"] for name in ("loss", *model.task.metrics())},
+        "validation": {name: chosen[f"eval_{name}"] for name in names},
         "best_epoch": chosen["epoch"],
         "seconds": round(seconds, 1),
         **learned.times,
