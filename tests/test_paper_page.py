@@ -29,6 +29,8 @@ def test_each_command_of_the_page_can_be_given(command, monkeypatch):
     words = shlex.split(command)[1:]
     options, rest = build_parser().parse_known_args(words)
     assert not rest
+    if options.verb == "reproduce":
+        options.study = f"configs/studies/{options.study}.yaml"
     if getattr(options, "study", None):
         study = Study.load(options.study, options.quick, options.data_set)
         assert Config.load(study.base).inputs
