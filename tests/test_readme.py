@@ -51,5 +51,5 @@ def test_the_study_of_the_documentation_can_be_read(config, tmp_path):
     (tmp_path / "studies").mkdir()
     (tmp_path / "demo.yaml").write_text(config.dump())
     (tmp_path / "studies" / "mine.yaml").write_text(text)
-    assert len(cells(Study.load(tmp_path / "studies" / "mine.yaml"))) == 4 * 3 * 2
-    assert len(cells(Study.load(tmp_path / "studies" / "mine.yaml", quick=True))) == 4
+    assert len(cells(Study.load(tmp_path / "studies" / "mine.yaml"))) == 4 * 3 * 3 * 2
+    assert len(cells(Study.load(tmp_path / "studies" / "mine.yaml", quick=True))) == 4 * 2

@@ -1,10 +1,11 @@
-"""`mope compare`, `mope tune` and `mope study theory`."""
+"""`mope compare`, `mope tune`, `mope reproduce` and `mope study theory`."""
 
 import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mope.cli.output import add_plugin, add_verb, load_plugins, make_table, print_table, whole_numbers
@@ -25,6 +26,21 @@ def add(verbs: Any) -> None:
     verb.add_argument("study", metavar="STUDY", help="a YAML file")
     _add_study_flags(verb)
     verb.add_argument("--row", metavar="NAME", action="append", help="only this row")
+    add_plugin(verb)
+
+    verb = add_verb(
+        verbs,
+        "reproduce",
+        reproduce,
+        "make a table of the paper, and say which of its text's claims about it hold here",
+    )
+    verb.add_argument(
+        "study", metavar="TABLE", help="such as table1 or fig6, of configs/studies; or a study's YAML file"
+    )
+    verb.add_argument(
+        "--data", metavar="FOLDER", help="the data set's files as published, or the tables made from them"
+    )
+    _add_study_flags(verb)
     add_plugin(verb)
 
     noun = verbs.add_parser("study", help="measure what the paper's theorems state")
@@ -116,8 +132,6 @@ def compare(options: argparse.Namespace) -> None:
 
 def _compare(study: Any, options: argparse.Namespace) -> Any:
     """Run a study on one data set, and show its table."""
-    from pathlib import Path
-
     from mope.studies.compare import compare as run
     from mope.studies.table import cells_of
 
@@ -188,6 +202,67 @@ def _list_methods(options: argparse.Namespace) -> None:
     for method in METHODS.values():
         if method.note:
             print(f"{method.name}: {method.note}")
+
+
+def reproduce(options: argparse.Namespace) -> None:
+    """`mope reproduce TABLE --data FOLDER`."""
+    load_plugins(options)
+    from mope.studies.reproduction import HEADER, cells_of_claims, judge, write_reproduction
+
+    if options.data_set == "all":
+        raise UserError("A table is reproduced on one data set at a time: --set NAME.")
+    options.study = _study_file(options.study)
+    (study,) = _studies(options)
+    if options.data is not None:
+        _take_data(study, options.data, _to_stderr if options.json else _at_once)
+    table = _compare(study, options)
+    verdicts = judge(study, table)
+    file = write_reproduction(study, table, verdicts)
+    if options.json:
+        print(json.dumps({"table": table, "claims": verdicts}, indent=2))
+        return
+    print_table(HEADER, cells_of_claims(verdicts))
+    print(f"Written: {file}")
+
+
+def _study_file(name: str) -> str:
+    """The file of a study that is named as the paper's table, or by itself."""
+    if name.lower().endswith((".yaml", ".yml")):
+        return name
+    folder = Path("configs") / "studies"
+    file = folder / f"{name}.yaml"
+    if not file.is_file():
+        files = {*folder.glob("*.yaml")} - {*folder.glob("*_tuned.yaml")}
+        there = ", ".join(sorted(entry.stem for entry in files))
+        hint = f"there are {there}" if there else "go to a checkout of mope, or name a study's YAML file"
+        raise UserError(f"There is no {file}: {hint}.")
+    return str(file)
+
+
+def _take_data(study: Any, source: str, report: Callable[[str], Any]) -> None:
+    """Let a study take its tables from a folder; make them first if it holds the published files."""
+    from mope.config import Config
+    from mope.datasets import PUBLISHED, prepare
+    from mope.remote import is_url
+
+    data, folder = Config.load(study.base).data, Path(source)
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}.")
+    if data.train is None or is_url(data.train):
+        raise UserError(f"{study.base} names no table in a folder as data.train: leave out --data.")
+    dataset = PUBLISHED.get(study.published or "")
+    home = Path(data.train).parents[len(Path(dataset.train).parts) - 1 if dataset else 0]
+    if (folder / Path(data.train).relative_to(home)).is_file():
+        for split in ("train", "validation", "test"):
+            if (file := getattr(data, split)) is not None and Path(file).is_relative_to(home):
+                study.settings[f"data.{split}"] = str(folder.absolute() / Path(file).relative_to(home))
+    elif dataset is None:
+        raise UserError(f"{folder} has no {Path(data.train).name}, the table that {study.base} is about.")
+    elif home.exists():
+        report(f"{home} is there already.")
+    else:
+        prepare(dataset.name, folder, home, report)
+        report(f"{dataset.title}'s tables are in {home}.")
 
 
 def tune(options: argparse.Namespace) -> None:

@@ -245,6 +245,8 @@ def _walk(model: type[BaseModel], path: Sequence[Any]) -> list[type[BaseModel]]:
     """The sections that may be at a location in the settings; those of fusion methods by method."""
     models: list[type[BaseModel]] = [model]
     for part in path:
+        if isinstance(part, int):
+            continue  # a place in a list
         if len(models) == 1 and models[0] in _NAMED and part not in models[0].model_fields:
             continue  # an input's or a column's name
         models = [found for model in models for found in _sections(model.model_fields.get(str(part)))]

@@ -51,6 +51,7 @@ class Published(ABC):
         files: what is expected in the folder, with what it is.
         counts: rows by split as published; "all" for their sum, of the first fold's where there are folds.
         label: the label's column.
+        train: the split that configs name as training rows, of the first fold where there are folds.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Published(ABC):
     files: Mapping[str, str]
     counts: Mapping[str, int]
     label: str = "label"
+    train: str = "train"
 
     @abstractmethod
     def splits(self, folder: Path, dropped: Dropped) -> dict[str, Rows]:

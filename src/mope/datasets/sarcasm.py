@@ -32,6 +32,7 @@ class Mustard(Published):
     }
     counts: Mapping[str, int] = {"all": 690, "independent/test": 356}
     label = "sarcasm"
+    train = "fold0/train"
     paths = ("video", "audio")
 
     def splits(self, folder: Path, dropped: Dropped) -> dict[str, Rows]:

@@ -8,8 +8,11 @@ from mope.errors import UserError, shown
 
 
 def merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A study with changes; settings are merged, all else is replaced."""
-    found = {**content, **changes}
+    """A study with changes; settings are merged, all else is replaced.
+
+    On another base the tables aren't made from the same published files.
+    """
+    found = {**content, **({"published": None} if "base" in changes else {}), **changes}
     for key in ("settings", "tune"):
         if isinstance(content.get(key), dict) and isinstance(changes.get(key), dict):
             found[key] = {**content[key], **changes[key]}
@@ -41,18 +44,22 @@ def of_set(content: Mapping[str, Any], name: str, file: Path) -> dict[str, Any]:
         changes["output"] = f"{content['output']}_{name.replace('-', '_')}"
     found = merged(content, changes)
     found.pop("sets")
-    given = found.get("rows")
-    rows: list[Any] = given if isinstance(given, list) else []
-    labels = [_label(row) for row in rows]
+    rows, labels = found.get("rows"), labels_of(found)
     for label in (*left_out, *paper):
         if label not in labels:
             raise UserError(f"In {file}: the data set {name} names no row '{label}': {', '.join(labels)}.")
     found["rows"] = [
         {**row, "paper": paper.get(label, {})} if isinstance(row, dict) else row
-        for label, row in zip(labels, rows, strict=True)
+        for label, row in zip(labels, rows if labels and rows else [], strict=True)
         if label not in left_out
     ]
     return found
+
+
+def labels_of(content: Mapping[str, Any]) -> list[str]:
+    """What the rows of a study's file are called."""
+    rows = content.get("rows")
+    return [_label(row) for row in rows] if isinstance(rows, list) else []
 
 
 def _label(row: Any) -> str:

@@ -16,7 +16,7 @@ from mope.files import read_yaml
 from mope.methods import Method, find_method
 from mope.remote import is_url
 from mope.studies.runs import SPLITS, TEST, After
-from mope.studies.sets import merged, of_set
+from mope.studies.sets import labels_of, merged, of_set
 
 
 class RowConfig(Section):
@@ -39,6 +39,23 @@ class RowConfig(Section):
     def label(self) -> str:
         """What the row is called."""
         return self.name or self.method or "base"
+
+
+class Claim(Section):
+    """What the paper's text says of a row against others: that it is better."""
+
+    better: str
+    """The row."""
+    than: list[str] = Field(min_length=1)
+    """The rows that it is said to be better than."""
+    says: str
+    """The paper's words."""
+    section: str
+    """Where they stand, such as IV-D."""
+    sets: list[str] | None = None
+    """The data sets they are about: names of `sets`, or the study's own `published`; null for all."""
+    grows: bool = False
+    """Whether what is claimed is a larger difference with the most training rows than with the fewest."""
 
 
 class PlotConfig(Section):
@@ -97,6 +114,10 @@ class Study(Section):
     """How `mope tune` searches."""
     plot: PlotConfig = PlotConfig()
     """The picture."""
+    published: str | None = None
+    """The published data set its tables are made from, as `mope data prepare` calls it; null for none."""
+    claims: list[Claim] = Field(default_factory=list)
+    """What the paper's text says of the rows, which `mope reproduce` judges."""
     workers: int | None = Field(default=None, ge=1)
     """Runs at a time, such as 1 where times are compared; null for as many as the machine takes."""
     output: str
@@ -133,6 +154,7 @@ class Study(Section):
         content = read_yaml(file, "study", "title, base, rows and output")
         if "inputs" in content:
             raise UserError(f"{file} is a config, not a study: a study names one as its `base`.")
+        own, known = content.get("published"), labels_of(content)
         if data_set is not None:
             content = of_set(content, data_set, file)
             if quick and not content["quick"]:
@@ -146,13 +168,17 @@ class Study(Section):
         for key in ("base", "output", "tuned"):
             if (path := getattr(study, key)) is not None:
                 setattr(study, key, os.path.normpath(file.parent / path))
+        study.published = None if base else study.published
         study.base, study.output = base or study.base, output or study.output
+        study.claims = [
+            claim for claim in study.claims if claim.sets is None or (data_set or own) in claim.sets
+        ]
         for settings in (study.settings, study.tune.settings, *(row.settings for row in study.rows)):
             _relative_to(file.parent, settings)
-        study._check(file)
+        study._check(file, known)
         return study
 
-    def _check(self, file: Path) -> None:
+    def _check(self, file: Path, known: list[str]) -> None:
         labels = [row.label for row in self.rows]
         for label in labels:
             if labels.count(label) > 1:
@@ -164,6 +190,10 @@ class Study(Section):
         for row in self.rows:
             if row.method is not None:
                 find_method(row.method)
+        # A small size or a data set may lack a row that a claim is about; the study's file may not.
+        for label in (name for claim in self.claims for name in (claim.better, *claim.than)):
+            if label not in (*labels, *known):
+                raise UserError(f"In {file}: a claim names no row '{label}': {', '.join(labels)}.")
 
 
 def _relative_to(folder: Path, settings: dict[str, Any]) -> None:
