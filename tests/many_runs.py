@@ -21,6 +21,7 @@ RUNS = {
     "inputs": {"method": "inputs", "deep": True},
     "pmf": {"method": "pmf", "exchange_layers": 1},
     "may_miss": {},
+    "twins": {"prompts": ["static", "mapped"]},
     "full": {},
 }
 """Each run's fusion; all but the last share both encoders, `pmf` and `inputs` not the passes."""
@@ -41,6 +42,8 @@ def make_run(name: str, weights: dict[str, str], tables: Path, folder: Path) -> 
     if name == "pmf":
         content["inputs"]["image"]["encoder"]["tuning"] = "frozen"
         content["inputs"]["text"]["encoder"]["tuning"] = "frozen"
+    if name == "twins":  # two inputs with one encoder
+        content["inputs"]["second"] = {**content["inputs"]["image"]}
     if name == "may_miss":
         content["inputs"]["text"]["missing"] = content["inputs"]["image"]["missing"] = "learn"
     if name == "full":

@@ -2,6 +2,7 @@
 
 import gc
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from mope.config import Config
 from mope.data.table import open_table
 from mope.encoders.pool import EncoderPool, may_share
 from mope.errors import UserError
+from mope.fusion.together import _group
+from mope.prompts import DeepPrompts
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +146,20 @@ def test_swin_shares_as_well(weights, tables, tmp_path, rows):
     for name, predictions in found.items():
         for row, prediction in zip(rows, predictions, strict=False):
             require_same(prediction, predictors[name].predict(row)[0])
+
+
+def test_an_encoder_that_takes_no_masks_runs_each_call_by_itself(predictors):
+    """Prompts of other lengths couldn't be hidden from its rows."""
+    encoder = predictors["mope"].model.fusion.encoder("image")
+    batch = {"pixel_values": torch.zeros(2, 3, 28, 28)}
+    calls = [encoder.call(batch, DeepPrompts([32, 32], length=length)) for length in (1, 3)]
+    assert _group(calls[0], 0) == _group(calls[1], 1)
+    family, insertion = encoder.encoder.family, encoder.encoder.insertion
+    encoder.encoder.family, encoder.encoder.insertion = replace(family, relay=True), "tokens"
+    try:
+        assert _group(calls[0], 0) != _group(calls[1], 1)
+    finally:
+        encoder.encoder.family, encoder.encoder.insertion = family, insertion
 
 
 def test_wrong_names_are_said(runs, predictors, rows, tmp_path):

@@ -383,7 +383,7 @@ def test_a_swin_gives_its_stages(masks):
 
 def test_refcoco_as_prepared_is_trained_on(config, tmp_path):
     """From the published files to masks, with both kinds of outline in a split."""
-    from test_published import refcoco
+    from miniatures import refcoco
 
     refcoco("refcoco")(tmp_path / "raw")
     assert (

@@ -277,7 +277,7 @@ def test_the_command_refuses_in_one_sentence(served_run, monkeypatch, capsys):
     assert main(["serve", str(served_run), "--host", "0.0.0.0", "--no-page"]) == 2
     assert "give --token TOKEN" in capsys.readouterr().err
     assert main(["serve", "none", "--no-page", "--port", "0"]) == 2
-    assert "holds no finished run" in capsys.readouterr().err
+    assert "There is no run in none" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve", str(served_run)]) == 2
     assert "pip install 'mope-fusion[serve]'" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from mope.cli import main
 from mope.data.table import open_table
 from mope.errors import UserError
 from mope.predictor import Predictor
-from mope.run import WEIGHTS
+from mope.run import WEIGHTS, add_metrics
 from mope.serve.app import build_runs_app
 from mope.serve.limits import Refusal
 from mope.serve.queue import FairQueue, Lane
@@ -115,7 +115,8 @@ def test_runs_are_listed(client):
     [
         ("post", "/v1/runs/none/predict", 404, "There is no run 'none': /v1/runs lists them."),
         ("get", "/v1/runs/none", 404, "There is no run 'none'"),
-        ("get", "/v1/runs/..%2f..%2fetc", 404, ""),
+        ("get", "/v1/runs/..", 404, ""),
+        ("get", "/v1/runs/runs%00", 404, "There is no run"),
         ("post", "/v1/runs/words/predict", 422, "but the run's inputs are text"),
         ("get", "/v1/runs/mope/predict", 405, "Only POST"),
         ("post", "/v1/runs/mope", 405, "Only GET"),
@@ -179,12 +180,58 @@ def test_the_least_recently_used_is_dropped(folder, made, rows, tables):
 
 def test_a_run_that_can_t_be_loaded_costs_the_others_nothing(client, folder, rows, said):
     (folder / "concat" / WEIGHTS).write_bytes(b"nothing")
-    answer = client.post("/v1/runs/concat/predict", json={"rows": rows[:1]})
+    for _ in range(3):  # it is tried once, and said once
+        answer = client.post("/v1/runs/concat/predict", json={"rows": rows[:1]})
     assert answer.status_code == 503
+    assert len(said) == 1
     assert "the server's log says why" in answer.json()["error"]
     assert str(folder) not in answer.json()["error"]
     assert str(folder) in said[-1]
     predict(client, "mope", rows[:2])
+
+
+def test_a_run_that_can_t_be_read_costs_the_others_nothing(client, runs, folder, rows, said):
+    predict(client, "static", rows[:1])
+    config = folder / "static" / "config.yaml"
+    config.write_text(config.read_text().replace("labels:\n  -", "labels: 3\n  #"))
+    (folder / "longer" / "config.yaml").write_text("{")
+    runs.look()
+    assert "the old one stays" in said[-1]
+    predict(client, "static", rows[:1])
+    listed = client.get("/v1/runs")
+    assert listed.status_code == 200
+    found = {run["name"]: run.get("error") for run in listed.json()["runs"]}
+    assert found.pop("longer") == "It can't be read: the server's log says why."
+    assert found["mope"] is None
+    shutil.rmtree(folder / "static")
+    runs.look()
+    assert said[-1] == "The run 'static' is gone."
+
+
+def test_what_was_evaluated_is_listed(client, folder):
+    assert client.get("/v1/runs/mope").json()["metrics"] == {}
+    add_metrics(folder / "mope", "test", {"accuracy": 0.5, "rows": 20})
+    assert client.get("/v1/runs/mope").json()["metrics"]["test"]["accuracy"] == 0.5
+
+
+def test_runs_are_answered_while_another_is_loaded(app, client, runs, rows, monkeypatch):
+    predict(client, "mope", rows[:1])
+    stop, load = threading.Event(), runs._load
+
+    def slowly(*arguments):
+        assert stop.wait(60)
+        return load(*arguments)
+
+    monkeypatch.setattr(runs, "_load", slowly)
+    try:
+        with ThreadPoolExecutor(12) as pool:
+            cold = [pool.submit(predict, client, "static", rows[:1]) for _ in range(12)]
+            assert len(predict(client, "mope", rows[:2])) == 2
+            assert not any(one.done() for one in cold)
+            stop.set()
+            assert all(len(one.result(60)) == 1 for one in cold)
+    finally:
+        stop.set()
 
 
 def test_one_run_s_load_leaves_room_for_others(app, client, rows):

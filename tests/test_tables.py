@@ -323,7 +323,7 @@ def test_the_page_has_a_widget_per_column(with_facts):
 
     train(with_facts, report=lambda line: None)
     app = build_app(Predictor(with_facts.output, device="cpu"), ServeSettings(page=False))
-    page = _Page(app.state.engine, Path(with_facts.output))
+    page = _Page(app.state.engine, app.state.runs.served, Path(with_facts.output))
     kinds = [type(page._widget(*slot)) for slot in page.slots]
     assert kinds == [gradio.Image, gradio.Textbox, gradio.Number, gradio.Dropdown, gradio.Textbox]
     assert page._examples()[0][3] in ["a", "b", "c"]

@@ -207,7 +207,9 @@ class FusionModel(nn.Module):
                 "This model was frozen for inference, so it doesn't know what was trained: load it anew with "
                 "FusionModel.from_pretrained."
             )
-        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        # Two inputs may have one encoder.
+        named = self.named_parameters(remove_duplicate=False)
+        frozen = {name for name, parameter in named if not parameter.requires_grad}
         for name in self.fusion.encoders:
             encoder = self.fusion.encoder(name)
             if encoder.tuning != "full":
@@ -240,7 +242,7 @@ class FusionModel(nn.Module):
             return self.settings.inputs[name.split(".")[2]].missing == "learn"
         encoders = [self.fusion.encoder(one).encoder for one in self.fusion.encoders]
         unused = {id(parameter) for encoder in encoders for parameter in encoder.unused_parameters()}
-        return id(dict(self.named_parameters()).get(name)) in unused
+        return id(dict(self.named_parameters(remove_duplicate=False)).get(name)) in unused
 
     def keep_features(self, folder: Path) -> None:
         """Let frozen, unprompted encoders keep their features on disk; not of inputs that are augmented."""

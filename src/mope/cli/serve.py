@@ -118,8 +118,8 @@ def _app(options: argparse.Namespace, runs: Any, folders: Any, settings: "ServeS
     from mope.serve.runs import Runs
 
     if len(runs) == 1 and not folders:
-        (run,) = runs.values()
-        return build_app(Predictor(run, device=options.device), settings, thread=False)
+        ((name, run),) = runs.items()
+        return build_app(Predictor(run, device=options.device), settings, name=name, thread=False)
 
     def report(line: str) -> None:
         print(line, file=sys.stderr, flush=True)

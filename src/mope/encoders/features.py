@@ -107,7 +107,7 @@ def _settings(config: Any) -> str:
     return json.dumps(known, sort_keys=True, default=str)
 
 
-_MODULE_STATE = frozenset({*vars(nn.Module()), "name_or_path"})
+_MODULE_STATE = frozenset({*vars(nn.Module()), "name_or_path", "commit"})
 """What every module keeps of itself: its mode, hooks, and the like; and where its weights were read from."""
 
 

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Hashable
-from pathlib import Path
 from weakref import WeakValueDictionary
 
 import torch
@@ -11,7 +10,7 @@ from mope.config import InputConfig
 from mope.encoders.base import Encoder
 from mope.encoders.features import fingerprint
 from mope.encoders.inputs import load_input_encoder
-from mope.encoders.sources import resolve
+from mope.encoders.sources import state_of
 
 
 def may_share(entry: InputConfig) -> bool:
@@ -68,12 +67,5 @@ def _source(entry: InputConfig) -> Hashable:
     """What an encoder is loaded from: whatever bears on it, and the state of its files."""
     settings = entry.encoder
     assert settings.weights is not None
-    found = resolve(settings.weights)
-    folder = Path(found)
-    files = tuple(
-        (file.name, state.st_size, state.st_mtime_ns, state.st_ino)
-        for file in sorted(folder.iterdir() if folder.is_dir() else [])
-        if (state := file.stat())
-    )
     architecture = repr(sorted((settings.architecture or {}).items()))
-    return found, files, settings.revision, architecture, settings.pooling, entry.kind
+    return state_of(settings.weights), settings.revision, architecture, settings.pooling, entry.kind

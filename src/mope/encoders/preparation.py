@@ -9,7 +9,7 @@ import transformers as hf
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
 from mope.encoders.cnn14 import wave_extractor
-from mope.encoders.sources import resolve
+from mope.encoders.sources import resolve, state_of
 from mope.errors import UserError
 
 
@@ -57,7 +57,7 @@ def shared_tokenizer(weights: str | None, revision: str | None, max_length: int)
 
     Those of other lengths have their own: the length is part of its state, which threads must not change.
     """
-    key = (None if weights is None else resolve(weights), revision, max_length)
+    key = (None if weights is None else state_of(weights), revision, max_length)
     found = _tokenizers.get(key)
     if found is None:
         _tokenizers[key] = found = load_tokenizer(weights, revision)

@@ -9,7 +9,8 @@ import importlib.metadata
 import importlib.util
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -83,6 +84,17 @@ def resolve(weights: str) -> str:
             raise UserError(f"No model in {folder}: there is no config.json; name a folder that holds one.")
         return str(folder)
     return weights
+
+
+def state_of(weights: str) -> Hashable:
+    """What `resolve` gives, and what the files there are like: something else once they change."""
+    found = resolve(weights)
+    folder, files = Path(found), []
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        with suppress(OSError):  # a link to nowhere is no file
+            state = file.stat()
+            files.append((file.name, state.st_size, state.st_mtime_ns, state.st_ino))
+    return found, tuple(files)
 
 
 def _package_folder(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ from mope.predictor import Predictor
 from mope.serve.engine import Engine
 from mope.serve.limits import BodyLimit, OneShape, Refusal, said
 from mope.serve.metrics import Metrics, Watch
-from mope.serve.rows import Failure, Row, RowParser, answer_model, answer_of, charset_of
+from mope.serve.rows import Failure, RowParser, answer_model, answer_of, charset_of
 from mope.serve.runs import OneRun, Runs
 from mope.serve.security import CALLER, Guard, PageGuard
 from mope.serve.served import Served
@@ -40,12 +41,19 @@ _CODES = {
 }
 
 
-def build_app(predictor: Predictor, settings: ServeSettings | None = None, *, thread: bool = True) -> FastAPI:
+def build_app(
+    predictor: Predictor,
+    settings: ServeSettings | None = None,
+    *,
+    name: str | None = None,
+    thread: bool = True,
+) -> FastAPI:
     """The app of a run, for any ASGI server.
 
     Args:
         predictor: the run. The app's threads own it until the app shuts down.
         settings: the limits, the token and the host; by default those of a local server.
+        name: the run's; None for its folder's.
         thread: whether the model has a thread of its own; else the caller runs `app.state.engine.work()`, in
             the process's first thread for speed: GNU's OpenMP lets helpers of others sleep all the time.
 
@@ -53,7 +61,7 @@ def build_app(predictor: Predictor, settings: ServeSettings | None = None, *, th
         UserError: a package that reads the run's inputs isn't installed.
     """
     settings = settings or ServeSettings()
-    served = Served(predictor.run.name, predictor, settings)
+    served = Served(name or predictor.run.absolute().name, predictor, settings)
     app = _app(f"mope: {served.name}", OneRun(served), settings, predictor.device.type, thread)
     parser = served.parser
     content, _ = parser.body_schema()
@@ -141,16 +149,16 @@ def _about_predict(settings: ServeSettings, answer: Any, content: Any) -> dict[s
 
 
 def _add_runs(app: FastAPI, engine: Engine, runs: Runs | OneRun) -> None:
+    # Whoever waits for a run to be loaded, or for a list, is in nobody else's way.
+    loads, files = (ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("mope-load", "mope-list"))
+
     @app.get("/v1/runs", summary="The runs: their tasks, inputs and metrics")
     async def listed() -> dict[str, Any]:
-        def describe() -> list[dict[str, Any]]:
-            return [runs.describe(name) for name in runs.names()]
-
-        return {"runs": await asyncio.get_running_loop().run_in_executor(engine.pool, describe)}
+        return {"runs": await asyncio.get_running_loop().run_in_executor(files, runs.describe_all)}
 
     @app.get("/v1/runs/{name}", summary="One run")
     async def described(name: str) -> dict[str, Any]:
-        return await asyncio.get_running_loop().run_in_executor(engine.pool, runs.describe, name)
+        return await asyncio.get_running_loop().run_in_executor(files, runs.describe, name)
 
     content = {"application/json": {"schema": {"type": "object"}}}
     content["multipart/form-data"] = content["application/json"]
@@ -159,8 +167,9 @@ def _add_runs(app: FastAPI, engine: Engine, runs: Runs | OneRun) -> None:
 
     @app.post("/v1/runs/{name}/predict", summary="Predict one row of a run or several", **about)
     async def predict(name: str, request: Request, routing: Routing = False) -> Response:
-        # A run that is to be loaded first has a thread of its own: others' rows are read meanwhile.
-        served = await asyncio.get_running_loop().run_in_executor(None, runs.get, name)
+        served = runs.held(name)
+        if served is None:
+            served = await asyncio.get_running_loop().run_in_executor(loads, runs.get, name)
         return await _answer(engine, served, request, routing)
 
     _refuse_others(app, "/v1/runs/{name}/predict", "POST")
@@ -182,23 +191,9 @@ async def _answer(engine: Engine, served: Served, request: Request, routing: boo
     else:
         raise Refusal(415, "media", "The body is application/json or multipart/form-data.")
     caller = getattr(request.state, CALLER, None)
-    taken = 0
-
-    def parse_in_turn() -> list[Row]:
-        nonlocal taken
-        rows = parse()
-        if caller is not None:
-            engine.turns.take(caller, len(rows))
-            taken = len(rows)
-        return rows
-
     loop = asyncio.get_running_loop()
-    try:
-        futures = await loop.run_in_executor(engine.pool, engine.submit, served, parse_in_turn)
-        found = await asyncio.gather(*map(asyncio.wrap_future, futures))
-    finally:
-        if caller is not None:
-            engine.turns.give(caller, taken)
+    futures = await loop.run_in_executor(engine.pool, engine.submit, served, parse, caller)
+    found = await asyncio.gather(*map(asyncio.wrap_future, futures))
     return JSONResponse(answer_of(found, routing))
 
 

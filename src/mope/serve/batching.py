@@ -14,6 +14,10 @@ Sample = TypeVar("Sample")
 Answer = TypeVar("Answer")
 
 
+_RUNS = 8
+"""So many runs' full queues may be held at once, since rows that wait are in memory."""
+
+
 class Batcher(Generic[Sample, Answer]):
     """A queue of samples, and threads that run them in batches, each of one group's lanes.
 
@@ -76,7 +80,8 @@ class Batcher(Generic[Sample, Answer]):
         with self._ready:
             if self._closed:
                 raise busy("The server is closing.")
-            if self._reserved[lane.name] + self._waiting.count(lane.name) + rows > self._queue:
+            own = self._reserved[lane.name] + self._waiting.count(lane.name)
+            if own + rows > self._queue or len(self) + rows > _RUNS * self._queue:
                 raise busy(f"The queue is full ({self._queue} rows): try again in a second.")
             self._coming += rows
             self._reserved[lane.name] += rows

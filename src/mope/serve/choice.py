@@ -98,7 +98,11 @@ async function predict() {
 }
 
 at("run").addEventListener("change", show);
-at("token").addEventListener("change", () => guarded(list));
+at("token").value = sessionStorage.getItem("token") || "";  // as long as this tab is there
+at("token").addEventListener("change", () => {
+  sessionStorage.setItem("token", at("token").value);
+  guarded(list);
+});
 at("form").addEventListener("submit", (event) => { event.preventDefault(); guarded(predict); });
 guarded(list);
 </script>

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,12 +70,15 @@ class Engine:
         self.batcher.close()
         self.pool.shutdown(wait=False)  # rows that are being read still have their futures to settle
 
-    def submit(self, served: Served, parse: Callable[[], list[Row]]) -> "list[Future[Prediction]]":
+    def submit(
+        self, served: Served, parse: Callable[[], list[Row]], caller: str | None = None
+    ) -> "list[Future[Prediction]]":
         """Read a run's rows, here and in the pool, and let the model run them.
 
         Args:
             served: the run.
             parse: gives the rows.
+            caller: whose they are, where each has a share of the queue.
 
         Returns:
             A future for each row, which may fail with a Refusal.
@@ -85,16 +89,23 @@ class Engine:
         self.batcher.announce(1)
         try:
             rows = parse()
-            self.batcher.reserve(len(rows), served.lane)
+            with self.turns.taken(caller, len(rows)):
+                self.batcher.reserve(len(rows), served.lane)
         finally:
             self.batcher.announce(-1)
         futures: list[Future[Prediction]] = [new_future() for _ in rows]
+        if caller is not None:
+            for future in futures:
+                future.add_done_callback(partial(self._give_turn, caller))
         for place in range(1, len(rows)):
             self.pool.submit(self._read, served, rows[place], futures[place], f"Row {place + 1}, ")
         if rows:
             # The first one here: a row that comes alone needn't change threads.
             self._read(served, rows[0], futures[0], "Row 1, " if len(rows) > 1 else "")
         return futures
+
+    def _give_turn(self, caller: str, _: "Future[Prediction]") -> None:
+        self.turns.give(caller, 1)
 
     def _read(self, served: Served, row: Row, future: "Future[Prediction]", name: str) -> None:
         try:

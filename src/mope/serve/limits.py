@@ -4,7 +4,8 @@ import asyncio
 import json
 import threading
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -58,16 +59,25 @@ class Turns:
     def __init__(self, most: int):
         self._most, self._rows, self._lock = most, Counter[str](), threading.Lock()
 
-    def take(self, caller: str, rows: int) -> None:
-        """Begin to work on rows.
+    @contextmanager
+    def taken(self, caller: str | None, rows: int) -> Iterator[None]:
+        """Begin to work on rows, each of which is to be given back, unless something is raised meanwhile.
 
         Raises:
             Refusal: 503, the caller has too many already.
         """
+        if caller is None:
+            yield
+            return
         with self._lock:
             if self._rows[caller] + rows > self._most:
                 raise busy(f"Your token has {self._most} rows in the works at most: try again in a second.")
             self._rows[caller] += rows
+        try:
+            yield
+        except BaseException:
+            self.give(caller, rows)
+            raise
 
     def give(self, caller: str, rows: int) -> None:
         """They are done."""

@@ -11,7 +11,7 @@ from mope.errors import UserError
 from mope.hub import find_run, is_on_hub
 from mope.predictor import Predictor
 from mope.predictors import named_runs
-from mope.run import CONFIG, WEIGHTS, read_metrics, read_run
+from mope.run import CONFIG, METRICS, WEIGHTS, read_metrics, read_run
 from mope.serve.limits import Refusal
 from mope.serve.served import Served, describe
 from mope.serve.settings import ServeSettings
@@ -39,24 +39,29 @@ class OneRun:
 
     def __init__(self, served: Served):
         self.served = served
+        self._described = {**_described(served.name, served.predictor.run), "in_memory": True}
 
-    def names(self) -> list[str]:
-        """The run's name."""
-        return [self.served.name]
+    def held(self, name: str) -> Served | None:
+        """The run, if this is its name."""
+        return self.served if name == self.served.name else None
 
     def get(self, name: str) -> Served:
-        """The run, by its name.
+        """Nothing: there is no other run.
 
         Raises:
-            Refusal: 404, it has another.
+            Refusal: 404.
         """
-        if name != self.served.name:
-            raise _unknown(name)
-        return self.served
+        raise _unknown(name)
 
     def describe(self, name: str) -> dict[str, Any]:
-        """What `/v1/runs` says of a run."""
-        return _described(name, self.get(name).predictor.run, True)
+        """What `/v1/runs` says of the run."""
+        if self.held(name) is None:
+            raise _unknown(name)
+        return self._described
+
+    def describe_all(self) -> list[dict[str, Any]]:
+        """What `/v1/runs` says."""
+        return [self._described]
 
     def open(self) -> None:
         """Nothing to do."""
@@ -100,19 +105,16 @@ class Runs:
         self._settings, self._device, self._most, self._report = settings, device, most, report
         self._held: OrderedDict[str, _Held] = OrderedDict()
         self._failed: dict[str, State] = {}
-        self._described: dict[str, tuple[State, dict[str, Any]]] = {}
+        self._described: dict[str, tuple[Any, dict[str, Any]]] = {}
         self._lock, self._loading = threading.Lock(), threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self.device = pick_device(device)
-        if not self.names():
+        if not self._find():
             raise UserError(f"There is no finished run in {', '.join(map(str, folders)) or 'what is named'}.")
 
-    def names(self) -> list[str]:
-        """Names of the runs that are there."""
-        return sorted(self._find())
-
     def _find(self) -> dict[str, str | Path]:
+        """The runs that are there, by name."""
         found = dict(self._sources)
         for folder in self._folders:
             for run in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -120,46 +122,51 @@ class Runs:
                     found.setdefault(run.name, run)
         return found
 
+    def held(self, name: str) -> Served | None:
+        """A run that is in memory."""
+        with self._lock:
+            if (held := self._held.get(name)) is None:
+                return None
+            self._held.move_to_end(name)
+            return held.served
+
     def get(self, name: str) -> Served:
         """A run, loaded if need be.
 
         Raises:
             Refusal: 404, there is no such run; 503, it can't be loaded.
         """
-        with self._lock:
-            if (held := self._held.get(name)) is not None:
-                self._held.move_to_end(name)
-                return held.served
-        source = self._find().get(name)
-        if source is None:
-            raise _unknown(name)
         with self._loading:  # one at a time: they would take each other's memory and processor
-            with self._lock:
-                if (held := self._held.get(name)) is not None:
-                    return held.served
-            try:
-                return self._load(name, source)
-            except UserError as error:
-                self._report(f"The run '{name}' can't be loaded: {error}")
-                text = f"The run '{_cut(name)}' can't be loaded: the server's log says why."
-                raise Refusal(503, "run", text) from None
+            if (served := self.held(name)) is not None:
+                return served
+            if (source := self._find().get(name)) is None:
+                raise _unknown(name)
+            state = state_of(source)
+            # What failed is tried again once its files are others.
+            if self._failed.get(name) != state:
+                try:
+                    return self._load(name, source, state)
+                except Exception as error:
+                    self._failed[name] = state
+                    self._report(f"The run '{name}' can't be loaded: {_cause(error)}")
+        text = f"The run '{_cut(name)}' can't be loaded: the server's log says why."
+        raise Refusal(503, "run", text)
 
-    def _load(self, name: str, source: str | Path) -> Served:
-        state = state_of(source)
+    def _load(self, name: str, source: str | Path, state: State) -> Served:
+        with self._lock:
+            while len(self._held) >= self._most and name not in self._held:
+                self._held.popitem(last=False)
         predictor = Predictor(source, device=self._device, batch_size=self._settings.batch)
         served = Served(name, predictor, self._settings)  # what changed meanwhile differs at the next look
         with self._lock:
             self._held[name] = _Held(state, served)
-            self._held.move_to_end(name)
-            while len(self._held) > self._most:
-                self._held.popitem(last=False)
         return served
 
     def look(self) -> None:
         """Load anew what has changed, and drop what is gone."""
-        there = self._find()
         with self._lock:
             held = dict(self._held)
+        there = self._find()
         for name, (state, _) in held.items():
             if name not in there or not (found := state_of(there[name])):
                 with self._lock:
@@ -167,16 +174,23 @@ class Runs:
                 self._report(f"The run '{name}' is gone.")
             elif found != state and found != self._failed.get(name):
                 self._replace(name, there[name], found)
+        for known in (self._failed, self._described):
+            for name in set(known) - set(there):
+                known.pop(name, None)
 
     def _replace(self, name: str, source: str | Path, state: State) -> None:
         try:
             with self._loading:
-                self._load(name, source)
+                if self.held(name) is None:
+                    return  # dropped meanwhile
+                self._load(name, source, state)
             self._failed.pop(name, None)
             self._report(f"The run '{name}' was replaced.")
-        except UserError as error:
+        except Exception as error:  # whatever is wrong with it, the others are served
             self._failed[name] = state  # said once, until it changes again
-            self._report(f"The run '{name}' has changed and can't be loaded, so the old one stays: {error}")
+            self._report(
+                f"The run '{name}' has changed and can't be loaded, so the old one stays: {_cause(error)}"
+            )
 
     def describe(self, name: str) -> dict[str, Any]:
         """What `/v1/runs` says of a run.
@@ -184,18 +198,26 @@ class Runs:
         Raises:
             Refusal: 404, there is none of this name.
         """
-        source = self._find().get(name)
-        if source is None:
+        if (source := self._find().get(name)) is None:
             raise _unknown(name)
-        state = state_of(source)
-        known = self._described.get(name)
+        return self._describe(name, source)
+
+    def describe_all(self) -> list[dict[str, Any]]:
+        """What `/v1/runs` says of all runs, by name."""
+        return [self._describe(name, source) for name, source in sorted(self._find().items())]
+
+    def _describe(self, name: str, source: str | Path) -> dict[str, Any]:
+        state = (state_of(source), None if is_on_hub(source) else _stat(Path(source) / METRICS))
         with self._lock:
             is_held = name in self._held
+        known = self._described.get(name)
         if known is None or known[0] != state:
             try:
-                self._described[name] = known = (state, _described(name, find_run(source), is_held))
-            except UserError as error:
-                return {"name": name, "error": str(error)}
+                found = _described(name, find_run(source))
+            except Exception as error:
+                self._report(f"The run '{name}' can't be read: {_cause(error)}")
+                found = {"name": name, "error": "It can't be read: the server's log says why."}
+            self._described[name] = known = (state, found)
         return {**known[1], "in_memory": is_held}
 
     def open(self) -> None:
@@ -214,8 +236,8 @@ class Runs:
         while not self._ended.wait(_SECONDS):
             try:
                 self.look()
-            except OSError as error:
-                self._report(f"The runs can't be looked at: {error}.")
+            except Exception as error:  # a watch that ends would go unnoticed
+                self._report(f"The runs can't be looked at: {_cause(error)}")
 
 
 def find_runs(paths: Sequence[str]) -> tuple[dict[str, str | Path], list[Path]]:
@@ -246,22 +268,33 @@ def state_of(run: str | Path) -> State:
     """What a run's files are like; nothing of one that is gone, and of one on the hub, which stays."""
     if is_on_hub(run):
         return ((0, 0, 0),)
+    found = [_stat(Path(run) / name) for name in (CONFIG, WEIGHTS)]
+    return () if None in found else tuple(one for one in found if one is not None)
+
+
+def _stat(file: Path) -> tuple[int, int, int] | None:
+    """What a file is like; None of one that isn't there."""
     try:
-        found = [(Path(run) / name).stat() for name in (CONFIG, WEIGHTS)]
+        found = file.stat()
     except OSError:
-        return ()
-    return tuple((one.st_size, one.st_mtime_ns, one.st_ino) for one in found)
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
-def _described(name: str, run: Path, in_memory: bool) -> dict[str, Any]:
+def _described(name: str, run: Path) -> dict[str, Any]:
     config, facts = read_run(run)
     metrics = read_metrics(run)
     shown = {split: metrics[split] for split in ("validation", "test") if split in metrics}
-    return {"name": name, **describe(config, facts["labels"]), "metrics": shown, "in_memory": in_memory}
+    return {"name": name, **describe(config, facts["labels"]), "metrics": shown}
 
 
 def _unknown(name: str) -> Refusal:
     return Refusal(404, "run", f"There is no run '{_cut(name)}': /v1/runs lists them.")
+
+
+def _cause(error: Exception) -> str:
+    """What is wrong, for the log."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def _cut(name: str) -> str:

@@ -42,6 +42,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: ServeSettings, on_refusal: Any):
         self.app, self.settings, self.on_refusal = app, settings, on_refusal
         self.secrets = {_digest(token): name for name, token in settings.callers.items()}
+        self.has_callers = bool(settings.tokens)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":  # nothing here has any
@@ -108,7 +109,8 @@ class Guard:
         """Whether a token is right, in a time that says nothing of how much of it is; the request knows then
         whose it is."""
         found = [name for secret, name in self.secrets.items() if hmac.compare_digest(digest, secret)]
-        scope.setdefault("state", {})[CALLER] = found[0] if found else None
+        if self.has_callers and found:
+            scope.setdefault("state", {})[CALLER] = found[0]
         return bool(found)
 
     def _remember(self, scope: Scope, digest: str) -> Response:

@@ -56,7 +56,7 @@ class ServeSettings:
         seconds: of audio or video.
         characters: of a text.
         rows: per request.
-        queue: rows that wait for the model, of all requests.
+        queue: rows that wait for the model, of a run; of all together eight times as many.
         batch: rows per forward pass.
         connections: open at the same time.
         header_bytes: of a request's address and headers.
