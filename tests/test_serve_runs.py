@@ -114,6 +114,7 @@ def test_runs_are_listed(client):
     ("method", "path", "code", "text"),
     [
         ("post", "/v1/runs/none/predict", 404, "There is no run 'none': /v1/runs lists them."),
+        ("post", "/v1/predict", 404, "ask one at /v1/runs/NAME/predict"),
         ("get", "/v1/runs/none", 404, "There is no run 'none'"),
         ("get", "/v1/runs/..", 404, ""),
         ("get", "/v1/runs/runs%00", 404, "There is no run"),

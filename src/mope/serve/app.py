@@ -91,6 +91,12 @@ def build_runs_app(runs: Runs, settings: ServeSettings | None = None, *, thread:
     """
     settings = settings or ServeSettings()
     app = _app("mope: several runs", runs, settings, runs.device.type, thread)
+
+    @app.post("/v1/predict", include_in_schema=False)
+    async def which() -> None:
+        text = "This server has several runs, which /v1/runs lists: ask one at /v1/runs/NAME/predict."
+        raise Refusal(404, "run", text)
+
     if settings.page:
         from mope.serve.choice import PAGE
 

@@ -48,14 +48,14 @@ async function guarded(action) {
   try { await action(); } catch (error) { at("error").textContent = error.message; }
 }
 
-function percent(value) { return typeof value === "number" ? value.toFixed(3) : String(value); }
+function shown(value) { return Number.isInteger(value) ? String(value) : value.toFixed(3); }
 
 function show() {
   const run = runs.find((one) => one.name === at("run").value);
   at("inputs").replaceChildren(); at("answer").replaceChildren();
   if (!run || run.error) { at("about").textContent = run ? run.error : ""; return; }
   const metrics = Object.entries(run.metrics.test || run.metrics.validation || {})
-    .filter(([, value]) => typeof value === "number").map(([name, value]) => `${name} ${percent(value)}`);
+    .filter(([, value]) => typeof value === "number").map(([name, value]) => `${name} ${shown(value)}`);
   at("about").textContent = [run.task, run.method, ...metrics.slice(0, 4)].join(" \\u00b7 ");
   for (const [name, input] of Object.entries(run.inputs)) {
     const may = input.may_be_left_out ? " (may be left out)" : "";
@@ -91,7 +91,7 @@ async function predict() {
   const shares = Object.entries(found.probabilities || {}).sort((a, b) => b[1] - a[1]).slice(0, 5);
   const rows = shares.map(([label, share]) => {
     const bar = make("i"); bar.style.width = `${100 * share}%`;
-    return make("div", {}, bar, make("b", {textContent: label}), make("em", {textContent: percent(share)}));
+    return make("div", {}, bar, make("b", {textContent: label}), make("em", {textContent: shown(share)}));
   });
   const label = typeof found.label === "object" ? JSON.stringify(found.label) : String(found.label);
   at("answer").replaceChildren(...(rows.length ? rows : [make("div", {}, make("b", {textContent: label}))]));
