@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mope.bench.models import Batch, build, inputs_of, random_batch
+from mope.bench.models import Batch, build, inputs_of, machine_of, random_batch
 from mope.bench.turns import take_turns
-from mope.device import autocast, peak_memory, pick_device, reset_peak_memory, use_bf16
+from mope.device import autocast, peak_memory, pick_device, reset_peak_memory
 from mope.errors import UserError
 from mope.fusion.sequential import Sequential
 from mope.methods import find_method
@@ -110,13 +110,7 @@ def bench_experts(settings: ExpertsSettings) -> dict[str, Any]:
                 "paper": paper and dict(zip(("microseconds", "percent", "mebibytes"), paper, strict=True)),
             }
         )
-    machine = {
-        "device": device.type,
-        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "bf16": use_bf16(settings.precision, device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
+    machine = machine_of(settings.precision, device)
     return {"settings": asdict(settings), "machine": machine, "rows": rows}
 
 

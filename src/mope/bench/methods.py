@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from mope.bench.models import SIZES, Batch, bare_encoders, build, inputs_of, random_batch
+from mope.bench.models import SIZES, Batch, bare_encoders, build, inputs_of, machine_of, random_batch
 from mope.bench.turns import take_turns
-from mope.device import autocast, pick_device, use_bf16
+from mope.device import autocast, pick_device
 from mope.errors import UserError
 from mope.methods import METHODS, Method, find_method
 from mope.model import FusionModel
@@ -79,13 +79,7 @@ def bench_methods(settings: MethodsSettings, report: Callable[[str], Any] = prin
     for method in [find_method(name) for name in names]:
         report(method.name)
         rows.append(_row(method, settings, device))
-    machine = {
-        "device": device.type,
-        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "bf16": use_bf16(settings.precision, device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
+    machine = machine_of(settings.precision, device)
     return {"settings": asdict(settings), "machine": machine, "rows": rows}
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mope.config import Config
-from mope.device import frozen_dtype
+from mope.device import frozen_dtype, use_bf16
 from mope.encoders.weights import build_backbone, read_architecture
 from mope.methods import Method
 from mope.model import FusionModel
@@ -80,3 +80,14 @@ def random_batch(size: str, rows: int, device: torch.device) -> Batch:
 def inputs_of(model: FusionModel, batch: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs that a model reads."""
     return {name: batch[name] for name in model.fusion.encoders}
+
+
+def machine_of(precision: str, device: torch.device) -> dict[str, Any]:
+    """What a benchmark was run on, and in which arithmetic."""
+    return {
+        "device": device.type,
+        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "bf16": use_bf16(precision, device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
