@@ -12,10 +12,10 @@ from test_published_studies import STUDIES, _Here, tiny
 
 from mope.cli import main
 from mope.config import Config
+from mope.device import describe_machine
 from mope.errors import UserError
 from mope.studies.reproduction import cells_of_claims, judge, write_reproduction
 from mope.studies.study import Study
-from mope.studies.table import describe_machine
 
 pytest_plugins = ["study_fixtures"]
 SAYS = {"says": "It is better.", "section": "IV-D"}

@@ -291,3 +291,32 @@ def test_growing_trains_on_and_says_what_does_not_fit(weights, tables, tmp_path)
         wrong = changed(grown, fusion=fusion, output=str(tmp_path / "wrong"))
         with pytest.raises(UserError, match=said):
             train(wrong, report=lambda line: None)
+
+
+def test_expert_dropout_leaves_a_row_without_some_experts_in_training_only():
+    router = Router(DIMS, FEATURES, experts=4, expert_dropout=0.5)
+    torch.manual_seed(0)
+    psi = {name: torch.randn(400, dim) for name, dim in FEATURES.items()}
+    x0, cross = torch.randn(400, DIMS[0]), router.embed(psi)
+    scores = router.train()(0, cross, x0)
+    torch.testing.assert_close(scores.sum(dim=1), torch.ones(400))
+    without = (scores == 0).float()
+    # Each is left out by half of the rows, but for the one row in sixteen that would be left with none.
+    torch.testing.assert_close(without.mean(dim=0), torch.full((4,), 0.5 - 0.5**4), atol=0.08, rtol=0)
+    assert without.sum(dim=1).max() < 4
+    assert (router.eval()(0, cross, x0) > 0).all()
+
+
+def test_expert_dropout_draws_the_same_noise_beside_it():
+    drawn = []
+    for dropout in (0.0, 0.5):
+        router = Router(DIMS, FEATURES, experts=4, expert_dropout=dropout)
+        drawn.append(router.draw(2, 9, generator=torch.Generator().manual_seed(3)))
+    assert drawn[1].isneginf().any()
+    torch.testing.assert_close(drawn[1], drawn[0].masked_fill(drawn[1].isneginf(), float("-inf")))
+
+
+def test_a_model_learns_with_expert_dropout(weights, tables, tmp_path):
+    config = Config.parse(tiny_run(weights, tables, tmp_path / "run"))
+    config = changed(config, fusion={"expert_dropout": 0.3}, training={"epochs": 1})
+    assert train(config)["history"][-1]["eval_loss"] > 0

@@ -226,3 +226,27 @@ def test_what_is_to_be_known_of_a_run_is_found_once(study, monkeypatch, tables):
     with pytest.raises(KeyError):  # a metric that what it told hasn't: asked for in vain
         asked(metrics=["f1_macro"])
     assert told.asked
+
+
+def test_a_row_may_begin_from_another_run_of_the_same_seed(study):
+    rows = [{"method": "MoPE", "settings": {"training.begin_from": "before/mope/seed{seed}"}}]
+    found = cells(Study.load(change(study, rows=rows)))
+    assert [cell.config.training.begin_from for cell in found] == ["before/mope/seed0", "before/mope/seed1"]
+    rows[0]["settings"] = {"training.begin_from": "./before/seed{seed}"}
+    (first, _) = cells(Study.load(change(study, rows=rows)))
+    assert first.config.training.begin_from == f"./{study.parent / 'before/seed0'}"
+
+
+def test_a_table_says_on_which_machines_its_runs_were_made(study):
+    """And when, wherever it is laid out: runs may have been copied from elsewhere."""
+    loaded = Study.load(study)
+    todo = cells(loaded)[:3]
+    metrics = {"metric": "accuracy", "trainable": 1, "test": {"accuracy": 0.5, "f1_macro": 0.5}}
+    made = [("a GPU", "2026-01-02"), ("another", "2026-01-03"), ("a GPU", "2025-12-30")]
+    done = [
+        (cell, {**metrics, "machine": where, "date": day})
+        for cell, (where, day) in zip(todo, made, strict=True)
+    ]
+    table = build_table(loaded, done)
+    assert (table["machine"], table["date"]) == ("a GPU, another", "2026-01-03")
+    assert markdown(loaded, table).rstrip().endswith("2026-01-03, a GPU, another.")

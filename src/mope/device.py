@@ -1,5 +1,6 @@
 """Which device and which arithmetic to use."""
 
+import platform
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Literal
@@ -87,3 +88,22 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     if precision == "fp16":
         return torch.autocast(require_fp16(device).type, torch.float16)
     return torch.autocast(device.type, torch.bfloat16) if use_bf16(precision, device) else nullcontext()
+
+
+def describe_machine(device: torch.device | None = None) -> str:
+    """What a run was made on, in words: the GPU, or how many threads of which processor.
+
+    Args:
+        device: of the run; None for the best there is.
+    """
+    device = device or pick_device()
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+        model = names[0] if names else model
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' if count > 1 else ''} of {model}"

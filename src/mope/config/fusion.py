@@ -49,6 +49,8 @@ class SequentialConfig(_Fusion):
     orthogonal as published."""
     top: PositiveInt | None = None
     """Hard routing: keep this many experts; null for soft routing."""
+    expert_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """In training, the probability that a row goes without an expert in a layer."""
     importance_weight: Annotated[float, Field(ge=0)] = 0.01
     """Weight of the importance loss."""
     importance_threshold: Annotated[float, Field(ge=0)] = 0.1

@@ -72,6 +72,7 @@ class Sequential(InRounds):
             top=settings.top,
             standardise=settings.standardise,
             similarity=settings.similarity,
+            expert_dropout=settings.expert_dropout,
         )
         tuned = tune(config, encoders, without_stand_in=[main])
         return cls(tuned, main, prompts, settings.head_sees == "all")

@@ -34,7 +34,7 @@ class FusionPrompts(nn.Module):
         start: how loud all prompts begin, see `Offsets`.
         joining: whether the dynamic prompt stands beside the static one (Eq. 2), or is added to it, its
             experts starting from zero: then training starts as without experts.
-        cross_dim, intra_dim, temperature, keys, top, standardise, similarity: see `Router`.
+        cross_dim, intra_dim, temperature, keys, top, standardise, similarity, expert_dropout: see `Router`.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class FusionPrompts(nn.Module):
         top: int | None = None,
         standardise: bool = False,
         similarity: Similarity = "dot",
+        expert_dropout: float = 0.0,
     ):
         super().__init__()
         self.length = length
@@ -84,6 +85,7 @@ class FusionPrompts(nn.Module):
                 top=top,
                 standardise=standardise,
                 similarity=similarity,
+                expert_dropout=expert_dropout,
             )
             if dynamic and experts > 1
             else None

@@ -19,7 +19,7 @@ class StepNoise:
         seed: of the training.
 
     Attributes:
-        draws: (L, B, k), of this process's rows; None before the first step.
+        draws: (L, B, k), see `Router.draw`, of this process's rows; None before the first step.
     """
 
     def __init__(self, seed: int):
@@ -36,7 +36,7 @@ class StepNoise:
             count: how many these are.
         """
         generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {key}").getrandbits(63))
-        found = torch.randn(router.layers, count, router.experts, generator=generator) / router.experts
+        found = router.draw(router.layers, count, generator=generator)
         own = found[:, rows.start : rows.stop] if rows else torch.zeros_like(found[:, :1])
         self.draws = own.to(router.keys.device)
 

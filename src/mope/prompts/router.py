@@ -50,6 +50,7 @@ class Router(nn.Module):
             None keeps all ("soft").
         standardise: whether psi and x0 are standardised first, by running statistics, as a batch norm does.
         similarity: of q and K: their product (Eq. 3), or the cosine of their angle.
+        expert_dropout: while training, the probability that a row goes without an expert in a layer.
 
     Attributes:
         noise: gives a layer's eps (B, k) while training; None to draw it here.
@@ -71,11 +72,13 @@ class Router(nn.Module):
         top: int | None = None,
         standardise: bool = False,
         similarity: Similarity = "dot",
+        expert_dropout: float = 0.0,
     ):
         super().__init__()
         if top is not None and not 1 <= top <= experts:
             raise ValueError(f"top must be between 1 and the number of experts ({experts}), not {top}")
         self.experts, self.temperature, self.top = experts, temperature, top
+        self.expert_dropout = expert_dropout
         self.cross_dim, self.layers, self.cosine = cross_dim, len(layer_dims), similarity == "cosine"
         self.cross = nn.ModuleDict(
             {name: nn.Linear(dim, self.layers * cross_dim, bias=False) for name, dim in features.items()}
@@ -151,12 +154,26 @@ class Router(nn.Module):
         if self.training and self.noise is not None:
             logits = logits + self.noise(layer)
         elif self.training:
-            logits = logits + torch.randn(x0.shape[0], self.experts, device=x0.device) / self.experts
+            logits = logits + self.draw(x0.shape[0], device=x0.device)
         scores = logits.expand(x0.shape[0], -1).softmax(dim=-1)
         if self.top is None:
             return scores
         kept = torch.zeros_like(scores).scatter_(-1, scores.topk(self.top, dim=-1).indices, 1.0)
         return scores * kept
+
+    def draw(
+        self, *shape: int, device: torch.device | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Noise on logits (*shape, k): eps of Eq. 3; minus infinity for an expert that a row goes without.
+
+        A row that would go without all of them keeps all.
+        """
+        size = (*shape, self.experts)
+        found = torch.randn(size, device=device, generator=generator) / self.experts
+        if not self.expert_dropout:
+            return found
+        left = torch.rand(size, device=device, generator=generator) < self.expert_dropout
+        return found.masked_fill(left & ~left.all(dim=-1, keepdim=True), float("-inf"))
 
     def _cosine(self, layer: int, query: Tensor, x0: Tensor) -> Tensor:
         """`cos(q, K) / tau` of one layer, (B, k)."""

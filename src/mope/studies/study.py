@@ -18,6 +18,9 @@ from mope.remote import is_url
 from mope.studies.runs import SPLITS, TEST, After
 from mope.studies.sets import labels_of, merged, of_set
 
+SEED = "{seed}"
+_PATHS = ("data.train", "data.validation", "data.test", "training.begin_from")
+
 
 class RowConfig(Section):
     """A row of the table."""
@@ -27,7 +30,7 @@ class RowConfig(Section):
     name: str | None = None
     """What the row is called; null for the method's name."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """Settings by dotted key, over everything else."""
+    """Settings by dotted key, over everything else; `{seed}` in one stands for the run's."""
     series: str | None = None
     """Plot: the line it belongs to."""
     x: float | None = None
@@ -199,7 +202,7 @@ class Study(Section):
 def _relative_to(folder: Path, settings: dict[str, Any]) -> None:
     """Make the paths among settings relative to the current folder, in place."""
     for key, value in settings.items():
-        is_path = key.startswith(("data.train", "data.validation", "data.test")) or key.endswith(".weights")
+        is_path = key.startswith(_PATHS) or key.endswith(".weights")
         if is_path and isinstance(value, str) and value.startswith("."):
             settings[key] = f"./{folder / value}"
 
@@ -264,6 +267,12 @@ def row_config(study: Study, row: RowConfig, tuned: Mapping[str, Any] | None = N
     return config.with_settings(row.settings, f"the row {row.label}")
 
 
+def _of_seed(settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Those settings that name a seed's run, such as `training.begin_from: runs/a/seed{seed}`."""
+    found = {key: value for key, value in settings.items() if isinstance(value, str) and SEED in value}
+    return {key: value.replace(SEED, str(seed)) for key, value in found.items()}
+
+
 def cells(study: Study) -> list[Cell]:
     """Every run of a study, seeds outermost, so that a table is whole as early as can be.
 
@@ -287,7 +296,11 @@ def _cell(
     name = "-".join(
         [*([f"rows{size}"] if size else []), *([slug(fold)] if fold is not None else []), f"seed{seed}"]
     )
-    settings = {"training.seed": seed, "output": str(Path(study.output) / slug(row.label) / name)}
+    settings = {
+        **_of_seed(row.settings, seed),
+        "training.seed": seed,
+        "output": str(Path(study.output) / slug(row.label) / name),
+    }
     if size is not None:
         settings["data.train_rows"] = size
     if fold is not None:

@@ -2,15 +2,13 @@
 
 import csv
 import io
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from mope.device import describe_machine
 from mope.files import replacing, write_json
 from mope.run import METRICS
 from mope.studies.study import Cell, Study, columns_of, value_of
@@ -47,16 +45,23 @@ def build_table(study: Study, done: Done) -> dict[str, Any]:
         "reference": study.reference,
         "seeds": study.seeds,
         "date": _measured(done).isoformat(),
-        "machine": describe_machine(),
+        "machine": _machines(done),
         "rows": rows,
     }
 
 
 def _measured(done: Done) -> date:
-    """When the last of the runs ended."""
-    files = [cell.folder / METRICS for cell, _ in done]
-    times = [file.stat().st_mtime for file in files if file.is_file()]
-    return date.fromtimestamp(max(times)) if times else date.today()
+    """When the last of the runs ended: as it says, else as its file does."""
+    found = [date.fromisoformat(metrics["date"]) for _, metrics in done if "date" in metrics]
+    files = [cell.folder / METRICS for cell, metrics in done if "date" not in metrics]
+    found += [date.fromtimestamp(file.stat().st_mtime) for file in files if file.is_file()]
+    return max(found, default=date.today())
+
+
+def _machines(done: Done) -> str:
+    """What the runs say that they were trained on; runs of earlier versions, which don't, were so here."""
+    here = describe_machine()
+    return ", ".join(sorted({metrics.get("machine", here) for _, metrics in done} or {here}))
 
 
 def _row(
@@ -182,17 +187,3 @@ def markdown(study: Study, table: Mapping[str, Any]) -> str:
         )
     lines += ["", f"{notes} {table['date']}, {table['machine']}."]
     return "\n".join(lines) + "\n"
-
-
-def describe_machine() -> str:
-    """What the runs were made on."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line
-        ]
-        model = names[0] if names else model
-    return f"{torch.get_num_threads()} CPU cores ({model})"

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from mope.config import Config
 from mope.data.splits import Report
-from mope.device import peak_memory
+from mope.device import describe_machine, peak_memory
 from mope.errors import UserError
 from mope.files import replacing, write_json
 from mope.model import FusionModel
@@ -121,6 +122,8 @@ def result_of(
         "metric": metric,
         "validation": {name: chosen[f"eval_{name}"] for name in names},
         "best_epoch": chosen["epoch"],
+        "date": date.today().isoformat(),
+        "machine": describe_machine(device),
         "seconds": round(seconds, 1),
         **learned.times,
         "peak_mebibytes": peak_memory(device),
