@@ -133,7 +133,9 @@ def some_runs(steady: dict[str, str], tables: Path, folder: Path) -> dict[str, C
     }
 
 
-def run_in_each(jobs: dict[str, Config], folder: Path, counts: tuple[int, ...]) -> dict[int, list[list[dict]]]:
+def run_in_each(
+    jobs: dict[str, Config], folder: Path, counts: tuple[int, ...]
+) -> dict[int, list[list[dict]]]:
     """What became of the configs in so many processes, by how many they were."""
     found = {}
     for processes in counts:
@@ -306,7 +308,7 @@ def test_a_run_that_shares_out_weights_goes_on_with_any_number_of_processes(stea
         if name == "to one":
             expected = results[0][1]["losses"]
         losses = [sum(x) / len(results) for x in zip(*(one[0]["losses"] for one in results), strict=True)]
-        # Of SeqFuse's steps some differ by 2.2e-5, as roundings do that AdamW makes larger: see the float64 test.
+        # One of SeqFuse's steps differs by 2.2e-5: roundings that AdamW makes larger, see the float64 test.
         assert losses == pytest.approx(expected[13:], rel=5e-5, abs=5e-5), name
 
 

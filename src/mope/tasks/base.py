@@ -13,6 +13,8 @@ from mope.media.values import value_text
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
+    from mope.tasks.measures import Meter
+
 
 def label_text(value: Any) -> str:
     """A label as text, the same for 3, 3.0 and "3", for True and "true"."""
@@ -125,11 +127,21 @@ class Task(nn.Module, ABC):
         """
         return logits, targets
 
+    def compared(self, logits: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """What `metrics` compares of what `condense` gave, by the ending of the metrics' names."""
+        return {"": (self.predictions(logits.float()), targets)}
+
+    def meter(self) -> "Meter":
+        """Takes what `condense` gives, batch by batch, and then has the metrics."""
+        from mope.tasks.measures import Meter
+
+        return Meter(self)
+
     def measure(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
         """Metrics by name of what `condense` gave of any number of rows."""
-        metrics = self.metrics()
-        metrics.update(self.predictions(logits.float()), targets)
-        return {name: float(value) for name, value in metrics.compute().items()}
+        meter = self.meter()
+        meter.add(logits, targets)
+        return meter.compute()
 
     def predictions(self, logits: Tensor) -> Tensor:
         """What metrics compare with the targets: probabilities (B, C), or numbers (B,) of a regression."""
