@@ -10,7 +10,7 @@ from typing import Any
 from mope.config import MediaLimits
 from mope.errors import shown
 from mope.files import FILE, what_is
-from mope.remote import NotThere, RemotePath, fetch_all, is_url, path_of
+from mope.remote import Bound, NotThere, RemotePath, fetch_all, is_url, path_of
 
 
 class BadCell(ValueError):
@@ -133,7 +133,7 @@ def file_of(cell: str, folder: Path) -> Path:
     return path_of(cell) if is_url(cell) else folder / cell
 
 
-def _inside(cell: str, folder: Path) -> Path:
+def _inside(cell: str, folder: UntrustedFolder) -> Path:
     """The file that an untrusted cell names.
 
     Raises:
@@ -142,7 +142,10 @@ def _inside(cell: str, folder: Path) -> Path:
     if "\0" in cell or is_url(cell) or Path(cell).is_absolute() or ".." in Path(cell).parts:
         raise BadCell(f"a path that leaves the table's folder: {shown(cell)}")
     if isinstance(folder, RemotePath):
-        return folder / cell
+        found = folder / cell
+        if isinstance(found, RemotePath):
+            found.bound = Bound(folder.limits.bytes, "--max-megabytes (data.limits.megabytes)")
+        return found
     file = Path(folder) / cell
     try:
         inside = file.resolve().is_relative_to(Path(folder).resolve())

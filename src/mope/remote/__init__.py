@@ -2,5 +2,16 @@
 
 from mope.remote.failures import NotThere
 from mope.remote.paths import RemotePath, fetch_all, is_url, look_anew, matching, path_of, rebased
+from mope.remote.sizes import Bound
 
-__all__ = ["NotThere", "RemotePath", "fetch_all", "is_url", "look_anew", "matching", "path_of", "rebased"]
+__all__ = [
+    "Bound",
+    "NotThere",
+    "RemotePath",
+    "fetch_all",
+    "is_url",
+    "look_anew",
+    "matching",
+    "path_of",
+    "rebased",
+]
