@@ -113,13 +113,18 @@ def fetch(cells: Iterable[Any], folder: Path) -> None:
     Raises:
         UserError: a storage can't be reached.
     """
+    fetch_all(files_elsewhere(cells, folder))
+
+
+def files_elsewhere(cells: Iterable[Any], folder: Path) -> list[RemotePath]:
+    """The files elsewhere that cells name; cells that can't be used are passed over."""
     files = []
     for cell in cells:
         name = (None if cell.get("bytes") else cell.get("path")) if isinstance(cell, dict) else cell
         if isinstance(name, str) and (isinstance(folder, RemotePath) or is_url(name)):
             with suppress(BadCell):
                 files.append(file_of(name, folder))
-    fetch_all(file for file in files if isinstance(file, RemotePath))
+    return [file for file in files if isinstance(file, RemotePath)]
 
 
 def file_of(cell: str, folder: Path) -> Path:

@@ -257,7 +257,7 @@ def fetch_all(files: Iterable[RemotePath]) -> None:
         return
     if _fetchers is None or _fetchers[0] != os.getpid():  # a forked process has none of the threads
         _fetchers = os.getpid(), ThreadPoolExecutor(_AT_ONCE, "fetching")
-    fetching = [_fetchers[1].submit(_try, file) for file in missing]
+    fetching = [_fetchers[1].submit(fetch_one, file) for file in missing]
     try:
         for one in fetching:
             one.result()
@@ -266,7 +266,12 @@ def fetch_all(files: Iterable[RemotePath]) -> None:
             one.cancel()
 
 
-def _try(file: RemotePath) -> None:
+def fetch_one(file: RemotePath) -> None:
+    """Make a copy if there is none; nothing of a file that isn't there, which shows when it is opened.
+
+    Raises:
+        UserError: its storage can't be reached.
+    """
     with suppress(NotThere):
         file.local()
 
