@@ -1,11 +1,10 @@
 """Files elsewhere that a stream's rows name, fetched before it is their turn."""
 
-import io
 import threading
 import time
 
 import pytest
-from PIL import Image
+from remote_tester import png
 from run_tester import quiet, tiny_run
 
 from mope.config import Config, InputConfig
@@ -26,10 +25,8 @@ COLUMNS = ["picture"]
 @pytest.fixture
 def names(web, cache):
     """Names of 96 pictures on the web, and a table of them."""
-    stream = io.BytesIO()
-    Image.new("RGB", (28, 28), "red").save(stream, "PNG")
     found = [f"{number}.png" for number in range(96)]
-    web.files |= {f"/{name}": stream.getvalue() for name in found}
+    web.files |= {f"/{name}": png() for name in found}
     web.files["/a.csv"] = "\n".join(["picture", *found]).encode()
     return found
 

@@ -1,7 +1,7 @@
 """Any number of rows measured batch by batch, of which no more is kept than metrics need."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,10 +9,7 @@ from torch import Tensor
 from mope.data.check import Problem
 from mope.data.feed import Batch
 from mope.errors import UserError
-from mope.tasks import Task
-
-if TYPE_CHECKING:
-    from mope.tasks.measures import Meter
+from mope.tasks import Meter, Task
 
 
 class Measured(NamedTuple):
@@ -107,7 +104,7 @@ class Summary:
         return found
 
 
-def _with_rows(meter: "Meter") -> dict[str, Any]:
+def _with_rows(meter: Meter) -> dict[str, Any]:
     return {**meter.compute(), "rows": meter.rows}
 
 

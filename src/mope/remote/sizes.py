@@ -62,11 +62,11 @@ def download(system: Any, path: str, draft: Path, name: str, size: int | None, b
     bar = TqdmCallback(tqdm_kwargs=options) if (size or 0) >= _LARGE else NoOpCallback()
     came, show = 0, bar.relative_update
 
-    def count(more: int = 1) -> None:
+    def count(inc: int = 1) -> None:
         nonlocal came
-        came += more
+        came += inc
         bound.check(name, came)
-        show(more)
+        show(inc)
 
     bar.relative_update = count  # file systems call it with each part that they have written
     with bar:

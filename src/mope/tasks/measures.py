@@ -3,8 +3,6 @@
 Apart from the tasks, which import it when they measure: it takes a quarter of the time to a first prediction.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
@@ -17,43 +15,7 @@ from torchmetrics.classification import (
 )
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
-if TYPE_CHECKING:
-    from mope.tasks.base import Task
-
 _BINS = 15
-
-
-class Meter:
-    """Metrics of rows that are added batch by batch, of which only counts and sums are kept.
-
-    They are those of all rows at once: of counts exactly, of sums, which are taken in float64, but for
-    roundings.
-
-    Args:
-        task: says which metrics, and what they compare.
-
-    Attributes:
-        rows: how many were added.
-    """
-
-    def __init__(self, task: "Task"):
-        self.task, self.rows = task, 0
-        self._metrics: dict[str, MetricCollection] = {}
-
-    def add(self, logits: Tensor, targets: Tensor) -> None:
-        """Take what `Task.condense` gave of some rows, on the CPU."""
-        self.rows += len(targets)
-        for ending, (predictions, wanted) in self.task.compared(logits, targets).items():
-            self._metrics.setdefault(ending, self.task.metrics()).update(predictions, wanted)
-
-    def compute(self) -> dict[str, float]:
-        """Metrics by name of all rows that were added."""
-        return {
-            name + ending: float(value)
-            for ending, metrics in self._metrics.items()
-            for name, value in metrics.compute().items()
-            if not ending or name + ending in self.task.evaluated
-        }
 
 
 def of_classes(classes: int) -> MetricCollection:
