@@ -4,6 +4,7 @@ The model is a stand-in, and the one picture is decoded once: what is measured i
 rows can't be used.
 
     python dev/bulk.py --rows 1000000 --kills 10 --out .parquet
+    python dev/bulk.py --rows 1000000 --evaluate
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "left", "?"]
 PART_SECONDS = 3.0
 BATCH = 256
+EVALUATE = "evaluate"
 
 
 def make_run(folder: Path) -> Path:
@@ -69,30 +71,28 @@ def make_table(folder: Path, rows: int) -> Path:
     Image.new("RGB", (8, 8), (200, 30, 30)).save(folder / "picture.png")
     with (folder / f"{rows}.csv").open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["id", "picture", "question"])
+        writer.writerow(["id", "picture", "question", "colour"])
         for number in range(rows):
             text = "" if number % 1000 == 7 else "what is left ?"[: 6 + number % 9]
-            writer.writerow([number, "picture.png", text])
+            writer.writerow([number, "picture.png", text, ("blue", "green", "red")[number % 3]])
     return folder / f"{rows}.csv"
 
 
-def predict(run: str, table: str, out: str, workers: int) -> None:
-    """Predict in this process, and print its peak of memory, in MB."""
+def stand_in() -> None:
+    """Let predictors of this process do hardly anything, and decode a picture once."""
     import torch
 
-    from mope.bulk import Wanted, predict_file
-    from mope.bulk import run as bulk
     from mope.data.readers import ImageReader
     from mope.predictor import Predictor
 
-    def stand_in(self, batch):
+    def forward(self, batch):
         sums = batch["text"]["input_ids"].sum(1).float()
         logits = torch.stack(
             [sums.sin(), sums.cos(), batch["image"]["pixel_values"].float().mean((1, 2, 3))], 1
         )
         return logits, [torch.full((len(sums), 2), 0.5)]
 
-    Predictor.forward_batch = stand_in
+    Predictor.forward_batch = forward
     decode, decoded = ImageReader.read, {}
 
     def read(self, cell, folder, train=False):
@@ -101,23 +101,30 @@ def predict(run: str, table: str, out: str, workers: int) -> None:
         return decoded[cell]
 
     ImageReader.read = read
-    bulk._PART_SECONDS = PART_SECONDS
-    predict_file(
-        run,
-        table,
-        out,
-        Wanted(["id", "question"], routing=True),
-        resume=True,
-        report=lambda line: print(line, file=sys.stderr, flush=True),
-        device="cpu",
-        batch_size=BATCH,
-        workers=workers,
-    )
+
+
+def say(line: str) -> None:
+    """To standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def work(run: str, table: str, out: str, workers: int) -> None:
+    """Predict into a file, or evaluate where there is none, and print its peak of memory, in MB."""
+    from mope.bulk import Wanted, evaluate, predict_file
+    from mope.bulk import run as bulk
+
+    stand_in()
+    options = {"device": "cpu", "batch_size": BATCH, "workers": workers, "report": say}
+    if out == EVALUATE:
+        say(str(evaluate(run, table, skip_bad_rows=True, by_pattern=True, **options)))
+    else:
+        bulk._PART_SECONDS = PART_SECONDS
+        predict_file(run, table, out, Wanted(["id", "question"], routing=True), resume=True, **options)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def child(*words: object) -> subprocess.Popen:
-    """This script in another process, as `predict`."""
+    """This script in another process, as `work`."""
     command = [sys.executable, __file__, "--child", *map(str, words)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
@@ -128,7 +135,7 @@ def measured(*words: object) -> tuple[float, float]:
     process = child(*words)
     said, _ = process.communicate()
     if process.returncode:
-        raise SystemExit("The prediction failed.")
+        raise SystemExit("It failed.")
     return float(said.split()[-1]), time.monotonic() - begun
 
 
@@ -138,28 +145,39 @@ def digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def measure(folder: Path, options: argparse.Namespace) -> tuple[Path, float]:
+    """Print what many rows take beside a thousand; the run, and the seconds of the many."""
+    run, peaks, seconds = make_run(folder), {}, 0.0
+    for rows in (1000, options.rows):
+        out = EVALUATE if options.evaluate else folder / f"whole{rows}{options.out}"
+        peaks[rows], seconds = measured(run, make_table(folder, rows), out, options.workers)
+        print(f"{rows:,} rows: {peaks[rows]:.0f} MB, {seconds:.0f} s", flush=True)
+    print(f"memory: {peaks[options.rows] / peaks[1000]:.2f} times", flush=True)
+    return run, seconds
+
+
 def main() -> None:
     """Measure, and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--out", default=".csv", help="the format's ending")
+    parser.add_argument(
+        "--evaluate", action="store_true", help="measure `mope evaluate`, which writes nothing"
+    )
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        predict(*options.child[:3], int(options.child[3]))
+        work(*options.child[:3], int(options.child[3]))
         return
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run, peaks, seconds = make_run(folder), {}, 0.0
-        for rows in (1000, options.rows):
-            table, whole = make_table(folder, rows), folder / f"whole{rows}{options.out}"
-            peaks[rows], seconds = measured(run, table, whole, options.workers)
-            print(f"{rows:,} rows: {peaks[rows]:.0f} MB, {seconds:.0f} s", flush=True)
-        print(f"memory: {peaks[options.rows] / peaks[1000]:.2f} times", flush=True)
+        run, seconds = measure(folder, options)
+        if options.evaluate:
+            return
         table, whole = folder / f"{options.rows}.csv", folder / f"whole{options.rows}{options.out}"
         out, kills = folder / f"out{options.out}", 0
         while kills < options.kills and not out.exists():

@@ -5,11 +5,14 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
@@ -19,6 +22,9 @@ from mope.training.trainer import FusionTrainer
 
 END_AT = os.environ.get("END_AT")
 """The step after which to end; empty for none."""
+
+DOUBLE = os.environ.get("IN_FLOAT64") == "1"
+"""Whether to train in float64, which hardly rounds: what is left of a difference is one of mathematics."""
 
 
 class Watch(TrainerCallback):
@@ -69,10 +75,37 @@ def held(trainer: FusionTrainer) -> int:
     )
 
 
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Let the library's models and what they are given be of float64, for which it has no setting.
+
+    It asks for float32 by `float()` wherever autocast might have left less.
+    """
+    prepare = launch.prepare
+
+    def prepared(*args: Any) -> Any:
+        model, datasets = prepare(*args)
+        model.double().register_forward_pre_hook(widened, with_kwargs=True)
+        return model, datasets
+
+    def widened(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args, {name: wide(value) for name, value in kwargs.items()}
+
+    def wide(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: wide(one) for name, one in value.items()}
+        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    torch.set_default_dtype(torch.float64)
+    with mock.patch.object(launch, "prepare", prepared), mock.patch.object(Tensor, "float", Tensor.double):
+        yield
+
+
 def main(jobs: Path) -> None:
     rank = os.environ.get("RANK", "0")
     results = []
-    with mock.patch.object(launch, "FusionTrainer", WatchedTrainer):
+    arithmetic = in_float64() if DOUBLE else nullcontext()
+    with mock.patch.object(launch, "FusionTrainer", WatchedTrainer), arithmetic:
         for content in json.loads(jobs.read_text()):
             result = train(Config.parse(content), resume=True, report=lambda line: None)
             if not seen:  # a probe, which is fitted without steps

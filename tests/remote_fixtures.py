@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,15 @@ class Web:
         fails: by method and path what the next answers are: a status, or "cut" for half the content.
         seconds: how long each answer takes.
         tags: whether it says of files by an ETag what version they are.
+        sizes: whether it says how large they are.
+        sent: bytes of contents that were taken.
     """
 
     def __init__(self):
         self.files: dict[str, bytes] = {}
         self.asked: Counter[str] = Counter()
         self.fails: dict[str, list[Any]] = {}
-        self.tags, self.seconds = True, 0.0
+        self.tags, self.sizes, self.seconds, self.sent = True, True, 0.0, 0
         web = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -50,12 +53,16 @@ class Web:
                 fail = fails.pop(0) if fails else 200 if content is not None else 404
                 content = content if content is not None and fail in (200, "cut") else b""
                 self.send_response(200 if fail == "cut" else fail)
-                self.send_header("Content-Length", str(len(content)))
+                if web.sizes:
+                    self.send_header("Content-Length", str(len(content)))
                 if web.tags:
                     self.send_header("ETag", f'"{hashlib.md5(content).hexdigest()}"')
                 self.end_headers()
-                if whole:
-                    self.wfile.write(content[: len(content) // 2] if fail == "cut" else content)
+                content = content[: len(content) // 2] if fail == "cut" else content
+                with suppress(ConnectionError):  # a reader may have enough
+                    for start in range(0, len(content) if whole else 0, 2**16):
+                        self.wfile.write(content[start : start + 2**16])
+                        web.sent += len(content[start : start + 2**16])
 
             def log_message(self, format, *args):
                 pass

@@ -116,54 +116,89 @@ def steady(weights, tmp_path_factory):
     return {**weights, "text": str(folder)}
 
 
-@pytest.mark.slow
-def test_any_number_of_processes_trains_as_one(steady, tables, tmp_path):
-    """The same losses at each step and the same validation; 47 rows, whose last batches two processes of four
-    have nothing of."""
-    base = Config.parse(tiny_run(steady, tables, tmp_path / "run", epochs=2, batch_size=5))
+def some_runs(steady: dict[str, str], tables: Path, folder: Path) -> dict[str, Config]:
+    """Configs of 47 rows in batches of 5, whose last batches two processes of four have nothing of."""
+    base = Config.parse(tiny_run(steady, tables, folder / "run", epochs=2, batch_size=5))
     base = base.with_settings({"data.train_rows": 47, "fusion.dropout": 0.0})
-    scenes = tmp_path / "scenes"
+    scenes = folder / "scenes"
     build_scenes(scenes, SceneSettings(task="segmentation", train=12, validation=5, test=2, size=42))
     masks = Config.parse(masks_run(base, scenes)).with_settings({"data.train_rows": None})
-    augmented = base.with_settings(
-        {"inputs.image.augment": "randaugment", "inputs.text.missing": "learn", "inputs.text.drop": 0.3}
-    )
-    jobs = {
+    return {
         "MoPE": METHODS["MoPE"].apply(base),
         "MoPE-clusters": METHODS["MoPE-clusters"].apply(base),
         "P-SeqFuse": METHODS["P-SeqFuse"].apply(base),
         "SeqFuse": METHODS["SeqFuse"].apply(base),
         "masks": METHODS["MoPE"].apply(masks),
         "weights": METHODS["P-SeqFuse"].apply(base).with_settings({"data.class_weights": "balanced"}),
-        "augmented": METHODS["MoPE"].apply(augmented),
-        "accumulated": METHODS["MoPE"].apply(base).with_settings({"training.accumulate": 2}),
-        "streamed": METHODS["MoPE"]
-        .apply(base)
-        .with_settings({"data.streaming": True, "data.labels": ["blue", "green", "red"]}),
     }
+
+
+def run_in_each(
+    jobs: dict[str, Config], folder: Path, counts: tuple[int, ...]
+) -> dict[int, list[list[dict]]]:
+    """What became of the configs in so many processes, by how many they were."""
     found = {}
-    for processes in (1, 2, 4):
+    for processes in counts:
         contents = []
         for number, config in enumerate(jobs.values()):
             config.fusion.dropout = 0.0
-            config.output = str(tmp_path / f"run{number}-{processes}")
+            config.output = str(folder / f"run{number}-{processes}")
             contents.append(config.model_dump(mode="json"))
-        found[processes] = run(contents, tmp_path / f"jobs{processes}", processes)
+        found[processes] = run(contents, folder / f"jobs{processes}", processes)
+    return found
+
+
+def mean_losses(results: list[list[dict]], number: int) -> list[float]:
+    """Of each step of a run, over the processes."""
+    every = zip(*(one[number]["losses"] for one in results), strict=True)
+    return [sum(values) / len(results) for values in every]
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_trains_as_one(steady, tables, tmp_path):
+    """The same losses at each step and the same validation."""
+    jobs = some_runs(steady, tables, tmp_path)
+    base = Config.parse(tiny_run(steady, tables, tmp_path / "run", epochs=2, batch_size=5))
+    base = METHODS["MoPE"].apply(base.with_settings({"data.train_rows": 47, "fusion.dropout": 0.0}))
+    jobs["augmented"] = base.with_settings(
+        {"inputs.image.augment": "randaugment", "inputs.text.missing": "learn", "inputs.text.drop": 0.3}
+    )
+    jobs["accumulated"] = base.with_settings({"training.accumulate": 2})
+    jobs["streamed"] = base.with_settings({"data.streaming": True, "data.labels": ["blue", "green", "red"]})
+    found = run_in_each(jobs, tmp_path, (1, 2, 4))
     for number, name in enumerate(jobs):
         alone = found[1][0][number]
         assert len(alone["losses"]) == (10 if name == "masks" else 20), name
         for processes in (2, 4):
-            every = [one[number] for one in found[processes]]
-            losses = zip(*(one["losses"] for one in every), strict=True)
-            means = [sum(values) / processes for values in losses]
-            close = ROUNDED.get(name, 2e-5)
+            means, close = mean_losses(found[processes], number), ROUNDED.get(name, 2e-5)
             assert means == pytest.approx(alone["losses"], rel=close, abs=close), (name, processes)
             # In evaluation the mapper's norm takes its running mean, which lags behind the bias before it;
             # that bias has no effect in training, and its gradient is roundings alone.
-            for entry, expected in zip(every[0]["history"], alone["history"], strict=True):
+            history = found[processes][0][number]["history"]
+            for entry, expected in zip(history, alone["history"], strict=True):
                 for value in ("eval_loss", "train_task_loss", "eval_" + METRIC.get(name, "accuracy")):
                     found_close = pytest.approx(expected[value], abs=max(5e-4, close))
                     assert entry[value] == found_close, (name, value)
+
+
+@pytest.mark.slow
+def test_in_float64_any_number_of_processes_trains_as_one_to_nine_digits(
+    steady, tables, tmp_path, monkeypatch
+):
+    """So what is left of a difference in float32 is roundings, which AdamW's first steps, that follow the
+    signs of gradients whatever their size, make larger."""
+    monkeypatch.setenv("IN_FLOAT64", "1")
+    jobs = some_runs(steady, tables, tmp_path)
+    found = run_in_each(jobs, tmp_path, (1, 2, 4))
+    for number, name in enumerate(jobs):
+        alone = found[1][0][number]
+        for processes in (2, 4):
+            means = mean_losses(found[processes], number)
+            assert means == pytest.approx(alone["losses"], rel=1e-9, abs=1e-9), (name, processes)
+            history = found[processes][0][number]["history"]
+            for entry, expected in zip(history, alone["history"], strict=True):
+                for value in ("eval_loss", "train_task_loss"):
+                    assert entry[value] == pytest.approx(expected[value], abs=1e-8), (name, value)
 
 
 @pytest.mark.slow
@@ -273,7 +308,8 @@ def test_a_run_that_shares_out_weights_goes_on_with_any_number_of_processes(stea
         if name == "to one":
             expected = results[0][1]["losses"]
         losses = [sum(x) / len(results) for x in zip(*(one[0]["losses"] for one in results), strict=True)]
-        assert losses == pytest.approx(expected[13:], rel=2e-5, abs=2e-5), name
+        # One of SeqFuse's steps differs by 2.2e-5: roundings that AdamW makes larger, see the float64 test.
+        assert losses == pytest.approx(expected[13:], rel=5e-5, abs=5e-5), name
 
 
 METRIC = {"masks": "miou"}

@@ -14,6 +14,7 @@ import pytest
 from serve_tester import ask, check_refusal, connect, quiet, read, serving
 
 from mope.cli import main
+from mope.serve.settings import ServeSettings, network_of
 
 pytest_plugins = ["serve_fixtures"]
 
@@ -195,6 +196,53 @@ def test_connections_above_the_limit_are_told_so(address):
             connection.close()
         time.sleep(0.3)
         assert read(ask(address, GOOD))[0] == 200
+
+
+def test_an_address_has_connections_of_its_own(predictor):
+    """Addresses of this machine stand for those of several: 127.0.0.2 is another's."""
+    with serving(predictor, page=False, address_connections=30) as address, quiet(), ExitStack() as stack:
+        held = [stack.enter_context(closing(connect(address))) for _ in range(30)]
+        time.sleep(0.3)
+        answer = ask(address, GOOD)
+        assert check_refusal(answer) == 503
+        assert read(answer)[1]["retry-after"] == "1"
+        assert b"Your address has 30 open connections" in answer
+        more = [stack.enter_context(closing(connect(address))) for _ in range(100)]
+        assert {drain(connection)[:12] for connection in more} == {b"HTTP/1.1 503", b""}
+        host, port = address.removeprefix("http://").split(":")
+        with suppress(OSError), socket.create_connection((host, int(port)), 30, ("127.0.0.2", 0)) as other:
+            other.sendall(GOOD)
+            assert read(drain(other))[0] == 200
+        for connection in held:
+            connection.close()
+        time.sleep(2.5)  # those that were told so are let go by then
+        assert read(ask(address, GOOD))[0] == 200
+
+
+def test_this_machine_has_any_number_unless_it_is_told(predictor):
+    with serving(predictor, page=False) as address, quiet(), ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(closing(connect(address)))
+        assert read(ask(address, GOOD))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "network", "most"),
+    [
+        ("127.0.0.1", "127.0.0.1", None),
+        ("::1", "::1", None),
+        ("::ffff:127.0.0.1", "127.0.0.1", None),
+        ("10.1.2.3", "10.1.2.3", 256),
+        ("::ffff:10.1.2.3", "10.1.2.3", 256),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64", 256),
+        ("fe80::1%eth0", "fe80::/64", 256),
+        ("testclient", "testclient", 256),
+    ],
+)
+def test_what_an_address_is_counted_by(host, network, most):
+    assert network_of(host) == network
+    assert ServeSettings().connections_of(network) == most
+    assert ServeSettings(address_connections=7).connections_of(network) == 7
 
 
 def test_who_takes_no_answer_is_not_waited_for(predictor):

@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 from torch.nn import functional
+from torchmetrics.classification import MulticlassCalibrationError
 
 from mope.errors import UserError
-from mope.tasks import Classification, MultiLabel, Regression, label_text
+from mope.tasks import Classification, MultiLabel, ReferringSegmentation, Regression, label_text
+from mope.tasks.measures import calibration_error
 from mope.tasks.metrics import compute_metrics, deciding_metric
 
 
@@ -97,3 +99,59 @@ def test_the_deciding_metric():
     assert deciding_metric(Regression(["x"]), None) == ("rmse", False)
     with pytest.raises(UserError, match=r"no metric .bleu.: set one of accuracy, calibration_error"):
         deciding_metric(Classification(["a", "b"]), "bleu")
+
+
+MEASURED = {
+    "classification": (
+        Classification(["a", "b", "c"]),
+        lambda n: (torch.randn(n, 3), torch.randint(3, (n,))),
+    ),
+    "multilabel": (
+        MultiLabel(["a", "b", "c"]),
+        lambda n: (torch.randn(n, 3), torch.randint(2, (n, 3)).float()),
+    ),
+    "regression": (Regression(["n"]), lambda n: (torch.randn(n, 1), 1000 + torch.randn(n))),
+    "masks": (
+        ReferringSegmentation(["m"]),
+        lambda n: (torch.randint(50, (n, 4)), torch.randint(50, 99, (n, 2))),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_a_meter_of_batches_has_the_metrics_of_all_rows_and_holds_none(name):
+    """Counts are the same, sums but for roundings in float64; torchmetrics' own are those of float32."""
+    torch.manual_seed(0)
+    task, draw = MEASURED[name]
+    logits, targets = draw(3001)
+    meter = task.meter()
+    for start in range(0, 3001, 64):
+        meter.add(logits[start : start + 64], targets[start : start + 64])
+    assert meter.rows == 3001
+    found, whole = meter.compute(), task.measure(logits, targets)
+    exact = name == "multilabel"
+    assert found == (whole if exact else pytest.approx(whole, rel=1e-12))
+    assert name != "classification" or found["f1_macro"] == whole["f1_macro"]
+    for metrics in meter._metrics.values():
+        for metric in metrics.values():
+            assert all(state.numel() <= 16 for state in metric.metric_state.values())
+    assert name != "masks" or "miou_original" in found
+
+
+def test_the_calibration_error_is_torchmetrics_own():
+    torch.manual_seed(0)
+    logits = torch.cat([3 * torch.randn(5000, 4), 99 * torch.eye(4)])  # some are sure of themselves
+    probabilities, targets = logits.softmax(dim=1), torch.randint(4, (5004,))
+    expected = MulticlassCalibrationError(4, n_bins=15)(probabilities, targets)
+    assert calibration_error(probabilities, targets) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_a_regression_is_measured_in_float64():
+    """In float32 a sum of squares of about 1e8 loses their differences, and the r2 is any number."""
+    task, numbers = Regression(["n"]), 1e4 + torch.arange(20_000.0) % 7
+    meter = task.meter()
+    for part in numbers.split(32):
+        meter.add((part + (part % 2) - 0.5)[:, None], part)
+    expected = 1 - 0.25 / float((numbers.double() - numbers.double().mean()).square().mean())
+    assert meter.compute()["r2"] == pytest.approx(expected, abs=1e-6)
+    assert meter.compute()["rmse"] == pytest.approx(0.5, abs=1e-9)

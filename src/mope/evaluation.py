@@ -1,6 +1,6 @@
-"""What metrics need of any number of rows: collected batch by batch, and no more kept than that."""
+"""Any number of rows measured batch by batch, of which no more is kept than metrics need."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,27 +9,7 @@ from torch import Tensor
 from mope.data.check import Problem
 from mope.data.feed import Batch
 from mope.errors import UserError
-from mope.tasks import Task
-
-
-class Outcomes(NamedTuple):
-    """Of each row that could be used, what `Task.condense` gave, and which inputs it has.
-
-    Attributes:
-        logits, targets: of all these rows.
-        codes: the place in `patterns` of each, int32.
-        patterns: names of the inputs that rows have, such as `image+text`.
-    """
-
-    logits: Tensor
-    targets: Tensor
-    codes: Tensor
-    patterns: list[str]
-
-    def places(self) -> dict[str, Tensor]:
-        """Places of the rows that have the same inputs, by what these are, in order of their names."""
-        found = {name: (self.codes == code).nonzero().flatten() for code, name in enumerate(self.patterns)}
-        return dict(sorted(found.items()))
+from mope.tasks import Meter, Task
 
 
 class Measured(NamedTuple):
@@ -92,11 +72,50 @@ def measure(
         yield Measured(len(batch.numbers), problems, logits, targets.clone(), patterns)
 
 
-def collect(batches: Iterable[Measured], name: str, skip: bool, report: Callable[[str], None]) -> Outcomes:
-    """Put together what is measured.
+class Summary:
+    """Metrics of all rows, and of those that have the same inputs.
+
+    Args:
+        task: measures them.
+        by_pattern: whether rows that have the same inputs are measured by themselves, too.
+
+    Attributes:
+        whole: of all rows.
+        patterns: by names of the inputs that rows have, such as `image+text`.
+    """
+
+    def __init__(self, task: Task, by_pattern: bool):
+        self.task, self.by_pattern = task, by_pattern
+        self.whole = task.meter()
+        self.patterns: dict[str, Meter] = {}
+
+    def add(self, logits: Tensor, targets: Tensor, patterns: Sequence[str]) -> None:
+        """Take what `Task.condense` gave of a batch's rows, and which inputs each has."""
+        self.whole.add(logits, targets)
+        for pattern in sorted(set(patterns)) if self.by_pattern else ():
+            places = torch.tensor([place for place, own in enumerate(patterns) if own == pattern])
+            self.patterns.setdefault(pattern, self.task.meter()).add(logits[places], targets[places])
+
+    def metrics(self) -> dict[str, Any]:
+        """By name, and `rows`; with patterns the same of each, in order, under `patterns`."""
+        found: dict[str, Any] = _with_rows(self.whole)
+        if self.by_pattern:
+            found["patterns"] = {name: _with_rows(one) for name, one in sorted(self.patterns.items())}
+        return found
+
+
+def _with_rows(meter: Meter) -> dict[str, Any]:
+    return {**meter.compute(), "rows": meter.rows}
+
+
+def collect(
+    batches: Iterable[Measured], summary: Summary, name: str, skip: bool, report: Callable[[str], None]
+) -> None:
+    """Sum up what is measured, of which nothing is held.
 
     Args:
         batches: all of it, in order.
+        summary: takes it.
         name: what messages call the rows.
         skip: whether rows that can't be used are left out, which is said; else they are refused.
         report: takes what is said.
@@ -104,8 +123,6 @@ def collect(batches: Iterable[Measured], name: str, skip: bool, report: Callable
     Raises:
         UserError: a row can't be used and isn't skipped, or none can.
     """
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    patterns: dict[str, int] = {}
     bad, rows = _Bad(), 0
     for batch in batches:
         rows += batch.rows
@@ -113,17 +130,14 @@ def collect(batches: Iterable[Measured], name: str, skip: bool, report: Callable
             bad.add(problem)
         if batch.logits is None or batch.targets is None or (bad.refused and not skip):
             continue
-        codes = [patterns.setdefault(pattern, len(patterns)) for pattern in batch.patterns]
-        parts.append((batch.logits, batch.targets, torch.tensor(codes, dtype=torch.int32)))
+        summary.add(batch.logits.cpu(), batch.targets.cpu(), batch.patterns)
     if bad.first_refused is not None and not skip:
         raise UserError(
             f"{name}: {bad.refused} of {rows} rows can't be used, such as {bad.first_refused}; list them all "
             "with `mope data check`, mend them, set data.bad_rows to skip, or `missing` of an input whose "
             "cells may be empty."
         )
-    if not parts:
+    if not summary.whole.rows:
         raise UserError(f"{name}: none of its {rows} rows can be used; the first is {bad.first}.")
     if bad.count:
         report(f"{name}: skipped {bad.count} of {rows} rows; first {bad.first}.")
-    logits, targets, codes = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Outcomes(logits, targets, codes, list(patterns))

@@ -10,11 +10,11 @@ from mope.bulk.cluster import MeasureJob, count_rows, spread
 from mope.bulk.run import require_engine
 from mope.data.feed import numbered
 from mope.data.splits import Report
-from mope.evaluation import collect
+from mope.evaluation import Summary, collect
 from mope.hub import find_run
 from mope.logs import say
 from mope.predictor import Predictor
-from mope.tasks.metrics import Metrics, compute_metrics
+from mope.tasks.metrics import Metrics
 
 
 def evaluate(
@@ -31,7 +31,7 @@ def evaluate(
     plugins: Sequence[str] = (),
     report: Report = say,
 ) -> dict[str, Any]:
-    """A run's metrics on its test rows, or on another table.
+    """A run's metrics on its test rows, or on another table, with no more memory for many rows than for few.
 
     Args:
         run: the run's folder.
@@ -64,16 +64,6 @@ def evaluate(
     else:
         rows = tqdm(numbered(stream), f"evaluating {stream.name}", stream.length, False, disable=None)
         batches = predictor.measure(stream, rows, skip_bad_rows)
-    outcomes = collect(batches, stream.name, skip_bad_rows, report)
-    task, whole = predictor.model.task, len(outcomes.targets)
-    metrics = compute_metrics(task, outcomes.logits, outcomes.targets)
-    result: dict[str, Any] = Metrics(metrics | {"rows": whole})
-    if by_pattern:
-        result["patterns"] = {
-            pattern: {
-                **compute_metrics(task, outcomes.logits[rows], outcomes.targets[rows]),
-                "rows": len(rows),
-            }
-            for pattern, rows in outcomes.places().items()
-        }
-    return result
+    summary = Summary(predictor.model.task, by_pattern)
+    collect(batches, summary, stream.name, skip_bad_rows, report)
+    return Metrics(summary.metrics())

@@ -47,15 +47,15 @@ def add(verbs: Any) -> None:
         ("rows", 64, int, "per request"),
         ("queue", 512, int, "rows that wait for the model, of a run, and with --tokens of a caller"),
         ("connections", 512, int, "open at the same time"),
+        ("address-connections", None, int, "open from one address (256, from this machine any number)"),
         ("header-bytes", 32_768, int, "of a request's address and headers"),
         ("headers", 100, int, "of a request"),
         ("header-seconds", 10, float, "until a request's headers are there"),
         ("body-seconds", 20, float, "for a body, beside one more for each 4,096 bytes that came"),
         ("grace-seconds", 10, float, "for requests that are there when the server is told to end"),
     ):
-        verb.add_argument(
-            f"--max-{name}", type=kind, default=default, metavar="N", help=f"{text} ({default:,})"
-        )
+        shown = text if default is None else f"{text} ({default:,})"
+        verb.add_argument(f"--max-{name}", type=kind, default=default, metavar="N", help=shown)
     verb.add_argument(
         "--max-runs", type=int, default=1000, metavar="N", help="of several runs, in memory at once (1,000)"
     )
@@ -150,6 +150,7 @@ def settings_of(options: argparse.Namespace) -> "ServeSettings":
         queue=options.max_queue,
         batch=options.batch_size,
         connections=options.max_connections,
+        address_connections=options.max_address_connections,
         header_bytes=options.max_header_bytes,
         headers=options.max_headers,
         header_seconds=options.max_header_seconds,

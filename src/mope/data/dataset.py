@@ -4,7 +4,7 @@ import copy
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from mope.config import Config
+from mope.data.ahead import fetched_ahead
 from mope.data.check import RowCheck
 from mope.data.readers import ImageReader, Reader
 from mope.data.skipped import SkippedRows
@@ -241,6 +242,11 @@ class StreamDataset(IterableDataset):
         """Readers by input name."""
         return self.read.readers
 
+    @property
+    def _batches(self) -> int:
+        """Per epoch."""
+        return math.ceil(self.rows / self.batch)
+
     def __len__(self) -> int:
         """Rows per epoch, of all processes together."""
         return self.rows
@@ -258,16 +264,21 @@ class StreamDataset(IterableDataset):
         worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
         if info is not None:
             fsspec.asyn.reset_lock()  # a forked process can't use its parent's connections
-        good = self._good(self._rows_of(worker, workers))
+        rows = self._rows_of(worker, workers)
+        with closing(fetched_ahead(rows, list(self.readers.values()), self._columns)) as ready:
+            yield from self._chunks(self._good(ready), range(worker, self._batches, workers))
+
+    def _chunks(self, good: Iterator[Any], numbers: range) -> Iterator[Chunk]:
+        """The epoch's batches of these numbers."""
         stand_in = None
-        for number in range(worker, math.ceil(self.rows / self.batch), workers):
+        for number in numbers:
             samples = list(islice(good, len(self._places(number))))
             if samples:
                 stand_in = samples[-1]
                 yield Chunk(samples)
                 continue
             if stand_in is None:
-                stand_in = next(self._good((place, item) for place, item in enumerate(self._all(0))))
+                stand_in = next(self._good(enumerate(self._all(0))))
             yield Chunk([stand_in], empty=True)
 
     def _good(self, rows: Iterator[tuple[int, Item]]) -> Iterator[Any]:
@@ -296,7 +307,7 @@ class StreamDataset(IterableDataset):
         """This worker's rows from the epoch's first on, without end: of every so many batches, one; each with
         its place among all rows of the training."""
         first = self.epoch * self.rows
-        last = math.ceil(self.rows / self.batch)
+        last = self._batches
         for place, item in enumerate(self._all(first)):
             number, within = divmod(place, self.batch)
             if place >= self.rows:

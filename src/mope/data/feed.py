@@ -1,7 +1,7 @@
 """Batches of rows in their order, read by processes that read ahead no further than a few batches."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby, islice
@@ -12,6 +12,7 @@ import datasets
 from torch.utils.data import DataLoader, Dataset
 
 from mope.config import Config
+from mope.data.ahead import fetched_ahead
 from mope.data.check import Problem, RowCheck
 from mope.data.dataset import RowDataset, RowReader, collate
 from mope.data.frames import by_input, frame_rows
@@ -173,17 +174,24 @@ def read_batches(
     """
     rows = iter(rows)
     head = list(islice(rows, _FEW))
-    loader = DataLoader(
-        _Rows(read, readers),
-        batch_sampler=_chunks(chain(head, rows), size),  # pyright: ignore[reportArgumentType] - any keys do
-        num_workers=workers if len(head) == _FEW else 0,
-        collate_fn=partial(_batch, readers=readers, task=task),
-    )
-    yield from loader
+    processes, every = workers if len(head) == _FEW else 0, chain(head, rows)
+    # Processes read batches ahead, and fetch the files of each at once.
+    ready = _given(every) if processes else fetched_ahead(every, list(readers.values()), read.columns)
+    with closing(ready):
+        yield from DataLoader(
+            _Rows(read, readers),
+            batch_sampler=_chunks(ready, size),  # pyright: ignore[reportArgumentType] - any keys do
+            num_workers=processes,
+            collate_fn=partial(_batch, readers=readers, task=task),
+        )
 
 
-def _chunks(rows: Iterator[Numbered], size: int) -> Iterator[list[Numbered]]:
-    while chunk := list(islice(rows, size)):
+def _given(rows: Iterable[Numbered]) -> Generator[tuple[int, Item]]:
+    yield from rows
+
+
+def _chunks(rows: Iterator[tuple[int, Item]], size: int) -> Iterator[list[Numbered]]:
+    while chunk := [Numbered(*row) for row in islice(rows, size)]:
         yield chunk
 
 

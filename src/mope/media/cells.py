@@ -10,7 +10,7 @@ from typing import Any
 from mope.config import MediaLimits
 from mope.errors import shown
 from mope.files import FILE, what_is
-from mope.remote import NotThere, RemotePath, fetch_all, is_url, path_of
+from mope.remote import Bound, NotThere, RemotePath, fetch_all, is_url, path_of
 
 
 class BadCell(ValueError):
@@ -113,13 +113,18 @@ def fetch(cells: Iterable[Any], folder: Path) -> None:
     Raises:
         UserError: a storage can't be reached.
     """
+    fetch_all(files_elsewhere(cells, folder))
+
+
+def files_elsewhere(cells: Iterable[Any], folder: Path) -> list[RemotePath]:
+    """The files elsewhere that cells name; cells that can't be used are passed over."""
     files = []
     for cell in cells:
         name = (None if cell.get("bytes") else cell.get("path")) if isinstance(cell, dict) else cell
         if isinstance(name, str) and (isinstance(folder, RemotePath) or is_url(name)):
             with suppress(BadCell):
                 files.append(file_of(name, folder))
-    fetch_all(file for file in files if isinstance(file, RemotePath))
+    return [file for file in files if isinstance(file, RemotePath)]
 
 
 def file_of(cell: str, folder: Path) -> Path:
@@ -133,7 +138,7 @@ def file_of(cell: str, folder: Path) -> Path:
     return path_of(cell) if is_url(cell) else folder / cell
 
 
-def _inside(cell: str, folder: Path) -> Path:
+def _inside(cell: str, folder: UntrustedFolder) -> Path:
     """The file that an untrusted cell names.
 
     Raises:
@@ -142,7 +147,10 @@ def _inside(cell: str, folder: Path) -> Path:
     if "\0" in cell or is_url(cell) or Path(cell).is_absolute() or ".." in Path(cell).parts:
         raise BadCell(f"a path that leaves the table's folder: {shown(cell)}")
     if isinstance(folder, RemotePath):
-        return folder / cell
+        found = folder / cell
+        if isinstance(found, RemotePath):
+            found.bound = Bound(folder.limits.bytes, "--max-megabytes (data.limits.megabytes)")
+        return found
     file = Path(folder) / cell
     try:
         inside = file.resolve().is_relative_to(Path(folder).resolve())

@@ -77,7 +77,7 @@ def _copied(copy: Path, size: int, write: Callable[[Path], None], replace: Any) 
 def _make_room(size: int) -> None:
     """Remove the copies that were longest not asked for, where all take more than they may."""
     global _fetched
-    most = _most()
+    most = most_bytes()
     _fetched += size
     if _fetched <= most / 20:
         return
@@ -97,8 +97,12 @@ def _make_room(size: int) -> None:
         excess -= taken
 
 
-def _most() -> float:
-    """Bytes that all copies may take."""
+def most_bytes() -> float:
+    """Bytes that all copies may take.
+
+    Raises:
+        UserError: MOPE_REMOTE_GB is no such number.
+    """
     text = os.environ.get("MOPE_REMOTE_GB", "50")
     try:
         found = float(text)

@@ -17,13 +17,13 @@ from urllib.parse import quote
 from mope.errors import UserError
 from mope.remote.copies import alone, keep, keep_folder, kept
 from mope.remote.failures import NotThere, retried, told
+from mope.remote.sizes import Bound, download, tightest
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _LOCAL = ("file", "local")
 _WEB = ("http", "https")
 _ARCHIVES = ("zip", "tar", "libarchive")
 _AT_ONCE = 8  # files that a process fetches
-_LARGE = 10 * 2**20  # bytes from which on a bar is shown
 _VALIDATORS = (
     *("etag", "lastmodified", "modified", "modify", "mtime", "updated", "created", "generation", "versionid"),
     *("contentmd5", "md5hash", "digest", "crc32c", "crc", "chksum", "blobid", "xethash", "sha"),
@@ -72,17 +72,21 @@ class RemotePath(type(Path())):
     Args:
         url: of a file or a folder, such as `s3://bucket/folder` or `zip://a.csv::https://host/rows.zip`.
         below: a path in that folder, whatever signs it has.
+
+    Attributes:
+        bound: how large its file may be; None for as large as all copies together.
     """
 
     url: str
     below: str
+    bound: Bound | None
     _found: Mapping[str, Any] | None
     _copy: Path | None
 
     def __new__(cls, url: str, below: str = "") -> Self:
         self = super().__new__(cls, url, below)
         self.url, self.below = url, below
-        self._found = self._copy = None
+        self.bound = self._found = self._copy = None
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -220,13 +224,14 @@ class RemotePath(type(Path())):
                 if not folders:
                     raise NotThere(f"{name} is a folder, not a file.")
                 return _fetched_folder(name, system, path)
-            size = facts.get("size")
+            size, bound = facts.get("size"), tightest(self.bound)
+            bound.check(name, size)
             return keep(
                 name,
                 _version(facts),
                 self.suffix,
                 size or 0,
-                lambda draft: retried(system, lambda: _download(system, path, draft, name, size)),
+                lambda draft: retried(system, lambda: download(system, path, draft, name, size, bound)),
             )
 
     def _where(self) -> tuple[Any, str]:
@@ -252,7 +257,7 @@ def fetch_all(files: Iterable[RemotePath]) -> None:
         return
     if _fetchers is None or _fetchers[0] != os.getpid():  # a forked process has none of the threads
         _fetchers = os.getpid(), ThreadPoolExecutor(_AT_ONCE, "fetching")
-    fetching = [_fetchers[1].submit(_try, file) for file in missing]
+    fetching = [_fetchers[1].submit(fetch_one, file) for file in missing]
     try:
         for one in fetching:
             one.result()
@@ -261,7 +266,12 @@ def fetch_all(files: Iterable[RemotePath]) -> None:
             one.cancel()
 
 
-def _try(file: RemotePath) -> None:
+def fetch_one(file: RemotePath) -> None:
+    """Make a copy if there is none; nothing of a file that isn't there, which shows when it is opened.
+
+    Raises:
+        UserError: its storage can't be reached.
+    """
     with suppress(NotThere):
         file.local()
 
@@ -314,22 +324,12 @@ def _system(url: str) -> tuple[Any, str]:
     return system, path
 
 
-def _download(system: Any, path: str, draft: Path, name: str, size: int | None) -> None:
-    from fsspec.callbacks import NoOpCallback, TqdmCallback
-
-    options = {"desc": f"fetching {name}", "unit": "B", "unit_scale": True, "leave": False, "disable": None}
-    bar = TqdmCallback(tqdm_kwargs=options) if (size or 0) >= _LARGE else NoOpCallback()
-    with bar:
-        system.get_file(path, str(draft), callback=bar)
-    if size is not None and (got := draft.stat().st_size) != size:
-        raise ConnectionError(f"{got:,} bytes came of {size:,}")
-
-
 def _fetched_folder(name: str, system: Any, path: str) -> Path:
     """The copy of a folder, with all that is in it."""
     files = retried(system, lambda: system.find(path, detail=True))
     version = "\n".join(f"{file} {_version(info)}" for file, info in sorted(files.items()))
-    size = sum(info.get("size") or 0 for info in files.values())
+    size, bound = sum(info.get("size") or 0 for info in files.values()), tightest(None)
+    bound.check(name, size)
 
     def write(draft: Path) -> None:
         for file, info in files.items():
@@ -337,7 +337,7 @@ def _fetched_folder(name: str, system: Any, path: str) -> Path:
             if not own.resolve().is_relative_to(draft.resolve()):
                 raise UserError(f"{name} has a file whose name leads out of it: {file}.")
             own.parent.mkdir(parents=True, exist_ok=True)
-            retried(system, lambda: _download(system, file, own, file, info.get("size")))  # noqa: B023
+            retried(system, lambda: download(system, file, own, file, info.get("size"), bound))  # noqa: B023
 
     return keep_folder(name, version, size, write)
 

@@ -5,9 +5,10 @@ server.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, ClassVar
 
 import httptools
 import uvicorn
@@ -15,7 +16,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mope.serve.limits import BODIES, BYTES_PER_SECOND, RETRY_SECONDS, Closing, Refusal, said
-from mope.serve.settings import ServeSettings
+from mope.serve.settings import ServeSettings, network_of
 
 TURNED_AWAY = 64
 """So many connections above the limit are told so at once; those beyond them are closed without a word."""
@@ -45,6 +46,7 @@ def make_server(app: FastAPI, settings: ServeSettings) -> uvicorn.Server:
     class Bounded(BoundedProtocol):
         limits = settings
         metrics = app.state.metrics
+        of_addresses: ClassVar[Counter[str]] = Counter()
 
     return uvicorn.Server(
         uvicorn.Config(
@@ -69,6 +71,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     limits: ServeSettings
     metrics: Any
+    of_addresses: ClassVar[Counter[str]]
+    """How many connections are open, of each address that has any."""
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
@@ -82,20 +86,39 @@ class BoundedProtocol(HttpToolsProtocol):
         self._timer: Any = None
         self._watch: Any = None  # over what isn't sent yet
         self._unsent = 0
+        self._network: str | None = None  # None also of a local socket, which has no address
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        most = self.limits.connections
-        above = len(self.connections) - most
-        if above > TURNED_AWAY:
+        most, every = self.limits.connections, len(self.connections)
+        own, held = self._count_address()
+        if every > most + TURNED_AWAY or (own is not None and held > own + TURNED_AWAY):
             transport.abort()
-        elif above > 0:
-            text = f"The server has {most} open connections, as many as it takes: try again in a second."
-            self._refuse(Refusal(503, "connections", text, {"Retry-After": str(RETRY_SECONDS)}))
+        elif every > most:
+            self._turn_away(f"The server has {most} open connections, as many as it takes")
+        elif own is not None and held > own:
+            self._turn_away(f"Your address has {own} open connections, as many as one may have")
         else:
             self._wait_for_head()
 
+    def _count_address(self) -> tuple[int | None, int]:
+        """Count this connection: how many its address may have, and how many it has."""
+        if self.client is None:
+            return None, 0
+        self._network = network_of(self.client[0])
+        self.of_addresses[self._network] += 1
+        return self.limits.connections_of(self._network), self.of_addresses[self._network]
+
+    def _turn_away(self, why: str) -> None:
+        headers = {"Retry-After": str(RETRY_SECONDS)}
+        self._refuse(Refusal(503, "connections", f"{why}: try again in a second.", headers))
+
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._network is not None:
+            self.of_addresses[self._network] -= 1
+            if not self.of_addresses[self._network]:
+                del self.of_addresses[self._network]
+            self._network = None
         self._stop_waiting()
         if self._watch is not None:
             self._watch.cancel()

@@ -19,6 +19,7 @@ LIMITS = (
     "queue",
     "batch",
     "connections",
+    "address_connections",
     "header_bytes",
     "headers",
     "header_seconds",
@@ -29,6 +30,24 @@ LIMITS = (
 
 _TOKEN_LENGTH = 16
 """Characters that a token has at least where others can try some."""
+
+
+_OF_AN_ADDRESS = 256
+"""Connections of an address on another machine, unless something else is said."""
+
+
+def network_of(host: str) -> str:
+    """What connections are counted by: an address; of IPv6 its /64 network, all of which one client has."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:  # such as a test's
+        return host
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        if not address.is_loopback:
+            return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
 
 
 def is_loopback(host: str) -> bool:
@@ -59,6 +78,8 @@ class ServeSettings:
         queue: rows that wait for the model, of a run; of all together eight times as many.
         batch: rows per forward pass.
         connections: open at the same time.
+        address_connections: of one client's address, of IPv6 of one /64 network; None for 256, but any number
+            from this machine, where a proxy may speak for many.
         header_bytes: of a request's address and headers.
         headers: of a request.
         header_seconds: from a request's first byte, or the connection's, to the end of its headers.
@@ -82,6 +103,7 @@ class ServeSettings:
     queue: int = 512
     batch: int = 32
     connections: int = 512
+    address_connections: int | None = None
     header_bytes: int = 32_768
     headers: int = 100
     header_seconds: float = 10
@@ -99,9 +121,11 @@ class ServeSettings:
         if not is_loopback(self.host):
             self._check_token()
         for name in LIMITS:
-            if not getattr(self, name) > 0:
-                raise UserError(f"--{flag(name)} is {getattr(self, name)}: it must be above 0.")
-            if not math.isfinite(getattr(self, name)):
+            if (value := getattr(self, name)) is None:
+                continue
+            if not value > 0:
+                raise UserError(f"--{flag(name)} is {value}: it must be above 0.")
+            if not math.isfinite(value):
                 raise UserError(f"--{flag(name)} is a number that ends: inf isn't one.")
         if self.pixels > MAX_PIXELS:
             raise UserError(f"--max-pixels is {self.pixels}: at most {MAX_PIXELS} are decoded.")
@@ -133,6 +157,12 @@ class ServeSettings:
     def media(self) -> MediaLimits:
         """The limits of a request's media, which untrusted tables have as well."""
         return MediaLimits(megabytes=self.megabytes, pixels=self.pixels, seconds=self.seconds)
+
+    def connections_of(self, network: str) -> int | None:
+        """How many connections an address may have open, see `network_of`; None for any number."""
+        if self.address_connections is not None:
+            return self.address_connections
+        return None if is_loopback(network) else _OF_AN_ADDRESS
 
     @property
     def bytes(self) -> int:

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 
 from mope.config import Config
-from mope.tasks.base import Task, label_text, sorted_labels, split_labels
+from mope.tasks.base import Meter, Task, label_text, sorted_labels, split_labels
 from mope.tasks.labels import Classification, MultiLabel, Regression
 from mope.tasks.segmentation import ReferringSegmentation
 
 __all__ = [
     "Classification",
+    "Meter",
     "MultiLabel",
     "ReferringSegmentation",
     "Regression",

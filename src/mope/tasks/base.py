@@ -125,11 +125,19 @@ class Task(nn.Module, ABC):
         """
         return logits, targets
 
+    def compared(self, logits: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """What `metrics` compares of what `condense` gave, by the ending of the metrics' names."""
+        return {"": (self.predictions(logits.float()), targets)}
+
+    def meter(self) -> "Meter":
+        """Takes what `condense` gives, batch by batch, and then has the metrics."""
+        return Meter(self)
+
     def measure(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
         """Metrics by name of what `condense` gave of any number of rows."""
-        metrics = self.metrics()
-        metrics.update(self.predictions(logits.float()), targets)
-        return {name: float(value) for name, value in metrics.compute().items()}
+        meter = self.meter()
+        meter.add(logits, targets)
+        return meter.compute()
 
     def predictions(self, logits: Tensor) -> Tensor:
         """What metrics compare with the targets: probabilities (B, C), or numbers (B,) of a regression."""
@@ -147,3 +155,36 @@ class Task(nn.Module, ABC):
             logits: (B, C), or (B, H, W) of a dense task.
             sizes: of a dense task, the (height, width) that each row is to have.
         """
+
+
+class Meter:
+    """Metrics of rows that are added batch by batch, of which only counts and sums are kept.
+
+    They are those of all rows at once: of counts exactly, of sums, which are taken in float64, but for
+    roundings.
+
+    Args:
+        task: says which metrics, and what they compare.
+
+    Attributes:
+        rows: how many were added.
+    """
+
+    def __init__(self, task: Task):
+        self.task, self.rows = task, 0
+        self._metrics: dict[str, MetricCollection] = {}
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """Take what `Task.condense` gave of some rows, on the CPU."""
+        self.rows += len(targets)
+        for ending, (predictions, wanted) in self.task.compared(logits, targets).items():
+            self._metrics.setdefault(ending, self.task.metrics()).update(predictions, wanted)
+
+    def compute(self) -> dict[str, float]:
+        """Metrics by name of all rows that were added."""
+        return {
+            name + ending: float(value)
+            for ending, metrics in self._metrics.items()
+            for name, value in metrics.compute().items()
+            if not ending or name + ending in self.task.evaluated
+        }

@@ -255,6 +255,9 @@ class Regression(Task):
     def predictions(self, logits: Tensor) -> Tensor:
         return logits[:, 0] * self.scale + self.mean
 
+    def compared(self, logits: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        return {"": (self.predictions(logits.float()).double(), targets.double())}
+
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.new_zeros(len(logits), 0)
 

@@ -8,7 +8,6 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
-    MulticlassCalibrationError,
     MulticlassF1Score,
     MulticlassPrecision,
     MultilabelAccuracy,
@@ -28,14 +27,14 @@ def of_classes(classes: int) -> MetricCollection:
             "precision_macro": MulticlassPrecision(classes, average="macro"),
             # As MUStARD's authors report it (Castro et al. 2019): classes count by their rows.
             "precision_weighted": MulticlassPrecision(classes, average="weighted"),
-            "calibration_error": MulticlassCalibrationError(classes, n_bins=_BINS),
+            "calibration_error": CalibrationError(),
         }
     )
 
 
 def calibration_error(probabilities: Tensor, targets: Tensor) -> float:
     """Expected calibration error of probabilities (B, C) against classes (B,)."""
-    return float(MulticlassCalibrationError(probabilities.shape[1], n_bins=_BINS)(probabilities, targets))
+    return float(CalibrationError()(probabilities, targets))
 
 
 def of_labels(labels: int) -> MetricCollection:
@@ -51,9 +50,10 @@ def of_labels(labels: int) -> MetricCollection:
 
 def of_numbers() -> MetricCollection:
     """Metrics of a number."""
-    return MetricCollection(
+    found = MetricCollection(
         {"rmse": MeanSquaredError(squared=False), "mae": MeanAbsoluteError(), "r2": _R2()}
     )
+    return found.set_dtype(torch.float64)  # a sum of a million numbers isn't one in float32
 
 
 def of_masks() -> MetricCollection:
@@ -72,6 +72,36 @@ class _R2(R2Score):
 
     def compute(self) -> Tensor:
         return super().compute() if self.total > 1 else torch.tensor(float("nan"))
+
+
+class CalibrationError(Metric):
+    """Expected calibration error over 15 equal bins of the most probable class's probability.
+
+    As torchmetrics' `MulticlassCalibrationError`, which keeps two numbers of each row until the end.
+    """
+
+    higher_is_better = False
+    full_state_update = False
+    rows: Tensor
+    right: Tensor
+    confidence: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("rows", "right", "confidence"):  # a probability of 1 has a bin of its own
+            self.add_state(name, torch.zeros(_BINS + 1, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        """Take probabilities (B, C) and classes (B,)."""
+        confidence, chosen = predictions.float().max(dim=1)
+        edges = torch.linspace(0, 1, _BINS + 1, device=confidence.device)
+        place = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, _BINS)
+        self.rows.index_add_(0, place, torch.ones_like(confidence).double())
+        self.right.index_add_(0, place, (chosen == targets).double())
+        self.confidence.index_add_(0, place, confidence.double())
+
+    def compute(self) -> Tensor:
+        return (self.right - self.confidence).abs().sum() / self.rows.sum()
 
 
 class _OverRows(Metric):

@@ -89,15 +89,11 @@ class ReferringSegmentation(Task):
         sizes = torch.tensor([int(mask.sum()) for mask in originals])
         return torch.cat([found.cpu(), own], dim=1), torch.stack([pixels.cpu(), sizes], dim=1)
 
-    def measure(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        """Metrics at the encoder's size, and at the pictures' own where these are known."""
+    def compared(self, logits: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Pixels at the encoder's size, and at the pictures' own where these are known."""
         if targets.ndim == 1:
-            return super().measure(logits, targets)
-        own = self.metrics()
-        own.update(logits[:, 2:], targets[:, 1])
-        values = own.compute()
-        found = {name: float(values[name.removesuffix("_original")]) for name in self.evaluated}
-        return super().measure(logits[:, :2], targets[:, 0]) | found
+            return {"": (logits, targets)}
+        return {"": (logits[:, :2], targets[:, 0]), "_original": (logits[:, 2:], targets[:, 1])}
 
     def predictions(self, logits: Tensor) -> Tensor:
         return logits
