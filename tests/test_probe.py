@@ -1,6 +1,7 @@
 """The linear probe: what it fits, what it refuses, and that its run is a run like any other."""
 
 from functools import partial
+from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from run_tester import changed, quiet, tiny_run
 from sklearn.linear_model import LogisticRegression, Ridge
 
+import mope
 from mope import Predictor
 from mope.config import Config
 from mope.data.dataset import RowDataset, collate
@@ -101,3 +103,22 @@ def test_a_head_may_begin_as_a_probe_of_all_features(weights, tables, tmp_path):
     content["output"], content["training"]["head_start"] = str(tmp_path / "random"), "random"
     random = train(Config.parse(content, "a test"), report=quiet)
     assert random["validation"]["loss"] > result["validation"]["loss"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_it_is_fitted_on_a_gpu(weights, tables, tmp_path):
+    config = find_method("Probe").apply(Config.parse(tiny_run(weights, tables, tmp_path / "probe")))
+    assert train(changed(config, training={"device": "cuda"}))["validation"]["loss"] > 0
+
+
+def test_what_is_not_installed_costs_no_run(weights, tables, tmp_path, monkeypatch):
+    """A library imported from its sources has no version, which is asked for when all is trained."""
+
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("mope.versions.version", missing)
+    config = find_method("Probe").apply(Config.parse(tiny_run(weights, tables, tmp_path / "probe")))
+    train(config)
+    assert (tmp_path / "probe" / "model.safetensors").is_file()
+    assert mope.__version__ == "unknown"

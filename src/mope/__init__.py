@@ -1,7 +1,6 @@
 """Fuse separately pre-trained encoders into one multimodal model by training under 1 % of its parameters."""
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.metadata.version("mope-fusion")
+        return importlib.import_module("mope.versions").installed()
     if name not in _HOMES:
         raise AttributeError(f"module 'mope' has no attribute '{name}'")
     return getattr(importlib.import_module(f"mope.{_HOMES[name]}"), name)

@@ -1,6 +1,5 @@
 """The model: encoders, a fusion of them, and a head; and its folder on disk."""
 
-import importlib.metadata
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from mope.prompts.grow import grow
 from mope.remote import rebased
 from mope.run import CONFIG, WEIGHTS, read_run, require_same_columns
 from mope.tasks import Task, build_task
+from mope.versions import installed
 from mope.weights import read_weights, write_weights
 
 _PROMPTS, _KEYS = "fusion.prompts.", "fusion.prompts.router.keys"
@@ -356,8 +356,8 @@ class FusionModel(nn.Module):
         return config
 
     def _versions(self) -> dict[str, str]:
-        versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
-        versions |= {"mope": importlib.metadata.version("mope-fusion"), "python": platform.python_version()}
+        versions = {name: installed(name) for name in ("torch", "transformers")}
+        versions |= {"mope": installed(), "python": platform.python_version()}
         for settings in self.settings.inputs.values():
             if settings.encoder.weights and (version := version_of(settings.encoder.weights)):
                 name, _, number = version.partition("==")

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from mope.predictions import PredictedRows
 from mope.predictor import Predictor
 from mope.remote import RemotePath, rebased
 from mope.run import CONFIG, WEIGHTS
+from mope.versions import installed
 
 _PART_ROWS = 10_000
 """Rows of a part; it ends with a whole batch, so that a prediction is made in the same batch as without a
@@ -83,7 +83,7 @@ class Wanted:
                 known = one.stat()
                 files.append(f"{one.resolve()} {known.st_size} {known.st_mtime_ns}")
         return {
-            "version of mope": version("mope-fusion"),
+            "version of mope": installed(),
             "run": own.hexdigest(),
             "table, or a changed one": hashlib.sha256("\n".join(files).encode()).hexdigest(),
             "format": out.suffix.lower(),

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from mope.cli import bench, data, encoders, export, fit, init, insight, predict, runs, serve, studies
 from mope.errors import Interrupted, UserError
+from mope.versions import installed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,9 +51,7 @@ class _Parser(argparse.ArgumentParser):
 
 class _Version(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        from importlib.metadata import version
-
-        print(f"mope {version('mope-fusion')}")
+        print(f"mope {installed()}")
         parser.exit()
 
 

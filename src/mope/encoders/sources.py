@@ -5,7 +5,6 @@ cache folder.
 """
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from mope.encoders.conversions import convert_dinov2_small, convert_efficientnet_lite0, convert_panns
 from mope.errors import UserError
 from mope.files import cache_folder
+from mope.versions import installed
 
 PREFIX = "package:"
 
@@ -153,4 +153,4 @@ def version_of(weights: str) -> str | None:
     if not weights.startswith(PREFIX):
         return None
     name = PACKAGES[weights.removeprefix(PREFIX)].distribution.partition("==")[0]
-    return f"{name}=={importlib.metadata.version(name)}"
+    return f"{name}=={installed(name)}"

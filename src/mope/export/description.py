@@ -1,7 +1,6 @@
 """What a file's user must know, as JSON: the task, its labels, and how inputs are made."""
 
 import json
-from importlib.metadata import version
 from typing import Any
 
 from mope.data.readers import AudioReader, ImageReader, Reader, TextReader
@@ -9,6 +8,7 @@ from mope.encoders.preparation import image_settings
 from mope.export.graph import Graph
 from mope.media.video import FRAMES
 from mope.predictor import Predictor
+from mope.versions import installed
 
 
 def describe(predictor: Predictor, graph: Graph) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def describe(predictor: Predictor, graph: Graph) -> dict[str, Any]:
         dtype = str(tensor.dtype).removeprefix("torch.")
         inputs[name] = {"modality": modality, "argument": argument, "dtype": dtype, "shape": shape}
     return {
-        "mope": version("mope-fusion"),
+        "mope": installed(),
         "task": settings.task,
         "labels": task.labels,
         "main": settings.fusion.main,

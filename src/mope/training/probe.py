@@ -140,7 +140,7 @@ def fit_probe(
         heads.append(_fit(model.task, features, targets, strength, heads[-1] if heads else None))
         logits = heads[-1](unseen).detach()
         found = {"loss": float(model.task.loss(logits, expected))}
-        found |= compute_metrics(model.task, *model.task.condense(logits, expected))
+        found |= compute_metrics(model.task, *model.task.condense(logits.cpu(), expected.cpu()))
         values = {f"eval_{name}": value for name, value in found.items()}
         history.append({"epoch": 1.0, "step": 0, "penalty": strength, **values})
     best = (max if greater else min)(range(len(history)), key=lambda i: history[i][f"eval_{metric}"])
