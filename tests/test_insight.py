@@ -225,7 +225,7 @@ def test_explain_gives_the_reports_numbers_as_arrays(run):
         explain_rows(predictor, [{**table[0], "picture": "gone.png"}])
 
 
-@pytest.mark.parametrize("method", [None, "P-SeqFuse", "ImgOnly", "LateConcat"])
+@pytest.mark.parametrize("method", [None, "MoPE-both", "P-SeqFuse", "ImgOnly", "LateConcat"])
 def test_the_report_is_one_file_that_needs_no_network(config, method, tmp_path, capsys):
     if method is not None:
         config = find_method(method).apply(config)
@@ -238,6 +238,7 @@ def test_the_report_is_one_file_that_needs_no_network(config, method, tmp_path, 
     assert "http" not in re.sub(r"base64,[\w+/=]+", "", page)
     assert page.count("<h2>") >= 4
     assert ("Layer 2, expert 1" in page) == (method is None)
+    assert ("Layer text 2, expert 1" in page) == (method == "MoPE-both")
     numbers = json.loads((out / "numbers.json").read_text())
     assert numbers["rows"] == 12
     assert set(numbers["metrics"]) >= {"accuracy"}
@@ -246,7 +247,7 @@ def test_the_report_is_one_file_that_needs_no_network(config, method, tmp_path, 
     assert {"importance", "training", "similarity", "gallery"} <= pictures or method is not None
     shown = json.loads((out / "figures" / "attention.json").read_text()) if "attention" in pictures else []
     beside = {entry["run"] for entry in shown}
-    assert len(beside) == (2 if method in (None, "P-SeqFuse", "LateConcat") else 0)
+    assert len(beside) == (2 if method in (None, "MoPE-both", "P-SeqFuse", "LateConcat") else 0)
     assert page.count("background-image") == len(set(re.findall(r'class="(row\d+)"', page))) <= 12
     assert pictures == {file.stem for file in (out / "figures").glob("*.json")}
     for file in (out / "figures").glob("*.png"):
@@ -333,6 +334,7 @@ def summary_of(scores: numpy.ndarray, labels: list[str], **columns: list[str]) -
         {name: routing.mutual_information(scores, values) for name, values in columns.items()},
         similarity,
         routing.top_samples(scores, 1),
+        names=[str(layer + 1) for layer in range(scores.shape[1])],
     )
     table = MemoryTable([{"a": 1}] * len(scores))
     losses = [

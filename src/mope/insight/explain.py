@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy
 
-from mope.config import SequentialConfig
+from mope.config import GuidedConfig
 from mope.data.splits import Report
 from mope.data.table import MemoryTable, Table
 from mope.errors import UserError
@@ -150,7 +150,7 @@ def _summary(page: Page, predictor: Predictor, found: Explanation) -> None:
     )
     trained, frozen = kept.get("trainable", 0), kept.get("frozen", 0)
     facts = [("task", settings.task), ("fusion", settings.fusion.method)]
-    if found.experts is not None and isinstance(settings.fusion, SequentialConfig):
+    if found.experts is not None and isinstance(settings.fusion, GuidedConfig):
         facts += [("prompt length, experts", f"{settings.fusion.length}, {settings.fusion.experts}")]
     if trained:
         facts += [("trained parameters", f"{trained:,} ({trained / (trained + frozen):.2%})")]
@@ -202,22 +202,31 @@ def _experts(page: Page, predictor: Predictor, found: Explanation, pictures: _Pi
     if experts is None:
         page.note("This run has no router, so there are no experts to look at.")
         return
+    guided = "the main encoder" if len(predictor.model.fusion.guided) == 1 else "each guided encoder"
     page.note(
-        "In each layer of the main encoder a router mixes prompt experts anew for each row. Blue words "
+        f"In each layer of {guided} a router mixes prompt experts anew for each row. Blue words "
         "stand out in the texts of the rows that an expert takes, orange ones among their labels (weighted "
         "log-odds against the other rows; hover for z)."
     )
     page.parts.append("<h3>The experts that are easiest to describe</h3>")
     for layer, expert in experts.clearest():
         page.parts.append(_expert(experts, layer, expert, pictures))
-    page.figure("importance", figures.importance_map(experts.importance), "How much each expert is used.")
+    page.figure(
+        "importance",
+        figures.importance_map(experts.importance, experts.names),
+        "How much each expert is used.",
+    )
     threshold = None
-    if isinstance(fusion, SequentialConfig) and fusion.importance_weight:
+    if isinstance(fusion, GuidedConfig) and fusion.importance_weight:
         threshold = fusion.importance_threshold
     if (course := figures.training_course(found.history, threshold)) is not None:
         caption = "Over training: how unevenly batches use the experts; the last layer's shares (Fig. 7)."
         page.figure("training", course, caption)
-    page.figure("similarity", figures.similarity(experts.similarity), "How alike the experts themselves are.")
+    page.figure(
+        "similarity",
+        figures.similarity(experts.similarity, experts.names),
+        "How alike the experts themselves are.",
+    )
     page.table(
         [
             "layer",
@@ -228,7 +237,7 @@ def _experts(page: Page, predictor: Predictor, found: Explanation, pictures: _Pi
         ],
         [
             (
-                layer + 1,
+                experts.names[layer],
                 f"{experts.effective[layer]:.2f}",
                 f"{experts.entropy[layer]:.3f}",
                 "-" if experts.information is None else f"{experts.information[layer]:.3f}",
@@ -240,7 +249,9 @@ def _experts(page: Page, predictor: Predictor, found: Explanation, pictures: _Pi
     page.parts.append("<h3>Every layer</h3>")
     for layer in range(len(experts.importance)):
         inner = "".join(_expert(experts, layer, e, pictures) for e in range(experts.importance.shape[1]))
-        page.parts.append(f"<details><summary>Layer {layer + 1}</summary>{inner}</details>")
+        page.parts.append(
+            f"<details><summary>Layer {escape(experts.names[layer])}</summary>{inner}</details>"
+        )
     if pictures.image is not None:
         page.figures["gallery"] = _gallery(experts, pictures)
 
@@ -251,7 +262,7 @@ def _expert(experts: Any, layer: int, expert: int, pictures: _Pictures) -> str:
     samples = [(pictures.sample(place), score) for place, score in scored if score >= 0.005]
     stand_out = {"words": experts.words[layer][expert], "labels": experts.labels[layer][expert]}
     share = float(experts.importance[layer, expert])
-    return expert_html(f"Layer {layer + 1}, expert {expert + 1}", share, stand_out, samples)
+    return expert_html(f"Layer {experts.names[layer]}, expert {expert + 1}", share, stand_out, samples)
 
 
 def _gallery(experts: Any, pictures: _Pictures) -> figures.Figure:
@@ -264,7 +275,7 @@ def _gallery(experts: Any, pictures: _Pictures) -> figures.Figure:
         if there:
             strips.append(figures.strip([p for p, _ in there], [t for _, t in there]))
             rows = [pictures.table.numbers[place] for place in places]
-            numbers.append({"layer": layer + 1, "expert": expert + 1, "rows": rows})
+            numbers.append({"layer": experts.names[layer], "expert": expert + 1, "rows": rows})
     return (figures.stack(strips) if strips else b""), numbers
 
 
