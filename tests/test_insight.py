@@ -11,7 +11,6 @@ import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from run_tester import masks_run
 
 from mope.cli import main
 from mope.config import Config
@@ -28,7 +27,6 @@ from mope.methods import find_method
 from mope.model import FusionModel
 from mope.predictor import Predictor
 from mope.prompts import variation
-from mope.scenes.build import SceneSettings, build_scenes
 from mope.training import train
 
 
@@ -273,17 +271,6 @@ def test_the_report_of_other_tasks(config, tmp_path):
         assert (numbers["experts"]["information"] is None) == (task == "regression")
         assert main(["explain", str(tmp_path / task), "--rows", "1"]) == 0
         assert ("label_f1" if task == "multilabel" else "answers") in made
-
-
-def test_the_report_of_masks_shows_them(config, tmp_path):
-    build_scenes(tmp_path / "scenes", SceneSettings("easy", "segmentation", 12, 3, 6, 56))
-    content = masks_run(config, tmp_path / "scenes")
-    content["training"]["epochs"] = 1
-    train(Config.model_validate(content), report=lambda line: None)
-    assert main(["explain", content["output"], "--beside", content["output"]]) == 0
-    made = {path.stem for path in (tmp_path.parent / content["output"] / "explain" / "figures").glob("*.png")}
-    assert {"masks", "shuffled"} <= made
-    assert "confusion" not in made
 
 
 @pytest.mark.parametrize(
