@@ -125,7 +125,7 @@ class Fusion(nn.Module, ABC):
         main = self.encoder(self.main)
         if not self.has_maps:
             raise UserError(
-                "A mask needs a fusion whose main encoder is guided: "
+                "A mask needs a fusion whose feature is the main encoder's own: "
                 "set fusion.method to sequential, inputs or unimodal."
             )
         if len(main.encoder.map_dims) != 4:
