@@ -14,6 +14,7 @@ RUNS = {
     "longer": {"length": 3, "experts": 5, "joining": "added", "start": "quiet"},
     "static": {"prompts": ["static", "mapped"]},
     "sees_all": {"head_sees": "all", "prompts": ["dynamic"], "similarity": "cosine", "standardise": True},
+    "mutual": {"method": "mutual", "length": 2, "experts": 3},
     "concat": {"method": "concat"},
     "image": {"method": "unimodal"},
     "words": {"method": "unimodal", "main": "text"},
@@ -34,7 +35,7 @@ def make_run(name: str, weights: dict[str, str], tables: Path, folder: Path) -> 
     content["fusion"] |= RUNS[name]
     if content["fusion"].get("method", "sequential") != "sequential":
         content["fusion"] = {"main": content["fusion"]["main"], **RUNS[name]}
-    if RUNS[name].get("method") in ("concat", "unimodal", "pmf"):
+    if RUNS[name].get("method") in ("mutual", "concat", "unimodal", "pmf"):
         content["inputs"]["image"]["encoder"]["tuning"] = "prompt"
     if name == "text_main":
         content["inputs"]["image"]["encoder"]["tuning"] = "prompt"

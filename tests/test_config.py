@@ -27,7 +27,7 @@ def write(folder: Path, settings: dict) -> Path:
         ({"fusion": {"main": "image", "expert": 4}}, "no setting 'fusion.expert'; did you mean 'experts'"),
         (
             {"fusion": {"main": "image", "method": "concat", "experts": 4}},
-            r"fusion.method concat has no setting 'experts' \(it is for sequential\): leave it out",
+            r"fusion.method concat has no setting 'experts' \(it is for sequential, mutual\): leave it out",
         ),
         (
             {"fusion": {"main": "image", "method": "pmf", "length": 0}},

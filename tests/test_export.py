@@ -139,7 +139,17 @@ def test_a_run_with_experts_runs_without_this_library(config, to):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
-    ["MoPE", "SeqFuse", "ImgOnly", "LateConcat", "PromptFuse-deep", "BlindPrompt", "MMBT", "PMF"],
+    [
+        "MoPE",
+        "SeqFuse",
+        "ImgOnly",
+        "LateConcat",
+        "PromptFuse-deep",
+        "BlindPrompt",
+        "MMBT",
+        "PMF",
+        "MoPE-both",
+    ],
 )
 def test_other_methods(config, method):
     check(find_method(method).apply(config))

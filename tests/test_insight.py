@@ -11,7 +11,6 @@ import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from run_tester import masks_run
 
 from mope.cli import main
 from mope.config import Config
@@ -28,7 +27,6 @@ from mope.methods import find_method
 from mope.model import FusionModel
 from mope.predictor import Predictor
 from mope.prompts import variation
-from mope.scenes.build import SceneSettings, build_scenes
 from mope.training import train
 
 
@@ -225,7 +223,7 @@ def test_explain_gives_the_reports_numbers_as_arrays(run):
         explain_rows(predictor, [{**table[0], "picture": "gone.png"}])
 
 
-@pytest.mark.parametrize("method", [None, "P-SeqFuse", "ImgOnly", "LateConcat"])
+@pytest.mark.parametrize("method", [None, "MoPE-both", "P-SeqFuse", "ImgOnly", "LateConcat"])
 def test_the_report_is_one_file_that_needs_no_network(config, method, tmp_path, capsys):
     if method is not None:
         config = find_method(method).apply(config)
@@ -238,6 +236,7 @@ def test_the_report_is_one_file_that_needs_no_network(config, method, tmp_path, 
     assert "http" not in re.sub(r"base64,[\w+/=]+", "", page)
     assert page.count("<h2>") >= 4
     assert ("Layer 2, expert 1" in page) == (method is None)
+    assert ("Layer text 2, expert 1" in page) == (method == "MoPE-both")
     numbers = json.loads((out / "numbers.json").read_text())
     assert numbers["rows"] == 12
     assert set(numbers["metrics"]) >= {"accuracy"}
@@ -246,7 +245,7 @@ def test_the_report_is_one_file_that_needs_no_network(config, method, tmp_path, 
     assert {"importance", "training", "similarity", "gallery"} <= pictures or method is not None
     shown = json.loads((out / "figures" / "attention.json").read_text()) if "attention" in pictures else []
     beside = {entry["run"] for entry in shown}
-    assert len(beside) == (2 if method in (None, "P-SeqFuse", "LateConcat") else 0)
+    assert len(beside) == (2 if method in (None, "MoPE-both", "P-SeqFuse", "LateConcat") else 0)
     assert page.count("background-image") == len(set(re.findall(r'class="(row\d+)"', page))) <= 12
     assert pictures == {file.stem for file in (out / "figures").glob("*.json")}
     for file in (out / "figures").glob("*.png"):
@@ -272,17 +271,6 @@ def test_the_report_of_other_tasks(config, tmp_path):
         assert (numbers["experts"]["information"] is None) == (task == "regression")
         assert main(["explain", str(tmp_path / task), "--rows", "1"]) == 0
         assert ("label_f1" if task == "multilabel" else "answers") in made
-
-
-def test_the_report_of_masks_shows_them(config, tmp_path):
-    build_scenes(tmp_path / "scenes", SceneSettings("easy", "segmentation", 12, 3, 6, 56))
-    content = masks_run(config, tmp_path / "scenes")
-    content["training"]["epochs"] = 1
-    train(Config.model_validate(content), report=lambda line: None)
-    assert main(["explain", content["output"], "--beside", content["output"]]) == 0
-    made = {path.stem for path in (tmp_path.parent / content["output"] / "explain" / "figures").glob("*.png")}
-    assert {"masks", "shuffled"} <= made
-    assert "confusion" not in made
 
 
 @pytest.mark.parametrize(
@@ -333,6 +321,7 @@ def summary_of(scores: numpy.ndarray, labels: list[str], **columns: list[str]) -
         {name: routing.mutual_information(scores, values) for name, values in columns.items()},
         similarity,
         routing.top_samples(scores, 1),
+        names=[str(layer + 1) for layer in range(scores.shape[1])],
     )
     table = MemoryTable([{"a": 1}] * len(scores))
     losses = [

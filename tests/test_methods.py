@@ -41,9 +41,9 @@ def biases(module) -> int:
     return sum(p.numel() for name, p in module.named_parameters() if name.endswith("bias"))
 
 
-def mope(k: int) -> int:
+def mope(k: int, head: int = HEAD) -> int:
     router = LAYERS * (D * 8 + D * 2)
-    return 6 * DEEP + k * 6 * DEEP + router + MAPPER + 4 * DEEP + HEAD
+    return 6 * DEEP + k * 6 * DEEP + router + MAPPER + 4 * DEEP + head
 
 
 FORMULAS = {
@@ -65,6 +65,7 @@ FORMULAS = {
     "MoPE": lambda image, text: mope(4),
     "MoPE-k16": lambda image, text: mope(16),
     "MoPE-clusters": lambda image, text: mope(4),
+    "MoPE-both": lambda image, text: 2 * mope(4, 0) + BOTH_HEAD,
     "Probe": lambda image, text: BOTH_HEAD,
     "LoRA + P_m": lambda image, text: 2 * LAYERS * 3 * 8 * 2 * D + MAPPER + HEAD,
     "BitFit + P_m": lambda image, text: biases(image) + biases(text) + MAPPER + HEAD,
@@ -146,7 +147,9 @@ def assert_all_that_learns_is_used(model: FusionModel) -> None:
     assert not [name for name, p in learns.items() if p.grad is None]
 
 
-@pytest.mark.parametrize("name", [n for n in FORMULAS if METHODS[n].fusion not in ("concat", "pmf")])
+@pytest.mark.parametrize(
+    "name", [n for n in FORMULAS if METHODS[n].fusion not in ("concat", "pmf", "mutual")]
+)
 def test_all_that_learns_is_used_for_masks(base, name):
     settings = METHODS[name].apply(base).model_dump()
     if settings["fusion"]["main"] != "image":

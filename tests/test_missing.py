@@ -80,7 +80,7 @@ def test_rows_with_empty_cells_are_dropped_and_counted(gapped):
         train(gapped, **QUIET)
 
 
-@pytest.mark.parametrize("method", ["MoPE", "LateConcat", "PromptFuse", "P-MMBT", "PMF"])
+@pytest.mark.parametrize("method", ["MoPE", "MoPE-both", "LateConcat", "PromptFuse", "P-MMBT", "PMF"])
 def test_a_stand_in_is_learned_and_used(gapped, method, tmp_path):
     from mope.methods import METHODS
 

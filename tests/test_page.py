@@ -253,12 +253,15 @@ def test_pictures_of_any_shape_are_shown():
 
 
 def test_views(tables):
-    assert routing_html([]) == ""
-    html = routing_html([[0.25, 0.75], [1.0, 0.0]], "<image>")
+    assert routing_html([], [], "image") == ""
+    html = routing_html([[0.25, 0.75], [1.0, 0.0]], ["1", "2"], "<image>")
     assert html.count("<td") == 4
     assert "&lt;image&gt;" in html
     assert ">75<" in html
-    assert ">75<" not in routing_html([[1 / 64] * 63 + [0.75]])
+    assert ">75<" not in routing_html([[1 / 64] * 63 + [0.75]], ["1"], "image")
+    both = routing_html([[0.5, 0.5]] * 2, ["image 1", "text 1"], "image")
+    assert "layer text 1" in both
+    assert "of each encoder" in both
     content = (tables / "test_0.png").read_bytes()
     entry = {"kind": "image", "column": "x", "encoder": {}}
     whole = attention_picture(content, numpy.eye(4, dtype="float32"), InputConfig.model_validate(entry))

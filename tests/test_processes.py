@@ -331,7 +331,7 @@ def test_every_method_task_and_missing_input_trains_in_two_processes(weights, ta
     for name, method in METHODS.items():
         jobs[name] = method.apply(base)
         jobs[f"{name}, missing"] = method.apply(missing)
-        if method.fusion not in ("concat", "pmf") and method.main_kind != "text":
+        if method.fusion not in ("concat", "pmf", "mutual") and method.main_kind != "text":
             jobs[f"{name}, masks"] = method.apply(masks)
     for task, label in (("multilabel", "colours"), ("regression", "number")):
         jobs[task] = base.with_settings({"task": task, "data.label": label})

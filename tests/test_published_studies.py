@@ -93,6 +93,11 @@ CASES = {
     ("table2", "refcoco+"): ("refcoco+", {"more": 4}, {"rows": ["MoPE"]}),
     ("table5", "refcoco"): ("refcoco", {"more": 4}, {"rows": ["k=4, top 1", "k=4, soft"]}),
     ("fig6", "mm-imdb"): ("mm-imdb", {"more": 12}, {"sizes": [8, None], "rows": ["P-SeqFuse"]}),
+    ("directions", "mustard-video"): (
+        "mustard",
+        {"clip": film()},
+        {"folds": ["fold0"], "rows": ["video guided by the others", "each guided by the others"]},
+    ),
     ("gallery", None): ("vqav2", {}, {"rows": ["MoPE-k16"]}),
 }
 

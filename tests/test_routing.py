@@ -202,6 +202,7 @@ def test_head_and_router_learn_at_multiples_of_the_rate(weights, tables, tmp_pat
     "fusion",
     [
         {"method": "sequential", "joining": "added"},
+        {"method": "mutual", "length": 2, "joining": "added"},
         {"method": "unimodal"},
         {"method": "concat"},
         {"method": "inputs", "length": 2},
@@ -216,7 +217,7 @@ def test_every_prompted_method_can_begin_quiet(weights, tables, tmp_path, fusion
     content = tiny_run(weights, tables, tmp_path / "run")
     content["fusion"] = {"main": "image", **fusion, "start": "quiet"}
     content["inputs"]["text"]["encoder"]["tuning"] = "frozen" if fusion["method"] == "pmf" else "prompt"
-    if fusion["method"] in ("unimodal", "concat"):
+    if fusion["method"] in ("mutual", "unimodal", "concat"):
         content["inputs"]["image"]["encoder"]["tuning"] = "prompt"
     quiet = Config.parse(content, "a test")
     content["fusion"]["start"] = "published"

@@ -49,6 +49,15 @@ def test_another_data_set_shares_the_rows(several):
     assert Study.load(several, data_set="other-data").rows[0].paper == {}  # none of another data set's
 
 
+def test_which_input_is_main_is_settled_before_the_method(study):
+    """A method's settings of the main and the other encoders are of those that the row makes main."""
+    rows = [{"name": main, "method": "MoPE", "settings": {"fusion.main": main}} for main in ("image", "text")]
+    for cell in cells(Study.load(change(study, rows=[*rows, {"method": "MoPE-both"}], reference=None))):
+        tuned = {name: entry.encoder.tuning for name, entry in cell.config.inputs.items()}
+        other = {"image": "text", "text": "image"}.get(cell.row.label)
+        assert [name for name in tuned if tuned[name] == "prompt"] == ([other] if other else list(tuned))
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

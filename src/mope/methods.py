@@ -332,6 +332,18 @@ _PAPER = (
         _PARTS,
         "docs/results.md; routers that begin with clusters of rows",
     ),
+    Method(
+        "MoPE-both",
+        "mutual",
+        {
+            **{key: value for key, value in _MOPE.items() if key.startswith(("fusion.", "training."))},
+            **_both({"tuning": "prompt", "prompt_length": 4}),
+            **_BEGINS,
+            "fusion.experts": 4,
+        },
+        f"of either input: {_PARTS}",
+        "docs/studies.md; each input guided by the other, features side by side",
+    ),
     _other("LoRA", "lora", 2.1),
     _other(
         "BitFit",

@@ -10,7 +10,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from mope.config import Config, InputConfig, SequentialConfig
+from mope.config import Config, GuidedConfig, InputConfig
 from mope.encoders import Encoder
 from mope.encoders.inputs import empty_input_encoder, load_input_encoder
 from mope.encoders.preparation import ImageSettings, image_settings
@@ -19,7 +19,7 @@ from mope.errors import UserError
 from mope.files import replacing
 from mope.fusion import FUSIONS, Fusion, FusionOutput
 from mope.heads import LinearHead, MaskHead
-from mope.prompts import importance_loss
+from mope.prompts import FusionPrompts, Router, importance_loss
 from mope.prompts.grow import grow
 from mope.remote import rebased
 from mope.run import CONFIG, WEIGHTS, read_run, require_same_columns
@@ -27,12 +27,9 @@ from mope.tasks import Task, build_task
 from mope.versions import installed
 from mope.weights import read_weights, write_weights
 
-_PROMPTS, _KEYS = "fusion.prompts.", "fusion.prompts.router.keys"
 _ADDED = ("task.temperature", "task.threshold")
 """What runs of earlier versions lack; without it they say what they said."""
 _State = Mapping[str, Tensor]
-_FACTORED = {"head": "head.", "router": "fusion.prompts.router."}
-"""Beginnings of the names of parameters whose rate is a multiple of the main one."""
 
 
 @dataclass
@@ -117,7 +114,7 @@ class FusionModel(nn.Module):
             return ModelOutput(logits, output.scores)
         losses = {"task": self.task.loss(logits, labels)}
         fusion = self.settings.fusion
-        if self.training and output.scores and isinstance(fusion, SequentialConfig):
+        if self.training and output.scores and isinstance(fusion, GuidedConfig):
             losses["importance"] = importance_loss(output.scores, fusion.importance_threshold)
         return ModelOutput(logits, output.scores, self.total(losses), losses)
 
@@ -130,7 +127,7 @@ class FusionModel(nn.Module):
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """What is trained for: the parts of a loss, weighted."""
         fusion = self.settings.fusion
-        if "importance" not in losses or not isinstance(fusion, SequentialConfig):
+        if "importance" not in losses or not isinstance(fusion, GuidedConfig):
             return losses["task"]
         return losses["task"] + fusion.importance_weight * losses["importance"]
 
@@ -259,7 +256,11 @@ class FusionModel(nn.Module):
         groups: dict[str, list[tuple[str, nn.Parameter]]] = {"main": [], "complementary": [], "encoder": []}
         training = self.settings.training
         factors = {"head": 1.0 if self.task.dense else training.head_factor, "router": training.router_factor}
-        own = {_FACTORED[group]: group for group, factor in factors.items() if factor != 1}
+        routers = [
+            f"fusion.{name}." for name, part in self.fusion.named_modules() if isinstance(part, Router)
+        ]
+        prefixes = {"head": ["head."], "router": routers}
+        own = {prefix: group for group in prefixes if factors[group] != 1 for prefix in prefixes[group]}
         names = list(self.fusion.encoders)
         others = tuple(f"fusion.encoders.{name}." for name in names if name != self.fusion.main)
         full = tuple(
@@ -337,9 +338,9 @@ class FusionModel(nn.Module):
                 f"training.begin_from: {folder} has other labels, {', '.join(run['labels'][:5])}."
             )
         state = read_weights(Path(folder) / WEIGHTS)
-        fusion = self.settings.fusion
-        if isinstance(fusion, SequentialConfig) and _KEYS in state and _KEYS in self.state_dict():
-            state = grow(state, fusion.experts, _PROMPTS)
+        for name, part in self.named_modules():
+            if isinstance(part, FusionPrompts) and part.router is not None and f"{name}.router.keys" in state:
+                state = grow(state, part.router.experts, f"{name}.")
         self.load_trained_state(state)
 
     def _pinned(self) -> Config:

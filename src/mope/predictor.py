@@ -311,16 +311,18 @@ class Predictor:
         cell = self.readers[self.settings.picture].cell
         return [picture_size(cell(rows[place]), rows.folder) for place in places]
 
-    def outcomes(self, table: Table) -> tuple[Tensor, Tensor]:
-        """What `Task.condense` gives of the logits and targets of a table whose rows can all be used."""
+    def outcomes(self, rows: Table | RowDataset) -> tuple[Tensor, Tensor]:
+        """What `Task.condense` gives of the logits and targets of rows that can all be used."""
         task = self.model.task
-        dataset = RowDataset(
-            table, self.readers, task, self.settings.data.label, picture=self.settings.picture
-        )
+        if isinstance(rows, RowDataset):
+            dataset = rows
+        else:
+            label, picture = self.settings.data.label, self.settings.picture
+            dataset = RowDataset(rows, self.readers, task, label, picture=picture)
         parts, targets = [], []
         for _, batch, errors in self.batches(dataset):
             if errors or batch is None:
-                raise UserError(f"{table.name} has rows that can't be used: check it first.")
+                raise UserError(f"{dataset.table.name} has rows that can't be used: check it first.")
             labels = batch.pop("labels")
             found, wanted = task.condense(self.forward_batch(batch)[0], labels)
             parts.append(found)

@@ -32,7 +32,11 @@ def add(verbs: Any) -> None:
     verb.add_argument("--from", dest="source", metavar="FOLDER", help="its files, as published")
     verb.add_argument("--out", metavar="FOLDER", help="a new folder")
     verb.add_argument("--list", action="store_true", help="the data sets, and where to get them")
+    _add_made(data)
 
+
+def _add_made(data: Any) -> None:
+    """The commands that make sets of the library's own."""
     verb = add_verb(data, "shop", data_shop, "make a shop's table: photos, titles, prices, brands, dates")
     verb.add_argument("out", metavar="FOLDER", help="a new folder")
     for table, count in (("train", 1200), ("test", 400)):

@@ -19,13 +19,11 @@ class _Fusion(Section):
     """How loud all prompts begin, in every encoder; quiet ones are hardly attended to at first."""
 
 
-class SequentialConfig(_Fusion):
-    """MoPE, P-SeqFuse, SeqFuse: the other inputs' features make prompts of the main encoder (section III)."""
+class GuidedConfig(_Fusion):
+    """The prompts by which inputs guide the encoder of another (section III)."""
 
-    method: Literal["sequential"] = "sequential"
-    """The other inputs guide the main encoder by prompts: MoPE, P-SeqFuse, SeqFuse."""
     prompts: list[Literal["static", "dynamic", "mapped"]] = Field(default=["static", "dynamic", "mapped"])
-    """Which prompts the main encoder gets (Eq. 2)."""
+    """Which prompts a guided encoder gets (Eq. 2)."""
     length: PositiveInt = 6
     """Prompt length l, of the static prompt and of each expert."""
     experts: Annotated[int, Field(ge=0)] = 4
@@ -34,8 +32,6 @@ class SequentialConfig(_Fusion):
     """Width d_c of the cross-modal routing embedding."""
     intra_dim: Annotated[int, Field(ge=0)] = 2
     """Width d_i of the intra-modal routing embedding."""
-    head_sees: Literal["main", "all"] = "main"
-    """What the head is given: the main encoder's feature, as published, or the others' features beside it."""
     joining: Literal["beside", "added"] = "beside"
     """Whether the dynamic prompt stands beside the static one (Eq. 2), or is added to it, from zero."""
     standardise: bool = True
@@ -57,7 +53,7 @@ class SequentialConfig(_Fusion):
     """Threshold gamma of the importance loss."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> "SequentialConfig":
+    def _consistent(self) -> "GuidedConfig":
         if self.top is not None and self.top > self.experts:
             raise ValueError(f"fusion.top ({self.top}) is more than fusion.experts ({self.experts})")
         return self
@@ -66,6 +62,22 @@ class SequentialConfig(_Fusion):
     def tau(self) -> float:
         """The routing temperature."""
         return self.temperature or (0.2 if self.similarity == "cosine" else 0.1)
+
+
+class SequentialConfig(GuidedConfig):
+    """MoPE, P-SeqFuse, SeqFuse: the other inputs' features make prompts of the main encoder (section III)."""
+
+    method: Literal["sequential"] = "sequential"
+    """The other inputs guide the main encoder by prompts: MoPE, P-SeqFuse, SeqFuse."""
+    head_sees: Literal["main", "all"] = "main"
+    """What the head is given: the main encoder's feature, as published, or the others' features beside it."""
+
+
+class MutualConfig(GuidedConfig):
+    """MoPE in both directions: every encoder is guided by the others, and the head is given all of them."""
+
+    method: Literal["mutual"]
+    """Every input guides every other: MoPE-both."""
 
 
 class UnimodalConfig(_Fusion):
@@ -141,7 +153,14 @@ class RegisteredConfig(_Fusion):
 
 METHODS: dict[str, type[_Fusion]] = {
     get_args(section.model_fields["method"].annotation)[0]: section
-    for section in (SequentialConfig, UnimodalConfig, ConcatConfig, InputsConfig, PmfConfig)
+    for section in (
+        SequentialConfig,
+        UnimodalConfig,
+        ConcatConfig,
+        InputsConfig,
+        PmfConfig,
+        MutualConfig,
+    )
 }
 """The library's own methods by name: their settings."""
 
@@ -162,6 +181,7 @@ def _tag(settings: Any) -> str:
 
 FusionConfig = Annotated[
     Annotated[SequentialConfig, Tag("sequential")]
+    | Annotated[MutualConfig, Tag("mutual")]
     | Annotated[UnimodalConfig, Tag("unimodal")]
     | Annotated[ConcatConfig, Tag("concat")]
     | Annotated[InputsConfig, Tag("inputs")]

@@ -11,6 +11,7 @@ from mope.config import Config
 from mope.encoders import Encoder, EncoderOutput, TunedEncoder
 from mope.encoders.tuning import PRESENT, Call
 from mope.errors import UserError
+from mope.prompts import FusionPrompts
 
 Batch = Mapping[str, Mapping[str, Tensor]]
 """Inputs by name, each the keyword arguments of its encoder."""
@@ -39,8 +40,13 @@ def tune(
     }
 
 
-def require_guided(config: Config, encoders: Mapping[str, Encoder]) -> None:
+def require_guided(config: Config, encoders: Mapping[str, Encoder], *, guides_too: bool = False) -> None:
     """Make sure that a config fits a fusion in which other inputs guide the main one through its layers.
+
+    Args:
+        config: the settings.
+        encoders: by input name.
+        guides_too: whether the main input is a guide as well, by prompts of its own.
 
     Raises:
         UserError: there is no other, or the main encoder's layers take nothing, or have prompts already.
@@ -55,7 +61,7 @@ def require_guided(config: Config, encoders: Mapping[str, Encoder]) -> None:
         raise UserError(
             f"The encoder of the main input '{main}' takes no prompts: make another the main one."
         )
-    if config.inputs[main].encoder.tuning == "prompt":
+    if config.inputs[main].encoder.tuning == "prompt" and not guides_too:
         raise UserError(
             f"The main input '{main}' is prompted by the fusion: "
             f"set inputs.{main}.encoder.tuning to frozen or full."
@@ -119,7 +125,7 @@ class Fusion(nn.Module, ABC):
         main = self.encoder(self.main)
         if not self.has_maps:
             raise UserError(
-                "A mask needs a fusion whose main encoder is guided: "
+                "A mask needs a fusion whose feature is the main encoder's own: "
                 "set fusion.method to sequential, inputs or unimodal."
             )
         if len(main.encoder.map_dims) != 4:
@@ -129,6 +135,20 @@ class Fusion(nn.Module, ABC):
             )
         main.give_maps()
         self.gives_maps = True
+
+    @property
+    def guided(self) -> Mapping[str, FusionPrompts]:
+        """The prompts of encoders that other inputs guide, by input name, in the order of `scores`."""
+        return {}
+
+    @property
+    def routed_layers(self) -> list[str]:
+        """What the layers of `scores` are called: numbers, after an input's name where several are guided."""
+        routed = {name: own.router for name, own in self.guided.items() if own.router is not None}
+        first = "" if len(routed) == 1 else "{} "
+        return [
+            f"{first.format(name)}{layer + 1}" for name, own in routed.items() for layer in range(own.layers)
+        ]
 
     def missing(self, batch: Batch) -> dict[str, Tensor]:
         """Rows (B,), boolean, of each input that may be missing, where it is."""
@@ -158,19 +178,19 @@ class Fusion(nn.Module, ABC):
 
 
 class Last(NamedTuple):
-    """The last pass of a fusion through an encoder.
+    """The last passes of a fusion through its encoders.
 
     Attributes:
-        call: the pass.
-        finish: makes the fused output of what the encoder gives.
+        calls: the passes, none of which waits for another.
+        finish: makes the fused output of what the encoders give, in the same order.
     """
 
-    call: Call
-    finish: Callable[[EncoderOutput], FusionOutput]
+    calls: Sequence[Call]
+    finish: Callable[[Sequence[EncoderOutput]], FusionOutput]
 
 
 class InRounds(Fusion):
-    """A fusion in two rounds: features of some inputs, then one pass of the main encoder.
+    """A fusion in two rounds: features of some inputs, then a pass of the main encoder, or of several.
 
     So several models over the same encoders may go through each round together, see `mope.fusion.together`.
 
@@ -186,4 +206,4 @@ class InRounds(Fusion):
 
     def forward(self, batch: Batch) -> FusionOutput:
         last = self.last(batch, {name: self.feature(name, batch) for name in self.guides})
-        return last.finish(last.call.run())
+        return last.finish([call.run() for call in last.calls])

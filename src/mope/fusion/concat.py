@@ -39,8 +39,8 @@ class Concat(InRounds):
 
     def last(self, batch: Batch, psi: Mapping[str, Tensor]) -> Last:
         return Last(
-            self.encoder(self.main).call(batch[self.main]),
-            lambda output: self._joined({**psi, self.main: output.pooled}),
+            [self.encoder(self.main).call(batch[self.main])],
+            lambda outputs: self._joined({**psi, self.main: outputs[0].pooled}),
         )
 
     def _joined(self, found: Mapping[str, Tensor]) -> FusionOutput:

@@ -1,6 +1,6 @@
 """Sequential fusion: complementary inputs first, whose features guide the main encoder (section III-B)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from mope.config import Config, SequentialConfig
 from mope.encoders import Encoder, EncoderOutput, TunedEncoder
 from mope.fusion.base import Batch, FusionOutput, InRounds, Last, require_guided, tune
-from mope.prompts import FusionPrompts, PromptSource
+from mope.fusion.guiding import begin_routers, guiding_prompts, router_begins
+from mope.prompts import FusionPrompts
 
 
 class Sequential(InRounds):
@@ -55,25 +56,7 @@ class Sequential(InRounds):
         assert isinstance(settings, SequentialConfig)
         main = settings.main
         require_guided(config, encoders)
-        prompts = FusionPrompts(
-            encoders[main].layer_dims,
-            {name: encoders[name].pooled_dim for name in config.complementary},
-            parts=settings.prompts,
-            length=settings.length,
-            experts=settings.experts,
-            patch_area=encoders[main].patch_area,
-            dropout=settings.dropout,
-            start=settings.start,
-            joining=settings.joining,
-            cross_dim=settings.cross_dim,
-            intra_dim=settings.intra_dim,
-            temperature=settings.tau,
-            keys=settings.keys,
-            top=settings.top,
-            standardise=settings.standardise,
-            similarity=settings.similarity,
-            expert_dropout=settings.expert_dropout,
-        )
+        prompts = guiding_prompts(settings, encoders, main, config.complementary)
         tuned = tune(config, encoders, without_stand_in=[main])
         return cls(tuned, main, prompts, settings.head_sees == "all")
 
@@ -85,54 +68,23 @@ class Sequential(InRounds):
     def last(self, batch: Batch, psi: Mapping[str, Tensor]) -> Last:
         source = self.prompts.bind(psi, self.missing(batch))
 
-        def finish(output: EncoderOutput) -> FusionOutput:
+        def finish(outputs: Sequence[EncoderOutput]) -> FusionOutput:
+            (output,) = outputs
             features = output.pooled
             if self.sees_all:
                 features = torch.cat([features.float(), *(psi[name].float() for name in self.guides)], dim=1)
             return FusionOutput(features, output.tokens, source.scores, output.stages)
 
-        return Last(self.encoder(self.main).call(batch[self.main], source, self.gives_maps), finish)
+        return Last([self.encoder(self.main).call(batch[self.main], source, self.gives_maps)], finish)
+
+    @property
+    def guided(self) -> Mapping[str, FusionPrompts]:
+        return {self.main: self.prompts}
 
     @property
     def begins_from_rows(self) -> bool:
-        router = self.prompts.router
-        return router is not None and (router.by_clusters or len(router.cross_norms) > 0)
+        return router_begins(self.prompts)
 
-    @torch.no_grad()
     def begin(self, batches: Iterable[Batch]) -> None:
         """Start the router from the features of some rows, see `Router.begin`."""
-        router = self.prompts.router
-        assert router is not None
-        found: dict[str, list[Tensor]] = {name: [] for name in self.guides}
-        entering: list[list[Tensor]] = [[] for _ in range(router.layers)]
-        for batch in batches:
-            psi = {name: self.feature(name, batch) for name in self.guides}
-            source = _Listening(self.prompts.bind(psi, self.missing(batch)))
-            self.encoders[self.main](batch[self.main], prompts=source)
-            for name, feature in psi.items():
-                found[name].append(feature.float())
-            for layer, x0 in source.heard.items():
-                entering[layer].append(x0.float())
-        router.begin(
-            {name: torch.cat(features) for name, features in found.items()},
-            [torch.cat(features) for features in entering],
-        )
-
-
-class _Listening(PromptSource):
-    """A source that keeps the global features it is asked with.
-
-    Attributes:
-        heard: x0 (B, d_i) by layer.
-    """
-
-    def __init__(self, source: PromptSource):
-        self.source = source
-        self.heard: dict[int, Tensor] = {}
-
-    def __call__(self, layer: int, x0: Tensor) -> Tensor | None:
-        self.heard[layer] = x0
-        return self.source(layer, x0)
-
-    def bias(self, layer: int) -> Tensor | None:
-        return self.source.bias(layer)
+        begin_routers(self, {self.main: self.guides}, batches)

@@ -36,9 +36,10 @@ def fuse_together(fusions: Sequence[Fusion], batches: Sequence[Batch]) -> list[F
     for (place, name), output in zip(names, first, strict=True):
         psi[place][name] = output.pooled
     last = [fusion.last(batches[place], psi[place]) for place, fusion in rounds]
+    outputs = iter(_run([call for one in last for call in one.calls]))
     found = {
-        place: one.finish(output)
-        for (place, _), one, output in zip(rounds, last, _run([one.call for one in last]), strict=True)
+        place: one.finish([next(outputs) for _ in one.calls])
+        for (place, _), one in zip(rounds, last, strict=True)
     }
     return [
         found[place] if place in found else fusion(batches[place]) for place, fusion in enumerate(fusions)

@@ -1,6 +1,6 @@
 """One encoder alone: ImgOnly, TextOnly and their prompted twins (section IV-C)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -31,7 +31,8 @@ class Unimodal(InRounds):
         return cls(tune(config, {main: encoders[main]})[main], main)
 
     def last(self, batch: Batch, psi: Mapping[str, Tensor]) -> Last:
-        def finish(output: EncoderOutput) -> FusionOutput:
+        def finish(outputs: Sequence[EncoderOutput]) -> FusionOutput:
+            (output,) = outputs
             return FusionOutput(output.pooled, output.tokens, maps=output.stages)
 
-        return Last(self.encoder(self.main).call(batch[self.main], maps=self.gives_maps), finish)
+        return Last([self.encoder(self.main).call(batch[self.main], maps=self.gives_maps)], finish)

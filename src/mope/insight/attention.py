@@ -8,6 +8,7 @@ import numpy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mope.data.dataset import RowDataset
 from mope.data.table import MemoryTable, Table
@@ -50,6 +51,10 @@ def attention_maps(model: FusionModel, batch: Mapping[str, Mapping[str, Tensor]]
     token. In a Swin, which has none either, it is the mean over each window's tokens, and the windows are
     put back to where they were. What prompts get isn't shown, so that a map sums to less than 1.
 
+    Where the model makes masks, no class token is read: there it is the mean over the patches inside the
+    predicted mask, each as much as it is inside, over all patches where nothing is. In a Swin these look at
+    their own windows alone, and windows without any are dark.
+
     Args:
         model: whose main input is an image.
         batch: its inputs, as `FusionModel.forward` takes them.
@@ -69,16 +74,29 @@ def attention_maps(model: FusionModel, batch: Mapping[str, Mapping[str, Tensor]]
         raise UserError(f"The attention of models of type '{name}' can't be reached to be shown.")
     layer = list(follow(encoder.backbone, encoder.family.layers))[-1]
     with _watching(layer, encoder.family.attention) as seen:
-        model(**batch)
+        logits = model(**batch).logits
     if not seen:
         raise UserError("The model's last layer didn't attend to anything.")
+    inside = logits > 0 if model.task.dense else None
     if not encoder.plain:
-        return _stitched(layer, seen)
+        return _stitched(layer, seen, inside)
     weights = _weights(seen["watched"])
-    weights = weights[:, 0] if encoder.family.x0 == "cls" else weights.mean(dim=1)
     height, width = batch[main]["pixel_values"].shape[-2:]
     rows, columns = height // encoder.patch_size[0], width // encoder.patch_size[1]
+    if inside is not None:
+        shares = _shares(inside, (rows, columns)).flatten(1)
+        weights = (shares.unsqueeze(1) @ weights[:, -rows * columns :]).squeeze(1)
+    else:
+        weights = weights[:, 0] if encoder.family.x0 == "cls" else weights.mean(dim=1)
     return weights[:, -rows * columns :].unflatten(1, (rows, columns))
+
+
+def _shares(inside: Tensor, size: tuple[int, int]) -> Tensor:
+    """How much each patch is inside a mask (B, H, W), as shares (B, rows, columns) of all that are; of a mask
+    with nothing inside all patches alike."""
+    found = functional.adaptive_avg_pool2d(inside.float(), size)
+    found = torch.where(found.sum(dim=(1, 2), keepdim=True) > 0, found, torch.ones_like(found))
+    return found / found.sum(dim=(1, 2), keepdim=True)
 
 
 @contextmanager
@@ -116,13 +134,22 @@ def _weights(seen: _Seen) -> Tensor:
     return scores.softmax(dim=-1)[..., before:].mean(dim=1)
 
 
-def _stitched(layer: Any, seen: Mapping[str, Any]) -> Tensor:
-    """Maps (B, rows, columns) of a Swin's last block, from its windows."""
+def _stitched(layer: Any, seen: Mapping[str, Any], inside: Tensor | None) -> Tensor:
+    """Maps (B, rows, columns) of a Swin's last block, from its windows; of what is inside masks (B, H, W)."""
     height, width = seen["size"]
     side, shift = int(layer.window_size), int(layer.shift_size)
     down, across = -(-height // side), -(-width // side)
     # What each token gets, mean over those that look: (B * windows, side * side).
-    got = _weights(cast(_Seen, seen["watched"])).mean(dim=1)
+    weights = _weights(cast(_Seen, seen["watched"]))
+    if inside is None:
+        got = weights.mean(dim=1)
+    else:
+        whole = functional.pad(
+            _shares(inside, (height, width)), (0, across * side - width, 0, down * side - height)
+        )
+        whole = whole.roll((-shift, -shift), dims=(1, 2))
+        shares = whole.unflatten(2, (across, side)).unflatten(1, (down, side)).transpose(2, 3)
+        got = (shares.flatten(3).flatten(0, 2).unsqueeze(1) @ weights).squeeze(1)
     maps = got.unflatten(0, (-1, down, across)).unflatten(3, (side, side))
     maps = maps.transpose(2, 3).flatten(3, 4).flatten(1, 2)
     if shift:

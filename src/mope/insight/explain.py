@@ -1,26 +1,22 @@
 """`mope explain`: a run's report, its figures as PNG, and their numbers as JSON."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy
-
-from mope.config import SequentialConfig
+from mope.config import GuidedConfig
 from mope.data.splits import Report
-from mope.data.table import MemoryTable, Table
+from mope.data.table import Table
 from mope.errors import UserError
 from mope.files import replacing, write_json
 from mope.insight import figures
-from mope.insight.attention import attention_of
 from mope.insight.explanation import Explanation, explain_rows
-from mope.insight.report import Page, Sample, expert_html, thumbnail
+from mope.insight.looks import add_looks
+from mope.insight.pictures import Pictures
+from mope.insight.report import Page, expert_html
 from mope.insight.summary import in_words
-from mope.media.cells import BadCell
-from mope.media.images import open_image
-from mope.media.masks import open_mask, overlay
 from mope.predictor import Predictor
 from mope.run import read_metrics
 
@@ -64,11 +60,11 @@ def explain(
     page = Page(f"What {Path(run).name} does")
     numbers = {"run": str(run), **found.as_json()}
     _summary(page, predictor, found)
-    pictures = _Pictures(page, predictor, found.table)
+    pictures = Pictures(page, predictor, found.table)
     _performance(page, predictor, found)
     _modalities(page, predictor, found)
     _experts(page, predictor, found, pictures)
-    _looks(page, predictor, other, found, pictures)
+    add_looks(page, predictor, other, found, pictures)
     folder = Path(out) if out is not None else Path(run) / "explain"
     _write(folder, page, numbers)
     report(f"The report is {folder / 'report.html'}; its figures and their numbers are beside it.")
@@ -82,49 +78,6 @@ def _some(table: Table, count: int) -> Table:
     if count >= len(table):
         return table
     return table.select([place * len(table) // count for place in range(count)])
-
-
-class _Pictures:
-    """The rows as a gallery shows them; each picture is read once, and is in the page once."""
-
-    def __init__(self, page: Page, predictor: Predictor, table: Table):
-        settings = predictor.settings
-        self.page, self.table, self.settings = page, table, settings
-        used = {name: settings.inputs[name] for name in predictor.readers}
-        images = [name for name, entry in used.items() if entry.kind == "image"]
-        chosen = settings.fusion.main if settings.fusion.main in images else next(iter(images), None)
-        self.entry = used[chosen] if chosen is not None else None
-        self.image = self.entry.column if self.entry is not None else None
-        self.texts = [entry.column for entry in used.values() if entry.kind == "text"]
-        self.label = (
-            settings.data.label if settings.data.label in table.columns and settings.picture is None else None
-        )
-        self._known: dict[int, Sample] = {}
-
-    def text(self, place: int) -> str:
-        """A row's texts."""
-        row = self.table[place]
-        return " | ".join(str(row[name]) for name in self.texts if row.get(name))
-
-    def picture(self, place: int) -> Any:
-        """A row's picture, or None."""
-        try:
-            return open_image(self.table[place][self.image], self.table.folder) if self.image else None
-        except (BadCell, KeyError):
-            return None
-
-    def sample(self, place: int) -> Sample:
-        """A row."""
-        if place not in self._known:
-            picture = self.picture(place)
-            label = "" if self.label is None else _text_of(self.table[place][self.label])
-            shown = None if picture is None else self.page.picture(f"row{place}", thumbnail(picture))
-            self._known[place] = Sample(shown, self.text(place), label)
-        return self._known[place]
-
-
-def _text_of(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _summary(page: Page, predictor: Predictor, found: Explanation) -> None:
@@ -150,7 +103,7 @@ def _summary(page: Page, predictor: Predictor, found: Explanation) -> None:
     )
     trained, frozen = kept.get("trainable", 0), kept.get("frozen", 0)
     facts = [("task", settings.task), ("fusion", settings.fusion.method)]
-    if found.experts is not None and isinstance(settings.fusion, SequentialConfig):
+    if found.experts is not None and isinstance(settings.fusion, GuidedConfig):
         facts += [("prompt length, experts", f"{settings.fusion.length}, {settings.fusion.experts}")]
     if trained:
         facts += [("trained parameters", f"{trained:,} ({trained / (trained + frozen):.2%})")]
@@ -190,34 +143,45 @@ def _modalities(page: Page, predictor: Predictor, found: Explanation) -> None:
         "each pair, from the same other row. The further the metric falls, the more the run relied on it.",
     )
     if predictor.settings.picture is not None:
-        page.note("The picture stays: another one's mask would be of another size.")
+        page.note(
+            "Masks stay with their rows: an answer on another picture is held against the row's own mask."
+        )
     page.figure(
         "shuffled", figures.shuffled(found.losses), "Change of the metric, with 95 % intervals over rows."
     )
 
 
-def _experts(page: Page, predictor: Predictor, found: Explanation, pictures: _Pictures) -> None:
+def _experts(page: Page, predictor: Predictor, found: Explanation, pictures: Pictures) -> None:
     experts, fusion = found.experts, predictor.settings.fusion
     page.heading("The experts")
     if experts is None:
         page.note("This run has no router, so there are no experts to look at.")
         return
+    guided = "the main encoder" if len(predictor.model.fusion.guided) == 1 else "each guided encoder"
     page.note(
-        "In each layer of the main encoder a router mixes prompt experts anew for each row. Blue words "
+        f"In each layer of {guided} a router mixes prompt experts anew for each row. Blue words "
         "stand out in the texts of the rows that an expert takes, orange ones among their labels (weighted "
         "log-odds against the other rows; hover for z)."
     )
     page.parts.append("<h3>The experts that are easiest to describe</h3>")
     for layer, expert in experts.clearest():
         page.parts.append(_expert(experts, layer, expert, pictures))
-    page.figure("importance", figures.importance_map(experts.importance), "How much each expert is used.")
+    page.figure(
+        "importance",
+        figures.importance_map(experts.importance, experts.names),
+        "How much each expert is used.",
+    )
     threshold = None
-    if isinstance(fusion, SequentialConfig) and fusion.importance_weight:
+    if isinstance(fusion, GuidedConfig) and fusion.importance_weight:
         threshold = fusion.importance_threshold
     if (course := figures.training_course(found.history, threshold)) is not None:
         caption = "Over training: how unevenly batches use the experts; the last layer's shares (Fig. 7)."
         page.figure("training", course, caption)
-    page.figure("similarity", figures.similarity(experts.similarity), "How alike the experts themselves are.")
+    page.figure(
+        "similarity",
+        figures.similarity(experts.similarity, experts.names),
+        "How alike the experts themselves are.",
+    )
     page.table(
         [
             "layer",
@@ -228,7 +192,7 @@ def _experts(page: Page, predictor: Predictor, found: Explanation, pictures: _Pi
         ],
         [
             (
-                layer + 1,
+                experts.names[layer],
                 f"{experts.effective[layer]:.2f}",
                 f"{experts.entropy[layer]:.3f}",
                 "-" if experts.information is None else f"{experts.information[layer]:.3f}",
@@ -240,21 +204,23 @@ def _experts(page: Page, predictor: Predictor, found: Explanation, pictures: _Pi
     page.parts.append("<h3>Every layer</h3>")
     for layer in range(len(experts.importance)):
         inner = "".join(_expert(experts, layer, e, pictures) for e in range(experts.importance.shape[1]))
-        page.parts.append(f"<details><summary>Layer {layer + 1}</summary>{inner}</details>")
+        page.parts.append(
+            f"<details><summary>Layer {escape(experts.names[layer])}</summary>{inner}</details>"
+        )
     if pictures.image is not None:
         page.figures["gallery"] = _gallery(experts, pictures)
 
 
-def _expert(experts: Any, layer: int, expert: int, pictures: _Pictures) -> str:
+def _expert(experts: Any, layer: int, expert: int, pictures: Pictures) -> str:
     places = experts.top[layer, expert]
     scored = [(int(place), float(experts.scores[place, layer, expert])) for place in places]
     samples = [(pictures.sample(place), score) for place, score in scored if score >= 0.005]
     stand_out = {"words": experts.words[layer][expert], "labels": experts.labels[layer][expert]}
     share = float(experts.importance[layer, expert])
-    return expert_html(f"Layer {layer + 1}, expert {expert + 1}", share, stand_out, samples)
+    return expert_html(f"Layer {experts.names[layer]}, expert {expert + 1}", share, stand_out, samples)
 
 
-def _gallery(experts: Any, pictures: _Pictures) -> figures.Figure:
+def _gallery(experts: Any, pictures: Pictures) -> figures.Figure:
     """The clearest experts' samples as one picture (Fig. 3)."""
     strips, numbers = [], []
     for layer, expert in experts.clearest():
@@ -264,105 +230,8 @@ def _gallery(experts: Any, pictures: _Pictures) -> figures.Figure:
         if there:
             strips.append(figures.strip([p for p, _ in there], [t for _, t in there]))
             rows = [pictures.table.numbers[place] for place in places]
-            numbers.append({"layer": layer + 1, "expert": expert + 1, "rows": rows})
+            numbers.append({"layer": experts.names[layer], "expert": expert + 1, "rows": rows})
     return (figures.stack(strips) if strips else b""), numbers
-
-
-def _looks(
-    page: Page, predictor: Predictor, other: Predictor | None, found: Explanation, pictures: _Pictures
-) -> None:
-    """Attention over pictures for several texts of each (Fig. 4), or masks (Fig. 9 and 10)."""
-    runs = {predictor.run.name: predictor}
-    if other is not None:
-        name, beside = (run.run.resolve().name for run in (predictor, other))
-        if name == beside:  # of a study, such as mope/seed0 and p-seqfuse/seed0
-            name, beside = ("/".join(run.run.resolve().parts[-2:]) for run in (predictor, other))
-        runs = {name: predictor, beside if beside != name else f"{beside} (beside)": other}
-    if predictor.settings.picture is not None:
-        _masks(page, runs, found, pictures)
-        return
-    page.heading("Where it looks")
-    if found.attention is None:
-        page.note(f"This can't be shown: {found.no_attention}")
-    elif not pictures.texts:
-        page.note("This run has no texts to compare.")
-    else:
-        _attention(page, runs, found, pictures)
-
-
-def _attention(page: Page, runs: Mapping[str, Predictor], found: Explanation, pictures: _Pictures) -> None:
-    page.note(
-        "The last layer's attention over the picture, for the same one with three texts: its own and two "
-        "of other rows. Bright is where it looks; brightness is relative within a picture."
-    )
-    strips, numbers, failed = [], [], set()
-    for place in _spread(len(found.table), 4):
-        picture, rows = pictures.picture(place), _with_texts(found.table, pictures, place)
-        if picture is None:
-            continue
-        shown, captions = [picture], ["the picture"]
-        for name, run in runs.items():
-            if name in failed:
-                continue
-            try:
-                maps = attention_of(run, rows)
-            except UserError as error:
-                page.note(f"{name}: {error}")
-                failed.add(name)
-                continue
-            entry = run.settings.inputs[run.settings.fusion.main]
-            for row, attention in zip(rows, maps, strict=True):
-                text = " | ".join(str(row.get(column) or "") for column in pictures.texts)
-                shown.append(figures.glow(figures.seen_part(picture, entry), attention))
-                captions.append(f"{name}: {text}" if len(runs) > 1 else text)
-                numbers.append(
-                    {"run": name, "row": found.table.numbers[place], "text": text, "map": attention.tolist()}
-                )
-        strips.append(figures.strip(shown, captions))
-    if strips:
-        page.figure(
-            "attention", (figures.stack(strips), numbers), "Attention over the picture, by text (Fig. 4)."
-        )
-
-
-def _with_texts(table: Table, pictures: _Pictures, place: int) -> MemoryTable:
-    """A row with its own texts, and with those of two other rows, which differ."""
-    rows = [dict(table[place])]
-    for step in range(1, len(table)):
-        other = table[(place + step) % len(table)]
-        texts = {column: other.get(column) for column in pictures.texts}
-        if all(any(row.get(column) != texts[column] for column in texts) for row in rows):
-            rows.append({**rows[0], **texts})
-        if len(rows) == 3:
-            break
-    return MemoryTable(rows, table.folder)
-
-
-def _masks(page: Page, runs: Mapping[str, Predictor], found: Explanation, pictures: _Pictures) -> None:
-    page.heading("Its masks")
-    chosen = found.table.select(_spread(len(found.table), 12))
-    answers = {name: run.predict(chosen) for name, run in runs.items()}
-    label = next(iter(runs.values())).settings.data.label
-    strips, numbers = [], []
-    for place, row in enumerate(chosen):
-        picture = open_image(row[str(pictures.image)], chosen.folder)
-        shown, captions = [], []
-        if label in chosen.columns:
-            shown.append(overlay(picture, open_mask(row[label], chosen.folder)))
-            captions.append("right: " + " | ".join(str(row[text]) for text in pictures.texts))
-        for name, predictions in answers.items():
-            mask = predictions[place].label
-            if isinstance(mask, dict):
-                shown.append(overlay(picture, open_mask(mask, chosen.folder, empty=True)))
-                captions.append(name)
-                numbers.append({"run": name, "row": chosen.numbers[place], "mask": mask})
-        strips.append(figures.strip(shown, captions))
-    page.figure("masks", (figures.stack(strips), numbers), "Right masks and the runs' (Fig. 9, 10).")
-
-
-def _spread(size: int, count: int) -> Sequence[int]:
-    """So many places, evenly spread."""
-    return sorted({int(place) for place in numpy.linspace(0, size - 1, min(count, size))})
 
 
 def _write(folder: Path, page: Page, numbers: Mapping[str, Any]) -> None:

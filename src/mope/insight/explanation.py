@@ -45,6 +45,7 @@ class Experts:
         top: places of the samples scored highest (L, k, n).
         words: what stands out in their texts, by layer and expert: (word, z).
         labels: likewise of their labels.
+        names: what each layer is called, see `Fusion.routed_layers`.
     """
 
     scores: Floats
@@ -57,6 +58,7 @@ class Experts:
     top: NDArray[numpy.integer]
     words: list[list[list[tuple[str, float]]]] = field(default_factory=list)
     labels: list[list[list[tuple[str, float]]]] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
 
     def clearest(self, count: int = 4) -> list[tuple[int, int]]:
         """(layer, expert) of those that can be described best: whose words or labels stand out most.
@@ -119,6 +121,7 @@ class Explanation:
             experts["columns"] = {name: bits.tolist() for name, bits in self.experts.columns.items()}
             experts["top_rows"] = numpy.asarray(self.table.numbers)[self.experts.top].tolist()
             experts["words"], experts["labels"] = self.experts.words, self.experts.labels
+            experts["layers"] = self.experts.names
         return {
             "rows": len(self.table),
             "left_out": self.left_out,
@@ -227,7 +230,9 @@ def _experts(
     shares = routing.importance(scores)
     texts = [entry.column for entry in predictor.settings.inputs.values() if entry.kind == "text"]
     said = [[w for text in texts for w in words.words_of(str(row.get(text) or ""))] for row in table]
-    prompts: Any = predictor.model.fusion.get_submodule("prompts")
+    fusion = predictor.model.fusion
+    mixed = [own.experts for own in fusion.guided.values() if own.router is not None]
+    prompts = [layer for one in mixed if one is not None for layer in one.prompts]
     return Experts(
         scores,
         shares,
@@ -235,10 +240,11 @@ def _experts(
         routing.score_entropy(scores),
         None if named is None else _information(scores, named, predictor.settings.task == "multilabel"),
         _by_column(scores, table, predictor),
-        routing.similarity([layer.detach().float().cpu().numpy() for layer in prompts.experts.prompts]),
+        routing.similarity([layer.detach().float().cpu().numpy() for layer in prompts]),
         routing.top_samples(scores, TOP),
         _stand_out(scores, said),
         _stand_out(scores, named or [[] for _ in said]),
+        fusion.routed_layers,
     )
 
 

@@ -47,15 +47,15 @@ def png(plot: Any) -> bytes:
     return stream.getvalue()
 
 
-def importance_map(importance: Floats) -> Figure:
-    """Share of the routing by layer and expert, (L, k)."""
+def importance_map(importance: Floats, names: Sequence[str]) -> Figure:
+    """Share of the routing by layer, which have names, and expert, (L, k)."""
     layers, experts = importance.shape
     plot = canvas(max(4.5, 0.55 * experts + 1.6), max(2.4, 0.32 * layers + 0.9))
     axes = plot.add_subplot()
     shown = axes.imshow(importance, cmap="viridis", vmin=0, vmax=max(importance.max(), 1e-9), aspect="auto")
     axes.set(xlabel="expert", ylabel="layer")
     axes.set_xticks(range(experts), [str(n + 1) for n in range(experts)])
-    axes.set_yticks(range(layers), [str(n + 1) for n in range(layers)])
+    axes.set_yticks(range(layers), names)
     if experts <= 16:
         for layer in range(layers):
             for expert in range(experts):
@@ -163,15 +163,15 @@ def shuffled(losses: Sequence[Loss]) -> Figure:
     return png(plot), {"shuffled": [vars(loss) for loss in losses]}
 
 
-def similarity(found: Floats) -> Figure:
-    """Cosine similarity of the experts of the first, middle and last layer."""
+def similarity(found: Floats, names: Sequence[str]) -> Figure:
+    """Cosine similarity of the experts of the first, middle and last layer, (L, k, k)."""
     chosen = sorted({0, len(found) // 2, len(found) - 1})
     plot = canvas(2.6 * len(chosen) + 0.8, 2.8)
     shown: Any = None
     panels = plot.subplots(1, len(chosen), squeeze=False)[0]
     for axes, layer in zip(panels, chosen, strict=True):
         shown = axes.imshow(found[layer], cmap="coolwarm", vmin=-1, vmax=1)
-        axes.set_title(f"layer {layer + 1}", fontsize=9)
+        axes.set_title(f"layer {names[layer]}", fontsize=9)
         ticks = range(found.shape[1]) if found.shape[1] <= 16 else []
         axes.set_xticks(ticks, [str(n + 1) for n in ticks], fontsize=7)
         axes.set_yticks(ticks, [str(n + 1) for n in ticks], fontsize=7)

@@ -1,6 +1,6 @@
 """Which modality mattered: what the metric loses when an input is shuffled among the rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 from torch import Tensor
 
+from mope.data.dataset import RowDataset
 from mope.data.table import Table
 from mope.tasks import Task
 from mope.tasks.metrics import compute_metrics, deciding_metric
@@ -70,7 +71,8 @@ def shuffle_inputs(
 ) -> list[Loss]:
     """The metric with each input shuffled, with each pair of them, and with each column of a table input.
 
-    The picture that masks belong to keeps its place: another one's mask would be of another size.
+    Where labels are masks, another row's picture is seen at the encoder's size, and its answer is compared
+    with the row's own mask at that size.
 
     Args:
         predictor: the run.
@@ -79,7 +81,7 @@ def shuffle_inputs(
         resamples: how many times rows are drawn for the interval.
     """
     settings, task = predictor.settings, predictor.model.task
-    names = [name for name in predictor.readers if name != settings.picture]
+    names = list(predictor.readers)
     metric, _ = deciding_metric(task, settings.training.metric)
     chosen: list[tuple[str, ...]] = [(name,) for name in names]
     chosen += combinations(names, 2)
@@ -89,9 +91,40 @@ def shuffle_inputs(
             parts |= {(f"{name}.{column}",): [column] for column in columns}
     found = []
     for inputs, columns in parts.items():
-        moved = predictor.outcomes(Shuffled(table, columns))
+        moved = predictor.outcomes(_moved(predictor, table, columns))
         found.append(_loss(task, metric, inputs, plain, moved, resamples))
     return found
+
+
+class _OtherPictures(RowDataset):
+    """Rows whose masks stay with them while their pictures are other rows'.
+
+    Args:
+        predictor: reads them.
+        table: the rows.
+        others: as many, whose pictures are taken.
+    """
+
+    def __init__(self, predictor: "Predictor", table: Table, others: Table):
+        name = predictor.settings.picture
+        super().__init__(
+            table, predictor.readers, predictor.model.task, predictor.settings.data.label, picture=name
+        )
+        self.others, self.name = others, str(name)
+
+    def _sample(self, index: int, row: Mapping[str, Any]) -> dict[str, Any]:
+        reader = self.readers[self.name]
+        picture = reader.sample(reader.cell(self.others[index]), self.others.folder, False)
+        return {**super()._sample(index, row), self.name: picture}
+
+
+def _moved(predictor: "Predictor", table: Table, columns: Sequence[str]) -> Table | RowDataset:
+    """Rows whose cells in some columns are other rows'."""
+    moved, name = Shuffled(table, columns), predictor.settings.picture
+    own = predictor.readers[name].columns if name is not None else []
+    if not set(own) & set(columns):
+        return moved
+    return _OtherPictures(predictor, Shuffled(table, [c for c in columns if c not in own]), moved)
 
 
 def _loss(

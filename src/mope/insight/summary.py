@@ -62,7 +62,8 @@ def _of_experts(experts: Experts) -> str:
         said = f"says next to nothing of its {' or '.join(known)} ({bits:.2f} bits at most)"
         return f"{text} Which expert a row gets {said}."
     most = math.log2(count)
+    where = experts.names[layer]
     return (
-        f"{text} They split the rows by {column} most in layer {layer + 1}: knowing the expert says "
+        f"{text} They split the rows by {column} most in layer {where}: knowing the expert says "
         f"{bits:.2f} bits of it, of {most:.2f} that {count} experts could."
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from mope.config import Config, SequentialConfig
+from mope.config import Config, GuidedConfig
 from mope.errors import UserError
 from mope.media.cells import BadCell, is_missing, source_of
 from mope.media.values import VALUES
@@ -101,7 +101,7 @@ class _Page:
 
     def _has_routing(self) -> bool:
         fusion = self.settings.fusion
-        return isinstance(fusion, SequentialConfig) and fusion.experts > 1 and "dynamic" in fusion.prompts
+        return isinstance(fusion, GuidedConfig) and fusion.experts > 1 and "dynamic" in fusion.prompts
 
     def build(self) -> Any:
         """The page as Gradio's Blocks."""
@@ -250,7 +250,8 @@ class _Page:
                 if attention is not None and isinstance(content, bytes)
                 else None
             )
-        return [*shown, views.routing_html(prediction.routing, main)]
+        layers = self.served.predictor.model.fusion.routed_layers
+        return [*shown, views.routing_html(prediction.routing, layers, main)]
 
     def _add_examples(self, widgets: list[Any]) -> None:
         """The first rows of the run's test table, where its files are still there."""

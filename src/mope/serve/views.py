@@ -37,12 +37,13 @@ def page_style() -> str:
     return _STYLE
 
 
-def routing_html(routing: Sequence[Sequence[float]], of: str = "") -> str:
+def routing_html(routing: Sequence[Sequence[float]], layers: Sequence[str], main: str) -> str:
     """A table of layers by experts, each cell as dark as the expert's share is large; empty without routing.
 
     Args:
         routing: scores of each layer's experts, (L, k).
-        of: name of what is routed.
+        layers: what they are called, see `Fusion.routed_layers`.
+        main: name of the main input.
     """
     if not routing:
         return ""
@@ -50,11 +51,11 @@ def routing_html(routing: Sequence[Sequence[float]], of: str = "") -> str:
     names = range(1, experts + 1) if experts <= _NUMBERED else [""] * experts
     head = "".join(f"<th>{f'expert {n}' if experts <= 8 else n}</th>" for n in names)
     rows = []
-    for number, layer in enumerate(routing, 1):
+    for called, layer in zip(layers, routing, strict=True):
         cells = "".join(_cell(share, experts <= _NUMBERED) for share in layer)
-        rows.append(f"<tr><th>layer {number}</th>{cells}</tr>")
-    where = f" of the {escape(of)} encoder" if of else ""
-    text = f"Routing: the share of each expert in the prompt of each layer{where}, in %."
+        rows.append(f"<tr><th>layer {escape(called)}</th>{cells}</tr>")
+    of = f"the {escape(main)} encoder" if layers[0].isdecimal() else "each encoder"
+    text = f"Routing: the share of each expert in the prompt of each layer of {of}, in %."
     return (
         f'<div class="mope-routing"><p>{text}</p><table><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"

@@ -261,6 +261,9 @@ def row_config(study: Study, row: RowConfig, tuned: Mapping[str, Any] | None = N
         UserError: a setting is wrong, or the method doesn't fit the base's inputs.
     """
     config = Config.load(study.base).with_settings(study.settings, "the study's settings")
+    # What a method sets of the encoders depends on which input is main.
+    main = {key: value for key, value in row.settings.items() if key == "fusion.main"}
+    config = config.with_settings(main, f"the row {row.label}")
     if (method := method_of(row)) is not None:
         config = method.apply(config)
     config = config.with_settings((tuned or {}).get(row.label, {}), f"{study.tuned}, {row.label}")

@@ -24,7 +24,7 @@ def draw_theory(result: Mapping[str, Any], file: Path) -> None:
         _wishes(axes[2], result["layers"])
     figure.suptitle("Appendix C in numbers")
     with replacing(file) as draft:
-        figure.savefig(draft, dpi=150, format="png")
+        figure.savefig(draft, dpi=100, format="png")
 
 
 def _pairs(axes: Any, found: Mapping[str, Mapping[str, float]]) -> None:

@@ -1,0 +1,102 @@
+"""Fusion in both directions: every encoder is guided by the others, and the head is given all of them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from mope.config import Config, MutualConfig
+from mope.encoders import Encoder, EncoderOutput, TunedEncoder
+from mope.fusion.base import Batch, FusionOutput, InRounds, Last, require_guided, tune
+from mope.fusion.guiding import begin_routers, guiding_prompts, router_begins
+from mope.prompts import FusionPrompts
+
+
+class Mutual(InRounds):
+    """Two directed fusions over the same two encoders, features side by side: the paper's has one of them.
+
+    Each encoder runs twice with the same weights. First alone, with the deep prompts of its own if it has
+    any: that feature guides. Then guided by what the other said alone, as the main encoder of `Sequential`
+    is: that feature goes to the head. So neither direction waits for the other. Of more than two inputs each
+    is guided by all others. An input whose encoder takes no prompts guides, but isn't guided.
+
+    Args:
+        encoders: tuned encoders by input name.
+        main: name of the main input; it matters for the learning rates, and comes first.
+        prompts: the prompts of each encoder that is guided, by input name.
+
+    Attributes:
+        guides: names of the inputs that guide any other; the rest are encoded once.
+    """
+
+    reentrant = True
+
+    def __init__(self, encoders: Mapping[str, TunedEncoder], main: str, prompts: Mapping[str, FusionPrompts]):
+        super().__init__()
+        self.main = main
+        self.encoders = nn.ModuleDict(dict(encoders))
+        self.prompts = nn.ModuleDict(dict(prompts))
+        self._guides_of = {
+            name: [other for other in encoders if other != name] if own.reads_features else []
+            for name, own in prompts.items()
+        }
+        self.guides = [name for name in encoders if any(name in of for of in self._guides_of.values())]
+        for name, encoder in encoders.items():
+            if name not in self.guides and name in prompts:
+                _leave_out_own(encoder)
+            elif name not in self.guides:
+                encoder.requires_grad_(False)
+
+    @classmethod
+    def build(cls, config: Config, encoders: Mapping[str, Encoder]) -> "Mutual":
+        settings = config.fusion
+        assert isinstance(settings, MutualConfig)
+        require_guided(config, encoders, guides_too=True)
+        order = [settings.main, *config.complementary]
+        prompts = {
+            name: guiding_prompts(settings, encoders, name, [other for other in encoders if other != name])
+            for name in order
+            if encoders[name].layer_dims
+        }
+        return cls(tune(config, encoders), settings.main, prompts)
+
+    @property
+    def feature_dim(self) -> int:
+        return sum(self.encoder(name).pooled_dim for name in self.prompts)
+
+    @property
+    def guided(self) -> Mapping[str, FusionPrompts]:
+        return {name: cast(FusionPrompts, prompts) for name, prompts in self.prompts.items()}
+
+    def last(self, batch: Batch, psi: Mapping[str, Tensor]) -> Last:
+        missing = self.missing(batch)
+        sources = {
+            name: prompts.bind({guide: psi[guide] for guide in self._guides_of[name]}, missing)
+            for name, prompts in self.guided.items()
+        }
+
+        def finish(outputs: Sequence[EncoderOutput]) -> FusionOutput:
+            features = torch.cat([output.pooled.float() for output in outputs], dim=1)
+            scores = [layer for source in sources.values() for layer in source.scores]
+            return FusionOutput(features, outputs[0].tokens, scores)
+
+        return Last(
+            [self.encoder(name).call(batch[name], source) for name, source in sources.items()], finish
+        )
+
+    @property
+    def begins_from_rows(self) -> bool:
+        return any(map(router_begins, self.guided.values()))
+
+    def begin(self, batches: Iterable[Batch]) -> None:
+        """Start the routers from the features of some rows, see `Router.begin`."""
+        begin_routers(self, self._guides_of, batches)
+
+
+def _leave_out_own(encoder: TunedEncoder) -> None:
+    """Don't train what only an encoder that guides has, which nobody would hear."""
+    if encoder.prompts is not None:
+        encoder.prompts.requires_grad_(False)
+    if encoder.stand_in is not None:
+        encoder.stand_in.requires_grad_(False)
