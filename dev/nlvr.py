@@ -7,8 +7,10 @@ more with these rows. The epoch is chosen on the validation rows; the test rows 
 import argparse
 import json
 from collections.abc import Iterator
+from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +50,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=int, help="of each split; all by default")
-    parser.add_argument("--out", default="runs/studies/nlvr_ceiling.json")
+    parser.add_argument("--out", default="runs/studies/nlvr_ceiling", help="folder of the table")
     options = parser.parse_args()
     config, device = Config.load(options.config), pick_device(None)
     splits = features(config, device, options.rows)
@@ -57,16 +59,39 @@ def main() -> None:
         for rate in (1e-4, 3e-4):
             found.append({"seed": seed, "rate": rate, **train(splits, seed, rate, options.epochs)})
             print(found[-1], flush=True)
-    labels = splits["test"][3]
     result = {
+        "date": date.today().isoformat(),
         "machine": describe_machine(device),
         "size": config.inputs["image"].size,
-        "majority": labels.float().mean().item(),
         "rows": {name: len(split[3]) for name, split in splits.items()},
         "runs": found,
     }
-    Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(options.out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(result, Path(options.out))
+
+
+def write(result: dict[str, Any], folder: Path) -> None:
+    """`table.json` and `table.md`: of each seed the rate that is best on the validation rows."""
+    head = ["seed", "rate", "epoch", "last training loss", "validation accuracy", "test accuracy"]
+    lines = [
+        "## NLVR: what both encoders' tokens tell",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|---" * len(head) + "|",
+    ]
+    for seed in sorted({run["seed"] for run in result["runs"]}):
+        own = [run for run in result["runs"] if run["seed"] == seed]
+        best = max(own, key=lambda run: run["validation"])
+        accuracies = f"{best['validation']:.3f} | {best['test']:.3f}"
+        values = (
+            f"{seed} | {best['rate']:g} | {best['epoch']} | {best['last_training_loss']:.3f} | {accuracies}"
+        )
+        lines.append(f"| {values} |")
+    rows = ", ".join(f"{count:,} {name}" for name, count in result["rows"].items())
+    where = f"{result['date']}, {result['machine']}"
+    lines += ["", f"Pictures of {result['size'][0]} x {result['size'][1]} pixels; {rows} rows. {where}."]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @torch.inference_mode()
