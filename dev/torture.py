@@ -55,11 +55,13 @@ def main(arguments: list[str] | None = None) -> int:
     draw, same, kills, lost = random.Random(options.seed), 0, 0, 0
     for trial in range(options.trials):
         broken = config.model_copy(deep=True)
-        broken.output = str(root / f"trial{trial}")
+        broken.output, patience = str(root / f"trial{trial}"), 1.0
         while not (Path(broken.output) / "metrics.json").is_file():
             before = _steps_saved(broken)
-            killed, seen = _in_child(broken, draw.uniform(0, 1.1 * whole))
+            killed, seen = _in_child(broken, patience * draw.uniform(0, 1.1 * whole))
             kills += killed
+            # On a machine that has become busy since, a run might else never get as far as its next step.
+            patience = 1.0 if _steps_saved(broken) > before else 1.5 * patience
             lost = max(lost, seen - max(_steps_saved(broken), before)) if killed else lost
         equal = _outcome(broken) == _outcome(config)
         same += equal

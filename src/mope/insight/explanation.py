@@ -7,7 +7,6 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
-from mope.data.dataset import RowDataset
 from mope.data.splits import cells_of
 from mope.data.table import MemoryTable, Table
 from mope.errors import UserError
@@ -15,6 +14,7 @@ from mope.insight import routing, words
 from mope.insight.answers import confusion_counts, label_scores
 from mope.insight.attention import attention_of
 from mope.insight.routing import Floats
+from mope.insight.seen import see
 from mope.insight.shuffle import Loss, shuffle_inputs
 from mope.predictions import Prediction
 from mope.predictor import Predictor
@@ -154,29 +154,25 @@ def explain_rows(
     """
     table = rows if isinstance(rows, Table) else MemoryTable(list(rows))
     label = predictor.settings.data.label
-    predictions = predictor.predict(table)
-    has_labels = bool(predictions) and label in table.columns
-    kept = []
-    for place, prediction in enumerate(predictions):
-        if prediction.error is None and (not has_labels or _has_label(predictor, table, place)):
-            kept.append(place)
+    has_labels = len(table) > 0 and label in table.columns
+    seen = see(predictor, table, has_labels)
+    kept = [place for place, prediction in enumerate(seen.predictions) if prediction.error is None]
     if not kept:
-        reason = next((p.error for p in predictions if p.error), "there is no label that can be used")
+        reason = next((p.error for p in seen.predictions), "it has none")
         raise UserError(
             f"None of the {len(table)} rows of {table.name} can be used; the first reason is: {reason}."
         )
     left_out = len(table) - len(kept)
     table = table.select(kept) if left_out else table
-    predictions = [predictions[place] for place in kept]
+    predictions = [seen.predictions[place] for place in kept]
     targets = [row[label] for row in table] if has_labels else None
     names = label_names_of(predictor, targets)
     metrics: dict[str, float] = {}
     losses: list[Loss] = []
-    if targets is not None:
-        plain = predictor.outcomes(table)
-        metrics = compute_metrics(predictor.model.task, *plain)
+    if seen.outcome is not None:
+        metrics = compute_metrics(predictor.model.task, *seen.outcome)
         if shuffle and len(table) > 1:
-            losses = shuffle_inputs(predictor, table, plain)
+            losses = shuffle_inputs(predictor, table, seen.outcome)
     experts = _experts(predictor, table, predictions, names) if predictions[0].routing else None
     maps, reason = _attention(predictor, table.select(range(min(attention, len(table)))))
     return Explanation(
@@ -192,19 +188,6 @@ def explain_rows(
         reason,
         left_out,
     )
-
-
-def _has_label(predictor: "Predictor", table: Table, place: int) -> bool:
-    """Whether a row's label can be used: for a mask, with the row's picture."""
-    settings, task = predictor.settings, predictor.model.task
-    try:
-        if settings.picture is None:
-            task.encode(table[place][settings.data.label], table.folder)
-        else:
-            RowDataset(table, predictor.readers, task, settings.data.label, picture=settings.picture)[place]
-    except ValueError:
-        return False
-    return True
 
 
 def _answers(

@@ -6,6 +6,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy
+import torch
 from torch import Tensor
 
 from mope.data.dataset import RowDataset
@@ -89,11 +90,47 @@ def shuffle_inputs(
     for name in names:
         if len(columns := predictor.readers[name].columns) > 1:
             parts |= {(f"{name}.{column}",): [column] for column in columns}
-    found = []
-    for inputs, columns in parts.items():
-        moved = predictor.outcomes(_moved(predictor, table, columns))
-        found.append(_loss(task, metric, inputs, plain, moved, resamples))
-    return found
+    outcomes = _Outcomes(predictor, table, plain)
+    return [
+        _loss(task, metric, inputs, plain, outcomes.moved(columns), resamples)
+        for inputs, columns in parts.items()
+    ]
+
+
+class _Outcomes:
+    """What a run makes of rows with some columns moved, in as few passes over them as can be.
+
+    To take some columns from the next row of a circle, or all others from the one before: both ask the same
+    mixed rows, of which the first belong to the rows that keep the others, the second to those that keep
+    the ones. So of two inputs one pass tells what shuffling either costs. With all columns moved, each row
+    is another one as it is, which needs no pass.
+
+    Args:
+        predictor: the run.
+        table: the rows.
+        plain: the outcome of the rows as they are.
+    """
+
+    def __init__(self, predictor: "Predictor", table: Table, plain: tuple[Tensor, Tensor]):
+        self.predictor, self.table, self.plain = predictor, table, plain
+        self.all = frozenset(c for reader in predictor.readers.values() for c in reader.columns)
+        self.made: dict[frozenset[str], Tensor] = {}
+
+    def moved(self, columns: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The outcome with these columns moved, see `Predictor.outcomes`."""
+        if self.predictor.settings.picture is not None:  # pixels are counted for the row's own mask
+            return self.predictor.outcomes(_moved(self.predictor, self.table, columns))
+        logits, targets = self.plain
+        chosen = frozenset(columns)
+        rest, source = self.all - chosen, torch.from_numpy(Shuffled(self.table, columns).source)
+        if not rest:
+            return logits[source], targets
+        if rest in self.made:
+            found = torch.empty_like(self.made[rest])
+            found[source] = self.made[rest]
+            return found, targets
+        self.made[chosen], _ = self.predictor.outcomes(Shuffled(self.table, columns))
+        return self.made[chosen], targets
 
 
 class _OtherPictures(RowDataset):
