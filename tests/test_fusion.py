@@ -70,8 +70,9 @@ def test_both_directions_are_two_directed_fusions_side_by_side():
     found = both(batch)
     expected = {name: one(batch) for name, one in directed.items()}
     assert both.guides == ["image", "text"]
-    assert both.routed_layers == ["image 1", "image 2", "text 1", "text 2"]
-    assert directed["text"].routed_layers == ["1", "2"]
+    assert both.routed_layers(4) == ["image 1", "image 2", "text 1", "text 2"]
+    assert directed["text"].routed_layers(2) == ["1", "2"]
+    assert directed["text"].routed_layers(3) == ["1", "2", "3"]  # of one that routes in a way of its own
     torch.testing.assert_close(found.features, torch.cat([o.features for o in expected.values()], dim=1))
     scores = [layer for output in expected.values() for layer in output.scores]
     for layer, own in zip(found.scores, scores, strict=True):
@@ -79,7 +80,7 @@ def test_both_directions_are_two_directed_fusions_side_by_side():
 
 
 def test_both_directions_of_three_inputs_of_which_one_takes_no_prompts():
-    """Each is guided by all others; a black box guides, and what nothing depends on isn't trained."""
+    """Each is guided by all others; a black box isn't, and what nothing depends on isn't trained."""
     encoders, batch = _three(tuning="prompt"), _batch()
     box = nn.Sequential(nn.Flatten(), nn.Linear(400, 32))
     encoders["audio"] = TunedEncoder(
@@ -91,7 +92,8 @@ def test_both_directions_of_three_inputs_of_which_one_takes_no_prompts():
     }
     fusion = Mutual(encoders, "image", prompts)
     output = fusion(batch)
-    assert output.features.shape == (4, 64)
+    assert output.features.shape == (4, 96) == (4, fusion.feature_dim)
+    torch.testing.assert_close(output.features[:, 64:], fusion.feature("audio", batch))  # as it is alone
     output.features.square().sum().backward()
     learns = {name: p for name, p in fusion.named_parameters() if p.requires_grad}
     assert not [name for name, p in learns.items() if p.grad is None or not p.grad.abs().sum()]
@@ -99,8 +101,8 @@ def test_both_directions_of_three_inputs_of_which_one_takes_no_prompts():
     expected = fusion(batch).features
     for name, inputs in batch.items():
         other = {**batch, name: {key: value.roll(1, dims=0) for key, value in inputs.items()}}
-        parts = (fusion(other).features - expected).abs().unflatten(1, (2, 32)).amax(dim=(0, 2))
-        assert (parts > 1e-6).all(), name  # it bears on both features
+        parts = (fusion(other).features - expected).abs().unflatten(1, (3, 32)).amax(dim=(0, 2))
+        assert (parts[:2] > 1e-6).all(), name  # it bears on both features
     static = {name: FusionPrompts([32, 32], {}, parts=["static"], length=2) for name in ("image", "text")}
     alone = Mutual(_three(tuning="prompt"), "image", static)
     alone(batch).features.square().sum().backward()

@@ -106,9 +106,20 @@ def test_a_head_may_begin_as_a_probe_of_all_features(weights, tables, tmp_path):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_it_is_fitted_on_a_gpu(weights, tables, tmp_path):
-    config = find_method("Probe").apply(Config.parse(tiny_run(weights, tables, tmp_path / "probe")))
-    assert train(changed(config, training={"device": "cuda"}))["validation"]["loss"] > 0
+@pytest.mark.parametrize("method", ["Probe", "MoPE-clusters"])
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_a_gpu_trains_and_predicts(weights, tables, tmp_path, method, task):
+    config = find_method(method).apply(Config.parse(tiny_run(weights, tables, tmp_path / "run")))
+    config = config.with_settings({"training.device": "cuda", "training.epochs": 1, "task": task})
+    if task == "regression":
+        rows = [{**row, "colour": float(place)} for place, row in enumerate(open_table(config.data.train))]
+        table = open_table(rows, folder=tables)
+        given = {"train": table, "validation": table}
+    else:
+        given = None
+    assert train(config, given)["validation"]["loss"] > 0
+    found = Predictor(tmp_path / "run", device="cuda").predict(open_table(config.data.test))
+    assert all(one.error is None for one in found)
 
 
 def test_what_is_not_installed_costs_no_run(weights, tables, tmp_path, monkeypatch):

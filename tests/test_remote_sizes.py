@@ -12,6 +12,8 @@ from mope.errors import UserError
 from mope.media.cells import BadCell, fetch
 from mope.media.images import open_image
 from mope.remote import RemotePath, copies
+from mope.remote.failures import NotThere
+from mope.remote.sizes import Bound
 
 pytest_plugins = ["remote_fixtures"]
 
@@ -71,8 +73,25 @@ def test_no_file_is_larger_than_all_copies_may_be(table, web, monkeypatch):
     monkeypatch.setenv("MOPE_REMOTE_GB", "0.01")
     for sizes in (True, False):
         web.sizes = sizes
-        with pytest.raises(UserError, match=r"larger than 10\.24 MB: raise MOPE_REMOTE_GB to take it"):
+        with pytest.raises(UserError, match=r"larger than 10 MB: raise MOPE_REMOTE_GB to take it"):
             RemotePath(f"{web.url}/x.png").local()
         assert web.asked["GET /x.png"] <= (0 if sizes else 2)
     with pytest.raises(BadCell, match="MOPE_REMOTE_GB"):
         open_image("x.png", open_table(table).folder)
+
+
+def test_what_was_found_too_large_is_not_fetched_again(table, web):
+    web.sizes = False
+    folder = open_table(table, trusted=False, limits=MediaLimits(megabytes=1)).folder
+    asked = []
+    for _ in range(3):
+        with pytest.raises(BadCell, match=SENTENCE):
+            open_image("x.png", folder)
+        asked.append(web.asked["GET /x.png"])
+    assert asked[0] == asked[-1] > 0
+
+
+def test_a_limit_is_named_in_a_unit_of_its_size():
+    for most, words in ((52_428_800_000, "50,000 MB"), (100, "100 bytes"), (2**20, "1 MB")):
+        with pytest.raises(NotThere, match=f"^a is larger than {words}: raise it to take it"):
+            Bound(most, "it").check("a", most + 1)

@@ -13,7 +13,7 @@ from mope.config import Config
 from mope.errors import UserError
 from mope.studies.compare import compare
 from mope.studies.runs import After, Outcome
-from mope.studies.study import Study, cells, value_of
+from mope.studies.study import Study, cells, row_config, value_of
 from mope.studies.table import build_table, cells_of, markdown
 
 pytest_plugins = ["study_fixtures"]
@@ -244,6 +244,10 @@ def test_a_row_may_begin_from_another_run_of_the_same_seed(study):
     rows[0]["settings"] = {"training.begin_from": "./before/seed{seed}"}
     (first, _) = cells(Study.load(change(study, rows=rows)))
     assert first.config.training.begin_from == f"./{study.parent / 'before/seed0'}"
+    loaded = Study.load(study)
+    assert (
+        row_config(loaded, loaded.rows[0]).training.begin_from == first.config.training.begin_from
+    )  # tuning's
 
 
 def test_a_table_says_on_which_machines_its_runs_were_made(study):

@@ -155,3 +155,30 @@ def test_a_regression_is_measured_in_float64():
     expected = 1 - 0.25 / float((numbers.double() - numbers.double().mean()).square().mean())
     assert meter.compute()["r2"] == pytest.approx(expected, abs=1e-6)
     assert meter.compute()["rmse"] == pytest.approx(0.5, abs=1e-9)
+
+
+@pytest.mark.parametrize("first", [0.0, 0.6, 1.0])
+def test_masks_of_a_first_batch_that_are_alike_say_nothing_of_the_next(first):
+    """Metrics whose sums are equal after it must not be taken for one metric from then on."""
+    task = ReferringSegmentation(["mask"])
+    union = torch.full((40,), 100.0)
+    both = torch.cat([torch.full((8,), 100 * first), torch.arange(32.0) * 3])
+    outcome = torch.stack([both, union], dim=1), union  # inside = union = target
+    meter = task.meter()
+    for rows in (slice(0, 8), slice(8, 20), slice(20, 40)):
+        meter.add(outcome[0][rows], outcome[1][rows])
+    found, shares = meter.compute(), both / (2 * union - both)
+    for percent in (50, 70, 90):
+        assert found[f"precision_{percent}"] == pytest.approx((shares > percent / 100).float().mean().item())
+    assert found["miou"] == pytest.approx(shares.mean().item())
+    assert found["overall_iou"] == pytest.approx((both.sum() / (2 * union - both).sum()).item())
+
+
+def test_a_regression_speaks_on_the_device_that_it_is_asked_on():
+    task = Regression(["n"])
+    task.fit([1.0, 3.0], "none")
+    logits = torch.zeros(2, 1)
+    assert task.to("meta").predictions(logits.to("meta")).device.type == "meta"
+    task = Regression(["n"])
+    task.mean, task.scale = torch.tensor(2.0), torch.tensor(1.0)
+    assert task.predictions(logits.to("meta")).device.type == "meta"

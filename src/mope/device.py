@@ -90,15 +90,17 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, torch.bfloat16) if use_bf16(precision, device) else nullcontext()
 
 
-def describe_machine(device: torch.device | None = None) -> str:
+def describe_machine(device: torch.device | None = None, processes: int = 1) -> str:
     """What a run was made on, in words: the GPU, or how many threads of which processor.
 
     Args:
         device: of the run; None for the best there is.
+        processes: that trained together, each with such a one.
     """
     device = device or pick_device()
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+    times = f"{processes} x " if processes > 1 else ""
+    if device.type != "cpu":
+        return times + (torch.cuda.get_device_name(device) if device.type == "cuda" else "Apple GPU")
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -106,4 +108,4 @@ def describe_machine(device: torch.device | None = None) -> str:
         names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
         model = names[0] if names else model
     count = torch.get_num_threads()
-    return f"{count} thread{'s' if count > 1 else ''} of {model}"
+    return f"{times}{count} thread{'s' if count > 1 else ''} of {model}"

@@ -46,7 +46,7 @@ class GuidedConfig(_Fusion):
     top: PositiveInt | None = None
     """Hard routing: keep this many experts; null for soft routing."""
     expert_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """In training, the probability that a row goes without an expert in a layer."""
+    """In training, the probability that a row goes without an expert in a layer; never without all."""
     importance_weight: Annotated[float, Field(ge=0)] = 0.01
     """Weight of the importance loss."""
     importance_threshold: Annotated[float, Field(ge=0)] = 0.1

@@ -20,7 +20,10 @@ _Row = tuple[int, Item]
 
 
 def fetched_ahead(
-    rows: Iterator[_Row], readers: Sequence[Reader], columns: Collection[str] | None
+    rows: Iterator[_Row],
+    readers: Sequence[Reader],
+    columns: Collection[str] | None,
+    wanted: int | None = None,
 ) -> Generator[_Row]:
     """The same rows in the same order, whose files elsewhere are there when it is their turn.
 
@@ -32,6 +35,7 @@ def fetched_ahead(
         rows: each with its number, taken up to `ROWS` ahead.
         readers: of the inputs that may name files.
         columns: of a row that are read, see `Item`.
+        wanted: how many rows are sure to be asked for: beyond them none is taken before it is; None for all.
 
     Raises:
         UserError: a storage can't be reached; what isn't there shows when the row is read.
@@ -40,10 +44,10 @@ def fetched_ahead(
     waiting: deque[tuple[_Row, list[Future[None]]]] = deque()
     pool: ThreadPoolExecutor | None = None
     failure: Exception | None = None
-    ended = False
+    ended, taken = False, 0
     try:
         while True:
-            while not ended and len(waiting) < ROWS:
+            while not ended and (not waiting or (len(waiting) < ROWS and (wanted is None or taken < wanted))):
                 try:
                     number, item = next(rows)
                 except StopIteration:
@@ -52,6 +56,7 @@ def fetched_ahead(
                 except Exception as error:
                     ended, failure = True, error
                     break
+                taken += 1
                 item = item.opened(columns)
                 files = _files(item, media, columns)
                 if files and pool is None:

@@ -265,8 +265,10 @@ class StreamDataset(IterableDataset):
         if info is not None:
             fsspec.asyn.reset_lock()  # a forked process can't use its parent's connections
         rows = self._rows_of(worker, workers)
-        with closing(fetched_ahead(rows, list(self.readers.values()), self._columns)) as ready:
-            yield from self._chunks(self._good(ready), range(worker, self._batches, workers))
+        numbers = range(worker, self._batches, workers)
+        wanted = sum(len(self._places(number)) for number in numbers)
+        with closing(fetched_ahead(rows, list(self.readers.values()), self._columns, wanted)) as ready:
+            yield from self._chunks(self._good(ready), numbers)
 
     def _chunks(self, good: Iterator[Any], numbers: range) -> Iterator[Chunk]:
         """The epoch's batches of these numbers."""

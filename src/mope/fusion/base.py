@@ -141,14 +141,15 @@ class Fusion(nn.Module, ABC):
         """The prompts of encoders that other inputs guide, by input name, in the order of `scores`."""
         return {}
 
-    @property
-    def routed_layers(self) -> list[str]:
-        """What the layers of `scores` are called: numbers, after an input's name where several are guided."""
+    def routed_layers(self, count: int) -> list[str]:
+        """What so many layers of `scores` are called: numbers, with an input's name if several are."""
         routed = {name: own.router for name, own in self.guided.items() if own.router is not None}
         first = "" if len(routed) == 1 else "{} "
-        return [
+        names = [
             f"{first.format(name)}{layer + 1}" for name, own in routed.items() for layer in range(own.layers)
         ]
+        # A fusion of somebody else's may route in a way of its own.
+        return names if len(names) == count else [str(layer + 1) for layer in range(count)]
 
     def missing(self, batch: Batch) -> dict[str, Tensor]:
         """Rows (B,), boolean, of each input that may be missing, where it is."""

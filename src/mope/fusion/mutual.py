@@ -19,7 +19,8 @@ class Mutual(InRounds):
     Each encoder runs twice with the same weights. First alone, with the deep prompts of its own if it has
     any: that feature guides. Then guided by what the other said alone, as the main encoder of `Sequential`
     is: that feature goes to the head. So neither direction waits for the other. Of more than two inputs each
-    is guided by all others. An input whose encoder takes no prompts guides, but isn't guided.
+    is guided by all others. An input whose encoder takes no prompts guides, but isn't guided: the head is
+    given what it says alone.
 
     Args:
         encoders: tuned encoders by input name.
@@ -28,6 +29,7 @@ class Mutual(InRounds):
 
     Attributes:
         guides: names of the inputs that guide any other; the rest are encoded once.
+        alone: names of those that aren't guided.
     """
 
     reentrant = True
@@ -42,6 +44,7 @@ class Mutual(InRounds):
             for name, own in prompts.items()
         }
         self.guides = [name for name in encoders if any(name in of for of in self._guides_of.values())]
+        self.alone = [name for name in self.guides if name not in prompts]
         for name, encoder in encoders.items():
             if name not in self.guides and name in prompts:
                 _leave_out_own(encoder)
@@ -63,7 +66,7 @@ class Mutual(InRounds):
 
     @property
     def feature_dim(self) -> int:
-        return sum(self.encoder(name).pooled_dim for name in self.prompts)
+        return sum(self.encoder(name).pooled_dim for name in [*self.prompts, *self.alone])
 
     @property
     def guided(self) -> Mapping[str, FusionPrompts]:
@@ -77,13 +80,14 @@ class Mutual(InRounds):
         }
 
         def finish(outputs: Sequence[EncoderOutput]) -> FusionOutput:
-            features = torch.cat([output.pooled.float() for output in outputs], dim=1)
+            guided = [output.pooled for output in reversed(outputs)]
+            features = torch.cat([f.float() for f in (*guided, *(psi[name] for name in self.alone))], dim=1)
             scores = [layer for source in sources.values() for layer in source.scores]
-            return FusionOutput(features, outputs[0].tokens, scores)
+            return FusionOutput(features, outputs[-1].tokens, scores)
 
-        return Last(
-            [self.encoder(name).call(batch[name], source) for name, source in sources.items()], finish
-        )
+        calls = [self.encoder(name).call(batch[name], source) for name, source in sources.items()]
+        # The main input last: of two that share an encoder, who watches it is left with the main one's.
+        return Last(calls[::-1], finish)
 
     @property
     def begins_from_rows(self) -> bool:

@@ -177,11 +177,9 @@ def _experts(page: Page, predictor: Predictor, found: Explanation, pictures: Pic
     if (course := figures.training_course(found.history, threshold)) is not None:
         caption = "Over training: how unevenly batches use the experts; the last layer's shares (Fig. 7)."
         page.figure("training", course, caption)
-    page.figure(
-        "similarity",
-        figures.similarity(experts.similarity, experts.names),
-        "How alike the experts themselves are.",
-    )
+    if len(experts.similarity):
+        figure = figures.similarity(experts.similarity, experts.names)
+        page.figure("similarity", figure, "How alike the experts themselves are.")
     page.table(
         [
             "layer",

@@ -41,7 +41,7 @@ class Experts:
             over labels of that with having the label; None where rows have no labels by name.
         columns: mutual information of expert and another column of the table (L,), by its name; of columns
             with a few values.
-        similarity: cosine similarity of the experts (L, k, k).
+        similarity: cosine similarity of the experts (L, k, k); of no layer where they aren't known.
         top: places of the samples scored highest (L, k, n).
         words: what stands out in their texts, by layer and expert: (word, z).
         labels: likewise of their labels.
@@ -227,7 +227,7 @@ def _experts(
         routing.top_samples(scores, TOP),
         _stand_out(scores, said),
         _stand_out(scores, named or [[] for _ in said]),
-        fusion.routed_layers,
+        fusion.routed_layers(scores.shape[1]),
     )
 
 

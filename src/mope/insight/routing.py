@@ -61,10 +61,10 @@ def top_samples(scores: Floats, count: int) -> NDArray[numpy.integer]:
 
 
 def similarity(experts: Sequence[Floats]) -> Floats:
-    """Cosine similarity of each layer's experts, (k, l, d) each -> (L, k, k)."""
+    """Cosine similarity of each layer's experts, (k, l, d) each -> (L, k, k); (0, 0, 0) of none."""
     found = []
     for layer in experts:
         flat = layer.reshape(len(layer), -1)
         unit = flat / numpy.maximum(numpy.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
         found.append(unit @ unit.T)
-    return numpy.stack(found)
+    return numpy.stack(found) if found else numpy.zeros((0, 0, 0))

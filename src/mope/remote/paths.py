@@ -17,7 +17,7 @@ from urllib.parse import quote
 from mope.errors import UserError
 from mope.remote.copies import alone, keep, keep_folder, kept
 from mope.remote.failures import NotThere, retried, told
-from mope.remote.sizes import Bound, download, tightest
+from mope.remote.sizes import Bound, download, refused_once, tightest
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _LOCAL = ("file", "local")
@@ -219,20 +219,25 @@ class RemotePath(type(Path())):
         with told(name), alone(name):
             if self._found is None and (copy := kept(name, _asked)) is not None:
                 return copy  # another process was faster
-            facts = self.facts()
-            if facts.get("type") == "directory":
-                if not folders:
-                    raise NotThere(f"{name} is a folder, not a file.")
-                return _fetched_folder(name, system, path)
-            size, bound = facts.get("size"), tightest(self.bound)
-            bound.check(name, size)
-            return keep(
-                name,
-                _version(facts),
-                self.suffix,
-                size or 0,
-                lambda draft: retried(system, lambda: download(system, path, draft, name, size, bound)),
-            )
+            bound = tightest(self.bound)
+            with refused_once(name, _asked, bound):
+                return self._fetched_within(bound, system, path, folders)
+
+    def _fetched_within(self, bound: Bound, system: Any, path: str, folders: bool) -> Path:
+        name, facts = str(self), self.facts()
+        if facts.get("type") == "directory":
+            if not folders:
+                raise NotThere(f"{name} is a folder, not a file.")
+            return _fetched_folder(name, system, path)
+        size = facts.get("size")
+        bound.check(name, size)
+        return keep(
+            name,
+            _version(facts),
+            self.suffix,
+            size or 0,
+            lambda draft: retried(system, lambda: download(system, path, draft, name, size, bound)),
+        )
 
     def _where(self) -> tuple[Any, str]:
         """Its file system, and its path there."""

@@ -1,12 +1,20 @@
 """How large a file elsewhere may be: asked before it is fetched, and counted while it comes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mope.remote.copies import most_bytes
 from mope.remote.failures import NotThere
 
+_refused: dict[tuple[str, float, int], str] = {}
+_MOST_REFUSED = 10_000
 _LARGE = 10 * 2**20  # bytes from which on a bar is shown
+
+
+class TooLarge(NotThere):
+    """A file is larger than may be fetched."""
 
 
 class Bound(NamedTuple):
@@ -28,11 +36,38 @@ class Bound(NamedTuple):
             size: bytes; None where its storage doesn't say.
 
         Raises:
-            NotThere: it is.
+            TooLarge: it is.
         """
         if size is not None and size > self.bytes:
-            most = f"{self.bytes / 2**20:.4g} MB"
-            raise NotThere(f"{name} is larger than {most}: raise {self.how} to take it.")
+            most = self.bytes / 2**20
+            words = f"{most:,.0f} MB" if most >= 1 else f"{self.bytes:,} bytes"
+            raise TooLarge(f"{name} is larger than {words}: raise {self.how} to take it.")
+
+
+@contextmanager
+def refused_once(name: str, asked: float, bound: Bound) -> Iterator[None]:
+    """Say again of a file what was said when it was found too large, instead of fetching it as far again.
+
+    A row is looked at several times, and a stranger's storage need not say how large its files are.
+
+    Args:
+        name: how it is called.
+        asked: when sources were last to be asked anew.
+        bound: its largest size.
+
+    Raises:
+        TooLarge: it is, or was then.
+    """
+    key = (name, asked, bound.bytes)
+    if key in _refused:
+        raise TooLarge(_refused[key])
+    try:
+        yield
+    except TooLarge as error:
+        if len(_refused) >= _MOST_REFUSED:
+            _refused.clear()
+        _refused[key] = str(error)
+        raise
 
 
 def tightest(own: Bound | None) -> Bound:
@@ -53,7 +88,7 @@ def download(system: Any, path: str, draft: Path, name: str, size: int | None, b
         bound: its largest size.
 
     Raises:
-        NotThere: it is larger.
+        TooLarge: it is.
         ConnectionError: less or more came than was said.
     """
     from fsspec.callbacks import NoOpCallback, TqdmCallback

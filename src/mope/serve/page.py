@@ -250,7 +250,7 @@ class _Page:
                 if attention is not None and isinstance(content, bytes)
                 else None
             )
-        layers = self.served.predictor.model.fusion.routed_layers
+        layers = self.served.predictor.model.fusion.routed_layers(len(prediction.routing))
         return [*shown, views.routing_html(prediction.routing, layers, main)]
 
     def _add_examples(self, widgets: list[Any]) -> None:

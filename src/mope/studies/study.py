@@ -255,7 +255,8 @@ def method_of(row: RowConfig) -> Method | None:
 
 
 def row_config(study: Study, row: RowConfig, tuned: Mapping[str, Any] | None = None) -> Config:
-    """A row's config: the base, the study's settings, the method's, what was tuned, the row's own.
+    """A row's config, of the first seed: the base, the study's settings, the method's, what was tuned, the
+    row's own.
 
     Raises:
         UserError: a setting is wrong, or the method doesn't fit the base's inputs.
@@ -267,13 +268,16 @@ def row_config(study: Study, row: RowConfig, tuned: Mapping[str, Any] | None = N
     if (method := method_of(row)) is not None:
         config = method.apply(config)
     config = config.with_settings((tuned or {}).get(row.label, {}), f"{study.tuned}, {row.label}")
-    return config.with_settings(row.settings, f"the row {row.label}")
+    return config.with_settings(_of_seed(row.settings, study.seeds[0]), f"the row {row.label}")
 
 
-def _of_seed(settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Those settings that name a seed's run, such as `training.begin_from: runs/a/seed{seed}`."""
-    found = {key: value for key, value in settings.items() if isinstance(value, str) and SEED in value}
-    return {key: value.replace(SEED, str(seed)) for key, value in found.items()}
+def _of_seed(value: Any, seed: int) -> Any:
+    """A setting, or several, with the seed where `{seed}` stands, as in `runs/a/seed{seed}`."""
+    if isinstance(value, str):
+        return value.replace(SEED, str(seed))
+    if isinstance(value, Mapping):
+        return {key: _of_seed(entry, seed) for key, entry in value.items()}
+    return [_of_seed(entry, seed) for entry in value] if isinstance(value, list) else value
 
 
 def cells(study: Study) -> list[Cell]:
@@ -300,7 +304,7 @@ def _cell(
         [*([f"rows{size}"] if size else []), *([slug(fold)] if fold is not None else []), f"seed{seed}"]
     )
     settings = {
-        **_of_seed(row.settings, seed),
+        **{key: _of_seed(value, seed) for key, value in row.settings.items() if SEED in str(value)},
         "training.seed": seed,
         "output": str(Path(study.output) / slug(row.label) / name),
     }

@@ -59,9 +59,9 @@ def _measured(done: Done) -> date:
 
 
 def _machines(done: Done) -> str:
-    """What the runs say that they were trained on; runs of earlier versions, which don't, were so here."""
-    here = describe_machine()
-    return ", ".join(sorted({metrics.get("machine", here) for _, metrics in done} or {here}))
+    """What the runs say that they were trained on; those of earlier versions don't."""
+    found = {metrics.get("machine", "a machine not on record") for _, metrics in done}
+    return ", ".join(sorted(found or {describe_machine()}))
 
 
 def _row(

@@ -253,7 +253,7 @@ class Regression(Task):
         return measures.of_numbers()
 
     def predictions(self, logits: Tensor) -> Tensor:
-        return logits[:, 0] * self.scale + self.mean
+        return logits[:, 0] * self.scale.to(logits.device) + self.mean.to(logits.device)
 
     def compared(self, logits: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         return {"": (self.predictions(logits.float()).double(), targets.double())}

@@ -63,7 +63,9 @@ def of_masks() -> MetricCollection:
             "miou": MeanIoU(),
             "overall_iou": OverallIoU(),
             **{f"precision_{percent}": PrecisionAt(percent / 100) for percent in (50, 70, 90)},
-        }
+        },
+        # Else those whose sums are alike after the first batch would share them for good.
+        compute_groups=False,
     )
 
 

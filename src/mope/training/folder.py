@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from mope.config import Config
@@ -123,7 +124,7 @@ def result_of(
         "validation": {name: chosen[f"eval_{name}"] for name in names},
         "best_epoch": chosen["epoch"],
         "date": date.today().isoformat(),
-        "machine": describe_machine(device),
+        "machine": describe_machine(device, PartialState().num_processes),
         "seconds": round(seconds, 1),
         **learned.times,
         "peak_mebibytes": peak_memory(device),

@@ -159,8 +159,9 @@ class FusionTrainer(Trainer):
         labels = inputs["labels"]
         share = Share(0, torch.zeros(())) if empty else Share(len(labels), own.task.weight_of(labels))
         let_rows_count(not empty)
-        for router, noise in self._noises:
-            noise.draw(router, f"{self.state.global_step} {self._batch}", share.places, share.count)
+        for place, (router, noise) in enumerate(self._noises):
+            key = f"{self.state.global_step} {self._batch}{f' {place}' if place else ''}"
+            noise.draw(router, key, share.places, share.count)
         self._batch += 1
         output = model(**inputs)
         losses = {**output.losses, "task": output.losses["task"] * share.factor}
