@@ -81,6 +81,8 @@ class Predictor:
         if is_on_hub(run):
             forget_tables(self.settings)
         self.model = model.to(self.device).freeze_for_inference(dtype)
+        with autocast(self.precision, self.device):
+            self.model.settle_prompts()
         self.batch_size, self.workers = batch_size, workers
         self.readers: dict[str, Reader] = build_readers(
             {name: self.settings.inputs[name] for name in self.model.fusion.encoders}

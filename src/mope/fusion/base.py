@@ -130,6 +130,11 @@ class Fusion(nn.Module, ABC):
         main.give_maps()
         self.gives_maps = True
 
+    def settle_prompts(self) -> None:
+        """Project the prompts that are the same for every row, see `KeptPrompts.keep`."""
+        for name in self.encoders:
+            self.encoder(name).settle_prompts()
+
     def missing(self, batch: Batch) -> dict[str, Tensor]:
         """Rows (B,), boolean, of each input that may be missing, where it is."""
         return {name: ~batch[name][PRESENT] for name in self.encoders if PRESENT in batch[name]}

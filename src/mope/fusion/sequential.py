@@ -81,6 +81,10 @@ class Sequential(InRounds):
         widths = {name: self.encoder(name).pooled_dim for name in [self.main, *self.guides]}
         return sum(widths.values()) if self.sees_all else widths[self.main]
 
+    def settle_prompts(self) -> None:
+        super().settle_prompts()
+        self.prompts.settle(self.encoder(self.main).encoder)
+
     def last(self, batch: Batch, psi: Mapping[str, Tensor]) -> Last:
         source = self.prompts.bind(psi, self.missing(batch))
 

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from mope.prompts.deep import prompt_bound
 from mope.prompts.experts import Experts
+from mope.prompts.kept import KeptPrompts, Projects
 from mope.prompts.mapper import Mapper
 from mope.prompts.offsets import Start, make_offsets
 from mope.prompts.router import KeyInit, Router, Similarity
-from mope.prompts.source import PromptSource
+from mope.prompts.source import Projected, PromptSource
 
 PromptPart = Literal["static", "dynamic", "mapped"]
 Joining = Literal["beside", "added"]
@@ -94,6 +95,7 @@ class FusionPrompts(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.lengths = [length] * self._own + [1] * len(self.mappers)
         self.offsets = make_offsets(start, len(layer_dims), self.lengths)
+        self.projected = KeptPrompts()
 
     @property
     def _own(self) -> int:
@@ -104,6 +106,14 @@ class FusionPrompts(nn.Module):
     def reads_features(self) -> bool:
         """Whether any prompt depends on the complementary features."""
         return len(self.mappers) > 0 or (self.router is not None and len(self.router.cross) > 0)
+
+    def settle(self, encoder: Projects) -> None:
+        """Project static prompts by the main encoder's layers, see `KeptPrompts.keep`.
+
+        Of static prompts that dynamic ones are added to, nothing is the same for every row.
+        """
+        static = [] if self.static is None or self.added else list(self.static)
+        self.projected.keep(static, encoder)
 
     def bind(self, psi: Mapping[str, Tensor], missing: Mapping[str, Tensor] | None = None) -> "BoundPrompts":
         """The prompt source for one batch.
@@ -168,8 +178,17 @@ class BoundPrompts(PromptSource):
 
     def __call__(self, layer: int, x0: Tensor) -> Tensor | None:
         """Prompts (B, P, d_i) of one layer, in the order `[P_s, P_d, P_m]`; None if no part is on."""
+        return self._prompts(layer, x0)
+
+    def kept(self, layer: int, x0: Tensor) -> Projected | None:
+        return self.prompts.projected.find(layer, x0)
+
+    def rest(self, layer: int, x0: Tensor) -> Tensor | None:
+        return self._prompts(layer, x0, static=False)
+
+    def _prompts(self, layer: int, x0: Tensor, static: bool = True) -> Tensor | None:
         prompts, parts = self.prompts, []
-        if prompts.static is not None:
+        if static and prompts.static is not None:
             parts.append(prompts.static[layer].expand(x0.shape[0], -1, -1))
         if prompts.experts is not None:
             # In full precision: autocast would also round every expert anew in each pass, to mix a few.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mope.data.dataset import RowDataset
 from mope.device import autocast
 from mope.encoders import TransformerEncoder
-from mope.encoders.prefix import Prefix
+from mope.encoders.prefix import project
 from mope.errors import UserError
 from mope.fusion.sequential import Sequential
 from mope.predictor import Predictor
@@ -130,7 +130,8 @@ class _Watch:
         self._parts, self._encoder, self._handles = prompts, encoder, []
 
     def __enter__(self) -> "_Watch":
-        # All prompts of a layer pass the dropout last.
+        # All prompts of a layer pass the dropout last, where none is projected beforehand.
+        self._parts.projected.drop()
         self._handles.append(self._parts.dropout.register_forward_hook(self._take))
         for layer in self._encoder.layers:
             attention = layer.get_submodule(self._encoder.family.attention)
@@ -178,7 +179,7 @@ def run_layer(seen: Seen, encoder: TransformerEncoder, place: int) -> Layer:
     def keys(prompts: Tensor) -> Tensor:
         flat = prompts.flatten(0, -3)
         states = flat if norm is None else norm(flat)
-        found, _ = Prefix(states, family).project(attention)
+        found = project(family, attention, states).keys
         return found.unflatten(0, prompts.shape[:-2]).unflatten(-1, (heads, width)).transpose(-3, -2)
 
     every = torch.cat(seen.prompts)
