@@ -1,6 +1,7 @@
 """Keys and values of prompts that are the same for every row, projected once instead of in every pass."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -65,8 +66,9 @@ class KeptPrompts(nn.Module):
 
     They are dropped in training mode, when weights are loaded and when the module is moved; and not given any
     more as soon as a tensor they were made of is another, has changed in place, or is to learn. (An edit
-    through `Tensor.data` is hidden from this, as it is from autograd; a compiled graph doesn't look.) They are given only under the autocast
-    that they were made under, so that values are those of a pass without them.
+    through `Tensor.data` is hidden from this, as it is from autograd; a compiled graph doesn't look.) They
+    are given only under the autocast that they were made under, so that values are those of a pass without
+    them.
     """
 
     def __init__(self) -> None:
@@ -112,6 +114,15 @@ class KeptPrompts(nn.Module):
         if not torch.compiler.is_compiling() and not all(one.is_as_it_was for one in entry.weights):
             return None
         return entry.by_dtype.get(x0.dtype)
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """A while in which every prompt is projected in its pass."""
+        entries, self._entries = self._entries, {}
+        try:
+            yield
+        finally:
+            self._entries = entries
 
     def drop(self) -> None:
         """Keep nothing any more."""

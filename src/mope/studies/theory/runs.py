@@ -128,10 +128,11 @@ class _Watch:
         self.queries: list[Tensor] = []
         self.logits: list[Tensor] = []
         self._parts, self._encoder, self._handles = prompts, encoder, []
+        self._aside = prompts.projected.set_aside()
 
     def __enter__(self) -> "_Watch":
-        # All prompts of a layer pass the dropout last, where none is projected beforehand.
-        self._parts.projected.drop()
+        self._aside.__enter__()
+        # All prompts of a layer pass the dropout last.
         self._handles.append(self._parts.dropout.register_forward_hook(self._take))
         for layer in self._encoder.layers:
             attention = layer.get_submodule(self._encoder.family.attention)
@@ -141,6 +142,7 @@ class _Watch:
     def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
+        self._aside.__exit__(None, None, None)
 
     def _take(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
         given = output.detach()
