@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mope.cli.output import add_verb, print_table, whole_numbers
+from mope.cli.output import add_compile, add_verb, print_table, whole_numbers
 from mope.cli.serve import add_bench
 from mope.errors import UserError
+
+_FASTER = {"default": "compiled", "graphs": "as CUDA graphs"}
 
 
 def add(verbs: Any) -> None:
@@ -36,6 +38,7 @@ def add(verbs: Any) -> None:
     verb.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="arithmetic")
     verb.add_argument("--no-training", action="store_true", help="inference and routing only")
     verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
+    add_compile(verb)
     _add_step(bench)
     _add_experts(bench)
     _add_methods(bench)
@@ -113,6 +116,7 @@ def bench_prompts(options: argparse.Namespace) -> None:
         precision=options.precision,
         device=options.device,
         training=not options.no_training,
+        compile=options.compile,
     )
     result = run(settings)
     if options.json:
@@ -125,6 +129,13 @@ def bench_prompts(options: argparse.Namespace) -> None:
         ["forward, prompted over bare with fp32 weights", f"{inference['ratio_to_bare']:.3f}"],
         ["forward, prompted over the same without prompts", f"{inference['ratio_to_unprompted']:.3f}"],
     ]
+    if "ratio_faster" in inference:
+        rows.append(
+            [
+                f"forward, prompted over bare, both {_FASTER[options.compile]}",
+                f"{inference['ratio_faster']:.3f}",
+            ]
+        )
     rows += [
         [f"routing and mixing of the forward pass, k={k}", f"{share:.2%}"]
         for k, share in result["routing"].items()

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mope.graphs import is_recorded
 from mope.prompts.deep import prompt_bound
 from mope.prompts.experts import Experts
 from mope.prompts.kept import KeptPrompts, Projects
@@ -157,9 +158,7 @@ class BoundPrompts(PromptSource):
         if first is None:
             return None
         # A graph can't depend on what is in a batch; there a bias that hides nothing does no harm.
-        if not torch.compiler.is_compiling() and not any(
-            rows is not None and bool(rows.any()) for rows in found
-        ):
+        if not is_recorded() and not any(rows is not None and bool(rows.any()) for rows in found):
             return None
         before = first.new_zeros(first.shape[0], sum(prompts.lengths) - len(found))
         mapped = [torch.zeros_like(first) if rows is None else rows for rows in found]

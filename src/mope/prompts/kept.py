@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from mope.graphs import keep_for_graph
 from mope.prompts.source import Projected
 
 
@@ -113,7 +114,7 @@ class KeptPrompts(nn.Module):
             return None
         if not torch.compiler.is_compiling() and not all(one.is_as_it_was for one in entry.weights):
             return None
-        return entry.by_dtype.get(x0.dtype)
+        return keep_for_graph(entry.by_dtype.get(x0.dtype))
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
