@@ -39,16 +39,6 @@ class _Weight(NamedTuple):
     version: int
     address: int
 
-    @property
-    def is_as_it_was(self) -> bool:
-        own = self.tensor
-        return (
-            self.holder.get(self.name) is own
-            and own._version == self.version
-            and own.data_ptr() == self.address
-            and not own.requires_grad
-        )
-
 
 class _Entry(NamedTuple):
     """What is kept of a layer.
@@ -60,6 +50,18 @@ class _Entry(NamedTuple):
 
     by_dtype: dict[torch.dtype, Projected]
     weights: list[_Weight]
+
+    def is_current(self) -> bool:
+        """Whether all weights are as they were; in few steps, since every layer asks in every pass."""
+        for holder, name, own, version, address in self.weights:
+            if (
+                holder.get(name) is not own
+                or own._version != version
+                or own.data_ptr() != address
+                or own.requires_grad
+            ):
+                return False
+        return True
 
 
 class KeptPrompts(nn.Module):
@@ -112,7 +114,7 @@ class KeptPrompts(nn.Module):
         entry = self._entries.get(layer)
         if entry is None or _autocast(x0) != self._autocast:
             return None
-        if not torch.compiler.is_compiling() and not all(one.is_as_it_was for one in entry.weights):
+        if not torch.compiler.is_compiling() and not entry.is_current():
             return None
         return keep_for_graph(entry.by_dtype.get(x0.dtype))
 
