@@ -84,7 +84,7 @@ def ask_for_prompts(
                 beside.among[index] = told
             return args, kwargs
         states = prompts if norm is None or prompts is None else layer.get_submodule(norm)(prompts)
-        return args, {**kwargs, ARGUMENT: Prefix(len(x0), states, family, kept, source.bias(index))}
+        return args, {**kwargs, ARGUMENT: Prefix(x0.shape[0], states, family, kept, source.bias(index))}
 
     def take(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         beside = _side_way.get()

@@ -136,5 +136,6 @@ def _in_front(prompts: list[Tensor], tokens: Tensor, pads: int, count: int) -> T
     parts = [part.to(tokens.dtype).unflatten(2, (heads, width)).unsqueeze(1) for part in prompts]
     if pads:
         parts.append(tokens.new_zeros(1, 1, pads, heads, width))
-    parts = [part.expand(len(tokens), count, -1, -1, -1) for part in parts]
+    # Not `len`: in a traced graph it would fix the batch.
+    parts = [part.expand(tokens.shape[0], count, -1, -1, -1) for part in parts]
     return torch.cat([*parts, tokens], dim=2).flatten(0, 1).transpose(1, 2)
