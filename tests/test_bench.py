@@ -7,7 +7,9 @@ import torch
 
 from mope.bench.experts import ExpertsSettings, bench_experts
 from mope.bench.methods import PAPER, MethodsSettings, bench_methods
-from mope.bench.models import build
+from mope.bench.models import MODELS, bare_model, build, hold, random_inputs
+from mope.bench.prompts import BenchSettings, bench_prompts
+from mope.bench.step import StepSettings, bench_step
 from mope.bench.turns import take_turns
 from mope.cli import main
 from mope.methods import METHODS, find_method
@@ -49,6 +51,43 @@ def test_a_method_is_compared_with_bare_encoders_of_its_size():
         assert row["ratio"] == row["milliseconds"] / row["bare_milliseconds"]
     assert text["ratio"] < mope["ratio"]
     assert mope["paper_ratio"] == pytest.approx(30.47 / 23.73)
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-bert"])
+def test_prompts_are_measured_beside_bare_models(name):
+    settings = BenchSettings(name, batch=2, repeats=1, precision="bf16", device="cpu", training=False)
+    result = bench_prompts(settings)
+    assert result["machine"]["device"] == "cpu"
+    inference = result["inference"]
+    assert set(inference) == {
+        *("bare", "bare held", "unprompted", "projecting", "prompted"),
+        *("ratio", "ratio_to_bare", "ratio_to_unprompted"),
+    }
+    assert inference["ratio"] == inference["prompted"] / inference["bare held"]
+
+
+def test_the_models_that_are_measured():
+    for name in MODELS:
+        inputs = random_inputs(name, 2, CPU)
+        assert next(iter(inputs.values())).shape[-1] == MODELS[name].size
+    held = hold(bare_model("tiny", CPU), torch.bfloat16)
+    assert {one.weight.dtype for one in held.modules() if isinstance(one, torch.nn.Linear)} == {
+        torch.bfloat16
+    }
+    assert {one.weight.dtype for one in held.modules() if isinstance(one, torch.nn.LayerNorm)} == {
+        torch.float32
+    }
+
+
+def test_a_step_is_compared_with_the_passes_of_its_encoders(capsys):
+    result = bench_step(StepSettings("tiny", batch=2, repeats=1, precision="fp32", device="cpu"))
+    seconds = result["seconds"]
+    bare = [min(seconds[f"{name}, sdpa"], seconds[f"{name}, eager"]) for name in ("image", "text")]
+    assert result["ratio"] == seconds["step"] / sum(bare)
+    assert main(["bench", "step", "--model", "tiny", "--batch", "0"]) == 2
+    assert "of at least 1" in capsys.readouterr().err
+    assert main(["bench", "step", "--model", "tiny", "--batch", "2", "--repeats", "1"]) == 0
+    assert "step over the sum of bare passes" in capsys.readouterr().out
 
 
 def test_the_papers_speeds_are_of_methods_there_are():

@@ -115,7 +115,10 @@ def test_bench_prompts(capsys):
     arguments = ["bench", "prompts", "--model", "tiny", "--batch", "2", "--repeats", "1", "--json"]
     assert main(arguments) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["inference"]["ratio"] == result["inference"]["prompted"] / result["inference"]["bare"]
+    inference = result["inference"]
+    assert inference["ratio"] == inference["prompted"] / inference["bare held"]
+    assert inference["ratio_to_bare"] == inference["prompted"] / inference["bare"]
+    assert inference["ratio_to_unprompted"] == inference["prompted"] / inference["unprompted"]
     assert list(result["routing"]) == ["4", "8", "16", "32", "64", "128", "4, clusters"]
     training = result["training"]
     assert training["time_ratio"] == training["seconds"]["prompted"] / training["seconds"][training["full"]]
@@ -123,7 +126,7 @@ def test_bench_prompts(capsys):
     assert (
         main(["bench", "prompts", "--model", "tiny", "--batch", "2", "--repeats", "1", "--no-training"]) == 0
     )
-    assert "forward, prompted over bare" in capsys.readouterr().out
+    assert "forward, prompted over bare, both with" in capsys.readouterr().out
     assert main([*arguments, "--experts", "1"]) == 2
 
 

@@ -184,6 +184,14 @@ class FusionModel(nn.Module):
         self.for_inference = True
         return self
 
+    def settle_prompts(self) -> None:
+        """Compute once what frozen prompts that are the same for every row are to the layers.
+
+        For passes in eval mode under the autocast in force; results are the same. Training, other weights or
+        another device undo it.
+        """
+        self.fusion.settle_prompts()
+
     def train(self, mode: bool = True) -> "FusionModel":
         """Set the training mode.
 

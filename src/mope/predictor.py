@@ -32,6 +32,7 @@ from mope.device import Precision, autocast, frozen_dtype, pick_device
 from mope.encoders.pool import SHARED
 from mope.errors import UserError
 from mope.evaluation import Measured, measure
+from mope.graphs import Batch, Compile, faster, require_compile
 from mope.hub import find_run, forget_tables, is_on_hub, push_run
 from mope.media.images import picture_size
 from mope.model import FusionModel
@@ -54,9 +55,12 @@ class Predictor:
         precision: arithmetic, as `training.precision`; None for the run's own.
         batch_size: rows per forward pass.
         workers: processes that read rows, where there are many.
+        compile: how passes are made faster once a few have been slow: "default" by `torch.compile`, "graphs"
+            by CUDA graphs, "none" not at all.
 
     Raises:
-        UserError: the folder holds no finished run, or its encoders can't be loaded.
+        UserError: the folder holds no finished run, its encoders can't be loaded, or the device has no such
+            passes.
     """
 
     def __init__(
@@ -67,13 +71,15 @@ class Predictor:
         precision: Precision | None = None,
         batch_size: int = 32,
         workers: int = 0,
+        compile: Compile = "none",
     ):
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}: at least one row is predicted at a time.")
         if workers < 0:
             raise UserError(f"workers is {workers}: none, 0, is the least.")
         self.run = find_run(run)
-        self.device = pick_device(device)
+        self.device, self.compile = pick_device(device), compile
+        require_compile(compile, self.device)
         self.precision: Precision = precision or read_run(self.run)[0].training.precision
         dtype = frozen_dtype(self.precision, self.device)
         model = FusionModel.from_pretrained(self.run, lambda entry: SHARED.get(entry, self.device, dtype))
@@ -81,10 +87,14 @@ class Predictor:
         if is_on_hub(run):
             forget_tables(self.settings)
         self.model = model.to(self.device).freeze_for_inference(dtype)
+        with autocast(self.precision, self.device):
+            self.model.settle_prompts()
         self.batch_size, self.workers = batch_size, workers
         self.readers: dict[str, Reader] = build_readers(
             {name: self.settings.inputs[name] for name in self.model.fusion.encoders}
         )
+        longest = {name: getattr(reader, "max_length", 0) for name, reader in self.readers.items()}
+        self._pass = faster(partial(_forward, self.model), compile, self.device, longest)
 
     def __repr__(self) -> str:
         settings = self.settings
@@ -98,8 +108,9 @@ class Predictor:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy in another process reads the run's folder again."""
-        options = {"precision": self.precision, "batch_size": self.batch_size, "workers": self.workers}
-        return _again, (str(self.run.absolute()), {"device": str(self.device), **options})
+        names = ("precision", "batch_size", "workers", "compile")
+        options = {"device": str(self.device), **{name: getattr(self, name) for name in names}}
+        return _again, (str(self.run.absolute()), options)
 
     def predict(
         self, rows: Any, folder: str | Path | None = None, *, abstain_below: float | None = None
@@ -333,8 +344,8 @@ class Predictor:
     def forward_batch(self, batch: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
         """Logits of a batch, and the routing scores of each layer (B, k), on the CPU."""
         with autocast(self.precision, self.device):
-            output = self.model(**self.to_device(batch))
-        return output.logits.cpu(), [scores.cpu() for scores in output.scores]
+            logits, *scores = self._pass(self.model.normed(self.to_device(batch)))
+        return logits.cpu(), [layer.cpu() for layer in scores]
 
     def to_device(self, batch: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
         """A batch on the model's device."""
@@ -352,6 +363,12 @@ class Predictor:
         )
         quiet = None if len(dataset) > self.batch_size else True
         yield from tqdm(loader, desc=f"predicting {dataset.table.name}", leave=False, disable=quiet)
+
+
+def _forward(model: FusionModel, batch: Batch) -> list[Tensor]:
+    """Logits of a batch, and the routing scores of each layer."""
+    output = model(**batch)
+    return [output.logits, *output.scores]
 
 
 def _again(run: str, options: dict[str, Any]) -> Predictor:

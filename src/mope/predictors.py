@@ -15,6 +15,7 @@ from mope.data.feed import Tolerant, as_table, collate_tolerant
 from mope.device import Precision, autocast
 from mope.errors import UserError
 from mope.fusion.together import fuse_together
+from mope.graphs import Compile
 from mope.predictions import Prediction, Predictions
 from mope.predictor import Predictor
 
@@ -52,6 +53,10 @@ def predict_together(shares: Sequence[Share]) -> list[list[Prediction]]:
     for place, share in enumerate(shares):
         places.setdefault((share.predictor.device, share.predictor.precision), []).append(place)
     for (device, precision), some in places.items():
+        if len(some) == 1:
+            share = shares[some[0]]
+            found[some[0]] = share.predictor.predict_batch(share.batch, share.sizes)
+            continue
         models = [shares[place].predictor.model for place in some]
         with autocast(precision, device):
             batches = [shares[place].predictor.to_device(shares[place].batch) for place in some]
@@ -73,6 +78,7 @@ class Predictors:
     Args:
         runs: their folders, which are named by their last part; or folders by name.
         device, precision, batch_size, workers: see `Predictor`; a batch has rows of several runs.
+        compile: see `Predictor`; of batches with rows of one run alone.
 
     Attributes:
         runs: predictors by name.
@@ -89,8 +95,14 @@ class Predictors:
         precision: Precision | None = None,
         batch_size: int = 32,
         workers: int = 0,
+        compile: Compile = "none",
     ):
-        options: dict[str, Any] = {"device": device, "precision": precision, "batch_size": batch_size}
+        options: dict[str, Any] = {
+            "device": device,
+            "precision": precision,
+            "batch_size": batch_size,
+            "compile": compile,
+        }
         self.batch_size, self.workers = batch_size, workers
         self.runs = {
             name: Predictor(run, workers=workers, **options) for name, run in named_runs(runs).items()

@@ -13,31 +13,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mope.bench.models import bare_model, hold, machine_of, random_inputs
 from mope.bench.turns import take_turns
-from mope.device import autocast, frozen_dtype, pick_device, use_bf16
+from mope.device import autocast, frozen_dtype, pick_device
 from mope.encoders import TransformerEncoder, TunedEncoder
-from mope.encoders.weights import build_backbone, read_architecture
+from mope.graphs import Compile, faster, require_compile
 from mope.prompts import Experts, FusionPrompts, PromptFunction, Router
 
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "swin-b": {
-        "model_type": "swin",
-        "embed_dim": 128,
-        "depths": [2, 2, 18, 2],
-        "num_heads": [4, 8, 16, 32],
-        "window_size": 7,
-        "image_size": 224,
-    },
-    "vit-b": {"model_type": "vit"},
-    # For trying the command out.
-    "tiny": {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
-}
 FEATURE_DIM, CLASSES = 768, 3
 
 
@@ -46,14 +35,15 @@ class BenchSettings:
     """What is measured.
 
     Attributes:
-        model: one of `ARCHITECTURES`.
-        batch: images per pass.
+        model: one of `MODELS`.
+        batch: rows per pass.
         experts: k.
         length: l.
         repeats: turns of each variant in inference; training takes a third of them.
         precision: "auto", "bf16" or "fp32", as in training.
         device: None for the best there is.
         training: whether to measure training steps too, which takes longest.
+        compile: how bare and prompted passes are made faster in two variants more, see `faster`.
     """
 
     model: str = "swin-b"
@@ -64,6 +54,7 @@ class BenchSettings:
     precision: str = "auto"
     device: str | None = None
     training: bool = True
+    compile: Compile = "none"
 
 
 class _Bench:
@@ -73,17 +64,16 @@ class _Bench:
         torch.manual_seed(0)
         self.settings = settings
         self.device = pick_device(settings.device)
-        self.bare: Any = build_backbone(read_architecture(ARCHITECTURES[settings.model])).eval()
-        self.bare.to(self.device)
-        size = self.bare.config.image_size
-        self.pixels = torch.randn(settings.batch, 3, size, size, device=self.device)
+        require_compile(settings.compile, self.device)
+        self.bare = bare_model(settings.model, self.device)
+        self.inputs = random_inputs(settings.model, settings.batch, self.device)
         self.psi = {"text": torch.randn(settings.batch, FEATURE_DIM, device=self.device)}
         self.labels = torch.arange(settings.batch, device=self.device) % CLASSES
 
     def prompted(self) -> tuple[TunedEncoder, FusionPrompts]:
         """The same model with MoPE's prompts over it, frozen."""
         encoder = TunedEncoder(TransformerEncoder(copy.deepcopy(self.bare)), "frozen")
-        encoder.encoder.freeze(frozen_dtype(self.settings.precision, self.device))
+        encoder.encoder.freeze(self.dtype)
         return encoder, self.prompts(encoder, self.settings.experts)
 
     def prompts(self, encoder: TunedEncoder, experts: int, **routing: Any) -> FusionPrompts:
@@ -97,6 +87,11 @@ class _Bench:
             **routing,
         ).to(self.device)
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What frozen weights are held in."""
+        return frozen_dtype(self.settings.precision, self.device)
+
     def autocast(self) -> Any:
         return autocast(self.settings.precision, self.device)
 
@@ -108,23 +103,59 @@ class _Bench:
 
 
 def measure_inference(bench: _Bench) -> dict[str, float]:
-    """Prompted over bare forward pass, both frozen and under the same autocast."""
+    """Prompted forward pass beside bare ones, all frozen and under the same autocast.
+
+    Returns:
+        Seconds of `bare` (its weights in float32, which autocast casts in each pass), of `bare held` (its
+        linear layers' weights in the arithmetic's type, as the prompted one's), of `unprompted` (the prompted
+        encoder without a source), `projecting` (prompted, static prompts projected in each pass) and
+        `prompted` (as `Predictor` has it); with `compile`, of both sides made faster by it, `bare faster` and
+        `prompted faster`. `ratio`: prompted over bare held; `ratio_to_bare` and `ratio_to_unprompted`: over
+        these; `ratio_faster`: of the two that are faster.
+    """
     bare = copy.deepcopy(bench.bare).requires_grad_(False)
+    held = hold(copy.deepcopy(bare), bench.dtype)
     encoder, prompts = bench.prompted()
-    prompts.eval()
+    prompts.requires_grad_(False).eval()
+    settled = copy.deepcopy(prompts)
+    with bench.autocast():
+        settled.settle(encoder.encoder)
 
-    @torch.inference_mode()
-    def plain() -> None:
-        with bench.autocast():
-            bare(pixel_values=bench.pixels)
+    def run(call: Callable[[], Any]) -> Callable[[], None]:
+        @torch.inference_mode()
+        def forward() -> None:
+            with bench.autocast():
+                call()
 
-    @torch.inference_mode()
-    def with_prompts() -> None:
-        with bench.autocast():
-            encoder({"pixel_values": bench.pixels}, prompts=prompts.bind(bench.psi))
+        return forward
 
-    seconds = bench.take_turns({"bare": plain, "prompted": with_prompts}, bench.settings.repeats, "inference")
-    return {**seconds, "ratio": seconds["prompted"] / seconds["bare"]}
+    variants = {
+        "bare": run(lambda: bare(**bench.inputs)),
+        "bare held": run(lambda: held(**bench.inputs)),
+        "unprompted": run(lambda: encoder(bench.inputs)),
+        "projecting": run(lambda: encoder(bench.inputs, prompts=prompts.bind(bench.psi))),
+        "prompted": run(lambda: encoder(bench.inputs, prompts=settled.bind(bench.psi))),
+    }
+    way = bench.settings.compile
+    if way != "none":
+        batch = {"main": bench.inputs, "psi": bench.psi}
+        sides = {
+            "bare faster": lambda batch: [held(**batch["main"]).last_hidden_state],
+            "prompted faster": lambda batch: [
+                encoder(batch["main"], prompts=settled.bind(batch["psi"])).pooled
+            ],
+        }
+        for name, side in sides.items():
+            variants[name] = run(partial(faster(side, way, bench.device, {}), batch))
+    seconds = bench.take_turns(variants, bench.settings.repeats, "inference")
+    also = {} if way == "none" else {"ratio_faster": seconds["prompted faster"] / seconds["bare faster"]}
+    return {
+        **seconds,
+        **also,
+        "ratio": seconds["prompted"] / seconds["bare held"],
+        "ratio_to_bare": seconds["prompted"] / seconds["bare"],
+        "ratio_to_unprompted": seconds["prompted"] / seconds["unprompted"],
+    }
 
 
 def measure_routing(bench: _Bench, forward: float) -> dict[str, float]:
@@ -132,9 +163,7 @@ def measure_routing(bench: _Bench, forward: float) -> dict[str, float]:
     encoder, _ = bench.prompted()
     x0: list[Tensor] = []
     with torch.inference_mode(), bench.autocast():
-        encoder(
-            {"pixel_values": bench.pixels}, prompts=PromptFunction(lambda layer, feature: x0.append(feature))
-        )
+        encoder(bench.inputs, prompts=PromptFunction(lambda layer, feature: x0.append(feature)))
     kinds: dict[str, tuple[int, dict[str, Any]]] = {str(k): (k, {}) for k in (4, 8, 16, 32, 64, 128)}
     kinds["4, clusters"] = (4, {"standardise": True, "similarity": "cosine", "temperature": 0.2})
     runs = {}
@@ -168,7 +197,7 @@ def training_step(bench: _Bench, variant: str) -> Callable[[], None]:
         learned = [*prompts.parameters(), *head.parameters()]
 
         def feature() -> Tensor:
-            return encoder({"pixel_values": bench.pixels}, prompts=prompts.bind(bench.psi)).pooled
+            return encoder(bench.inputs, prompts=prompts.bind(bench.psi)).pooled
     else:
         model = copy.deepcopy(bench.bare).train()
         model.set_attn_implementation(variant.removeprefix("full "))
@@ -177,7 +206,7 @@ def training_step(bench: _Bench, variant: str) -> Callable[[], None]:
         learned = [*model.parameters(), *head.parameters()]
 
         def feature() -> Tensor:
-            return model(pixel_values=bench.pixels).last_hidden_state.mean(dim=1)
+            return model(**bench.inputs).last_hidden_state.mean(dim=1)
 
     optimizer = torch.optim.AdamW(learned, lr=1e-4)
 
@@ -247,19 +276,14 @@ def bench_prompts(settings: BenchSettings) -> dict[str, Any]:
     """Measure everything that the settings say.
 
     Returns:
-        `settings`, `machine`, `inference` (seconds and their ratio), `routing` (share by k) and, if asked
+        `settings`, `machine`, `inference` (see `measure_inference`), `routing` (share by k) and, if asked
         for, `training` (seconds, MiB and their ratios).
     """
     bench = _Bench(settings)
     inference = measure_inference(bench)
     result: dict[str, Any] = {
         "settings": asdict(settings),
-        "machine": {
-            "device": bench.device.type,
-            "bf16": use_bf16(settings.precision, bench.device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        },
+        "machine": machine_of(settings.precision, bench.device),
         "inference": inference,
         "routing": measure_routing(bench, inference["prompted"]),
     }

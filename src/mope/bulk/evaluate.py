@@ -11,6 +11,7 @@ from mope.bulk.run import require_engine
 from mope.data.feed import numbered
 from mope.data.splits import Report
 from mope.evaluation import Summary, collect
+from mope.graphs import Compile
 from mope.hub import find_run
 from mope.logs import say
 from mope.predictor import Predictor
@@ -27,6 +28,7 @@ def evaluate(
     device: str | None = None,
     batch_size: int = 32,
     workers: int = 1,
+    compile: Compile = "none",
     engine: str = "here",
     plugins: Sequence[str] = (),
     report: Report = say,
@@ -39,7 +41,7 @@ def evaluate(
         folder: what paths in it are relative to; None for the file's folder, or the current one.
         skip_bad_rows: leave out rows that can't be used, and say how many; else they are refused.
         by_pattern: also give the metrics of the rows that have the same inputs, by what these are.
-        device, batch_size, workers: see `Predictor`.
+        device, batch_size, workers, compile: see `Predictor`.
         engine: `here`, or `ray`: then `workers` are so many that load the model, see `mope.bulk.cluster`.
         plugins: files that register methods, which Ray's workers load.
         report: takes each line that is said.
@@ -52,6 +54,7 @@ def evaluate(
     """
     require_engine(engine)
     options: dict[str, Any] = {"device": device, "batch_size": batch_size, "workers": workers}
+    options["compile"] = compile
     predictor = Predictor(run, **options)
     stream = predictor.stream(data, folder)
     if stream.note is not None:

@@ -1,4 +1,4 @@
-"""`mope bench data | prompts | experts | methods | serve`."""
+"""`mope bench data | prompts | step | experts | methods | serve`."""
 
 import argparse
 import json
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mope.cli.output import add_verb, print_table, whole_numbers
+from mope.cli.output import add_compile, add_verb, print_table, whole_numbers
 from mope.cli.serve import add_bench
 from mope.errors import UserError
+
+_FASTER = {"default": "compiled", "graphs": "as CUDA graphs"}
 
 
 def add(verbs: Any) -> None:
@@ -25,17 +27,34 @@ def add(verbs: Any) -> None:
         bench, "prompts", bench_prompts, "measure prompts beside the bare model and full fine-tuning"
     )
     verb.add_argument(
-        "--model", choices=("swin-b", "vit-b", "tiny"), default="swin-b", help="with random weights"
+        "--model",
+        choices=("swin-b", "vit-b", "bert-base", "dinov2-s", "tiny", "tiny-bert"),
+        default="swin-b",
+        help="with random weights; pictures of 224 pixels (dinov2-s: 112), texts of 64 tokens (swin-b)",
     )
-    verb.add_argument("--batch", type=int, default=8, metavar="N", help="images per pass (8)")
+    verb.add_argument("--batch", type=int, default=8, metavar="N", help="rows per pass (8)")
     verb.add_argument("--experts", type=int, default=4, metavar="K", help="experts per layer (4)")
     verb.add_argument("--repeats", type=int, default=15, metavar="N", help="turns of each variant (15)")
     verb.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="arithmetic")
     verb.add_argument("--no-training", action="store_true", help="inference and routing only")
     verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
+    add_compile(verb)
+    _add_step(bench)
     _add_experts(bench)
     _add_methods(bench)
     add_bench(bench)
+
+
+def _add_step(bench: Any) -> None:
+    verb = add_verb(
+        bench, "step", bench_step, "measure the demo's training step beside its bare encoders' passes"
+    )
+    verb.add_argument("--model", choices=("demo", "tiny"), default="demo", help="with random weights")
+    verb.add_argument("--method", default="MoPE-clusters", metavar="NAME", help="(MoPE-clusters)")
+    verb.add_argument("--batch", type=int, default=8, metavar="N", help="rows per step (8)")
+    verb.add_argument("--repeats", type=int, default=15, metavar="N", help="turns of each variant (15)")
+    verb.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="arithmetic")
+    verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
 
 
 def _add_experts(bench: Any) -> None:
@@ -97,13 +116,26 @@ def bench_prompts(options: argparse.Namespace) -> None:
         precision=options.precision,
         device=options.device,
         training=not options.no_training,
+        compile=options.compile,
     )
     result = run(settings)
     if options.json:
         print(json.dumps(result, indent=2))
         return
     inference, training = result["inference"], result.get("training")
-    rows = [["forward, prompted over bare", f"{inference['ratio']:.3f}"]]
+    weights = "bf16" if result["machine"]["bf16"] else "fp32"
+    rows = [
+        [f"forward, prompted over bare, both with {weights} weights", f"{inference['ratio']:.3f}"],
+        ["forward, prompted over bare with fp32 weights", f"{inference['ratio_to_bare']:.3f}"],
+        ["forward, prompted over the same without prompts", f"{inference['ratio_to_unprompted']:.3f}"],
+    ]
+    if "ratio_faster" in inference:
+        rows.append(
+            [
+                f"forward, prompted over bare, both {_FASTER[options.compile]}",
+                f"{inference['ratio_faster']:.3f}",
+            ]
+        )
     rows += [
         [f"routing and mixing of the forward pass, k={k}", f"{share:.2%}"]
         for k, share in result["routing"].items()
@@ -113,9 +145,25 @@ def bench_prompts(options: argparse.Namespace) -> None:
         rows.append(
             [f"training step over {training['full']}, peak memory", f"{training['memory_ratio']:.3f}"]
         )
-    machine = result["machine"]
-    arithmetic = "bf16" if machine["bf16"] else "fp32"
-    print_table([f"{options.model}, batch {options.batch}, {machine['device']}, {arithmetic}", ""], rows)
+    print_table(["", ""], rows)
+    print(_machine(options, result))
+
+
+def bench_step(options: argparse.Namespace) -> None:
+    """`mope bench step`."""
+    from mope.bench.step import StepSettings
+    from mope.bench.step import bench_step as run
+
+    settings = StepSettings(
+        options.model, options.method, options.batch, options.repeats, options.precision, options.device
+    )
+    result = run(settings)
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return
+    rows = [[name, f"{1000 * value:.1f}"] for name, value in result["seconds"].items()]
+    print_table(["", "ms"], [*rows, ["step over the sum of bare passes", f"{result['ratio']:.3f}"]])
+    print(_machine(options, result))
 
 
 def bench_experts(options: argparse.Namespace) -> None:

@@ -106,6 +106,17 @@ def add_reading(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read rows (1)")
     verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
+    add_compile(verb)
+
+
+def add_compile(verb: argparse.ArgumentParser) -> None:
+    """The flag for faster passes."""
+    verb.add_argument(
+        "--compile",
+        default="none",
+        choices=("none", "default", "graphs"),
+        help="slower first passes and faster later ones: default by torch.compile, graphs by CUDA graphs",
+    )
 
 
 def add_engine(verb: argparse.ArgumentParser) -> None:

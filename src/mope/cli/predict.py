@@ -156,7 +156,7 @@ def _print(options: argparse.Namespace) -> None:
 
 def _loading(options: argparse.Namespace) -> dict[str, Any]:
     """The predictor's options."""
-    return {name: getattr(options, name) for name in ("device", "batch_size", "workers")}
+    return {name: getattr(options, name) for name in ("device", "batch_size", "workers", "compile")}
 
 
 def _table(options: argparse.Namespace) -> Any:

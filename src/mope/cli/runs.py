@@ -121,6 +121,7 @@ def evaluate(options: argparse.Namespace) -> None:
         device=options.device,
         batch_size=options.batch_size,
         workers=options.workers,
+        compile=options.compile,
         engine=options.engine,
         plugins=options.plugin,
         report=lambda line: print(line, file=sys.stderr),

@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from mope.cli.output import LIMITS, add_limits, add_plugin, add_verb, load_plugins, print_table
+from mope.cli.output import LIMITS, add_compile, add_limits, add_plugin, add_verb, load_plugins, print_table
 from mope.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def add(verbs: Any) -> None:
     )
     add_plugin(verb)
     verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
+    add_compile(verb)
 
 
 def add_bench(bench: Any) -> None:
@@ -119,12 +120,21 @@ def _app(options: argparse.Namespace, runs: Any, folders: Any, settings: "ServeS
 
     if len(runs) == 1 and not folders:
         ((name, run),) = runs.items()
-        return build_app(Predictor(run, device=options.device), settings, name=name, thread=False)
+        predictor = Predictor(run, device=options.device, compile=options.compile)
+        return build_app(predictor, settings, name=name, thread=False)
 
     def report(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    found = Runs(runs, folders, settings, device=options.device, most=options.max_runs, report=report)
+    found = Runs(
+        runs,
+        folders,
+        settings,
+        device=options.device,
+        compile=options.compile,
+        most=options.max_runs,
+        report=report,
+    )
     return build_runs_app(found, settings, thread=False)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mope.encoders.families import Kind
-from mope.prompts import PromptSource
+from mope.prompts import Projected, PromptSource
 
 
 @dataclass
@@ -57,6 +57,17 @@ class Encoder(nn.Module, ABC):
 
         Results are the same, and faster. None leaves the arithmetic as it is.
         """
+
+    def project_prompts(self, layer: int, prompts: Tensor) -> Projected | None:
+        """Keys and values that a layer makes of prompts (B or 1, P, d_i), by its index from 0.
+
+        None where prompts stand among its tokens: there each depends on its row.
+        """
+        return None
+
+    def projecting(self, layer: int) -> Iterator[nn.Module]:
+        """The modules that `project_prompts` applies."""
+        yield from ()
 
     def gradient_checkpointing(self) -> None:
         """Compute the layers' activations again in the backward pass instead of keeping them; without layers,

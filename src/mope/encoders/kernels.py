@@ -4,6 +4,7 @@ The choice is made here and nowhere else, by device, training or inference, and 
 are in `dev/LOG.md`.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from mope.graphs import Cache
+
 # The CPU kernel of scaled dot-product attention takes the last `keys % 16` of a row one by one: 62 take twice
 # as long as 64. Up to this many left over, filling up costs more than it saves.
 _LANES, _LEFT_OVER = 16, 3
 _SHORT = 256
+_pad_masks = Cache(16)
 
 
 def padding(keys: int, device: torch.device) -> int:
@@ -108,10 +112,16 @@ def widen_mask(
     if mask is None and causal and query.shape[2] > 1:
         mask = torch.ones(query.shape[2], keys, dtype=torch.bool, device=query.device).tril()[None, None]
     if mask is None:
-        if not pads:
-            return None
-        mask = torch.ones(1, 1, 1, keys, dtype=torch.bool, device=query.device)
+        make = partial(_hide_pads, prompts, pads, keys, query.device)
+        return _pad_masks.get((prompts, pads, keys, query.device), make) if pads else None
     if mask.dtype == torch.bool:
         return functional.pad(functional.pad(mask, (pads, 0)), (prompts, 0), value=True)
     mask = mask.to(query.dtype)
     return functional.pad(functional.pad(mask, (pads, 0), value=float("-inf")), (prompts, 0))
+
+
+def _hide_pads(prompts: int, pads: int, keys: int, device: torch.device) -> Tensor:
+    """A mask (1, 1, 1, K) that hides pads alone; all layers of a model have the same."""
+    mask = torch.ones(1, 1, 1, prompts + pads + keys, dtype=torch.bool, device=device)
+    mask[..., prompts : prompts + pads] = False
+    return mask

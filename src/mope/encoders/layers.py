@@ -65,10 +65,16 @@ def ask_for_prompts(
 
     def insert(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         source, args, kwargs = _source(family, args, kwargs)
-        if source is None or (prompts := source(index, _entering(family, args, kwargs))) is None:
+        if source is None:
             return args, kwargs
+        x0 = _entering(family, args, kwargs)
         lives_on = source.lives_on and family.tokens
-        if insertion == "tokens" or lives_on:
+        among = insertion == "tokens" or lives_on
+        kept = None if among else source.kept(index, x0)
+        prompts = source(index, x0) if kept is None else source.rest(index, x0)
+        if prompts is None and kept is None:
+            return args, kwargs
+        if among and prompts is not None:
             blind = source.blind if lives_on else 0
             args, kwargs, told = put_in(prompts, family, args, kwargs, blind, source.bias(index))
             told = replace(told, source=source) if lives_on else told
@@ -77,8 +83,8 @@ def ask_for_prompts(
             else:
                 beside.among[index] = told
             return args, kwargs
-        states = prompts if norm is None else layer.get_submodule(norm)(prompts)
-        return args, {**kwargs, ARGUMENT: Prefix(states, family, source.bias(index))}
+        states = prompts if norm is None or prompts is None else layer.get_submodule(norm)(prompts)
+        return args, {**kwargs, ARGUMENT: Prefix(x0.shape[0], states, family, kept, source.bias(index))}
 
     def take(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         beside = _side_way.get()

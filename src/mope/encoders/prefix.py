@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from mope.encoders import kernels, windows
 from mope.encoders.families import Family
-from mope.prompts import PromptSource
+from mope.prompts import Projected, PromptSource
 
 ATTENTION = "mope_prefix"
 """Name of our attention function among transformers'."""
@@ -33,24 +32,34 @@ class Prefix:
     """What a layer tells its attention of prompts in front.
 
     Attributes:
-        states: the prompts as the layer's attention sees tokens, normed where it norms them, (B, P, d).
+        batch: B.
+        states: the prompts as the layer's attention sees tokens, normed where it norms them, (B, P, d);
+            None where all are `kept`.
         family: the model's row.
+        kept: keys and values of prompts before these, which were projected beforehand, or None.
         bias: added to the logits of prompts, (B or 1, P), or None.
         shift: in a windowed encoder, the mask of its shifted windows, (windows, N, N), or None.
     """
 
-    states: Tensor
+    batch: int
+    states: Tensor | None
     family: Family
+    kept: Projected | None = None
     bias: Tensor | None = None
     shift: Tensor | None = None
 
-    def project(self, attention: nn.Module) -> tuple[Tensor, Tensor]:
-        """Keys and values of the prompts, (B, P, H * d) each, by the layer's own projections."""
-        family = self.family
-        if family.key == family.value:
-            _, keys, values = getattr(attention, family.key)(self.states).chunk(3, dim=-1)
-            return keys, values
-        return getattr(attention, family.key)(self.states), getattr(attention, family.value)(self.states)
+    def project(self, attention: nn.Module) -> list[Projected]:
+        """Keys and values of the prompts, in order."""
+        made = None if self.states is None else project(self.family, attention, self.states)
+        return [part for part in (self.kept, made) if part is not None]
+
+
+def project(family: Family, attention: nn.Module, states: Tensor) -> Projected:
+    """Keys and values of prompts (B, P, d), (B, P, H * d) each, by the layer's own projections."""
+    if family.key == family.value:
+        _, keys, values = getattr(attention, family.key)(states).chunk(3, dim=-1)
+        return Projected(keys, values)
+    return Projected(getattr(attention, family.key)(states), getattr(attention, family.value)(states))
 
 
 @dataclass(frozen=True)
@@ -94,8 +103,8 @@ def prefix_attention(
         if mope_watch is not None:
             mope_watch(query, key, attention_mask, 0)
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    prompt_keys, prompt_values = mope.project(module)
-    batch, length, _ = prompt_keys.shape
+    prompts = mope.project(module)
+    batch, length = mope.batch, sum(part.keys.shape[1] for part in prompts)
     count = query.shape[0] // batch
     pads = kernels.padding(length + key.shape[2], query.device)
     if windows.is_windowed(module) and attention_mask is not None:
@@ -106,8 +115,8 @@ def prefix_attention(
         mask = kernels.widen_mask(attention_mask, length, pads, query, key.shape[2], causal)
     if mope.bias is not None:
         mask = kernels.add_bias(mask, mope.bias, count, query.dtype, length + pads + key.shape[2])
-    key = _in_front(prompt_keys, key, pads, count)
-    value = _in_front(prompt_values, value, pads, count)
+    key = _in_front([part.keys for part in prompts], key, pads, count)
+    value = _in_front([part.values for part in prompts], value, pads, count)
     if mope_watch is not None:
         mope_watch(query, key, mask, length + pads)
     return kernels.attend(module, query, key, value, mask, kwargs), None
@@ -117,13 +126,16 @@ AttentionInterface.register(ATTENTION, prefix_attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-def _in_front(prompts: Tensor, tokens: Tensor, pads: int, count: int) -> Tensor:
-    """Prompts (B, P, H * d) and pads in front of tokens: (B * windows, H, N, d) -> (..., H, K, d).
+def _in_front(prompts: list[Tensor], tokens: Tensor, pads: int, count: int) -> Tensor:
+    """Prompts (B or 1, P, H * d) and pads in front of tokens: (B * windows, H, N, d) -> (..., H, K, d).
 
     The prompts are expanded batch-major, as the windows are: a window attends to its own image's prompts.
     """
     heads, width = tokens.shape[1], tokens.shape[3]
-    prompts = functional.pad(prompts.to(tokens.dtype), (0, 0, 0, pads))
-    prompts = prompts.unflatten(2, (heads, width)).unsqueeze(1).expand(-1, count, -1, -1, -1)
     tokens = tokens.transpose(1, 2).unflatten(0, (-1, count))
-    return torch.cat([prompts, tokens], dim=2).flatten(0, 1).transpose(1, 2)
+    parts = [part.to(tokens.dtype).unflatten(2, (heads, width)).unsqueeze(1) for part in prompts]
+    if pads:
+        parts.append(tokens.new_zeros(1, 1, pads, heads, width))
+    # Not `len`: in a traced graph it would fix the batch.
+    parts = [part.expand(tokens.shape[0], count, -1, -1, -1) for part in parts]
+    return torch.cat([*parts, tokens], dim=2).flatten(0, 1).transpose(1, 2)

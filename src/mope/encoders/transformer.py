@@ -17,10 +17,10 @@ from mope.encoders import windows
 from mope.encoders.base import Encoder, EncoderOutput
 from mope.encoders.families import ARGUMENT, FAMILIES, Family, Insertion, Pooling, follow
 from mope.encoders.layers import ask_for_prompts, global_feature, relayed
-from mope.encoders.prefix import ATTENTION
+from mope.encoders.prefix import ATTENTION, project
 from mope.encoders.stack import LayerStack, make_steppable
 from mope.errors import UserError
-from mope.prompts import PromptSource
+from mope.prompts import Projected, PromptSource
 
 _TAKEN = "_mope_taken"
 """Marks a model whose layers ask for prompts: a second encoder's hooks would ask twice."""
@@ -85,9 +85,6 @@ class TransformerEncoder(Encoder):
         if hasattr(self.backbone.config, "apply_spec_augment"):
             # It hides stretches of time, which a short clip hasn't, behind an embedding that learns then.
             self.backbone.config.apply_spec_augment = False
-        has_norm = family.norm is not None and (
-            family.norm_if is None or getattr(self.backbone.config, family.norm_if)
-        )
         if family.insertion == "prefix":
             self.backbone.set_attn_implementation(ATTENTION)
         for index, layer in enumerate(self.layers):
@@ -95,7 +92,7 @@ class TransformerEncoder(Encoder):
             widths.append(getattr(attention, family.key).in_features)
             if family.restore:
                 windows.share_masks(layer, attention)
-            ask_for_prompts(layer, index, family, family.norm if has_norm else None, self.insertion)
+            ask_for_prompts(layer, index, family, self._norm, self.insertion)
         return widths
 
     def _map_dims(self) -> tuple[int, ...]:
@@ -145,6 +142,26 @@ class TransformerEncoder(Encoder):
                         setattr(part, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
             if windows.is_windowed(part):
                 windows.fix_bias(part)
+
+    @property
+    def _norm(self) -> str | None:
+        """Path from a layer to what stands before its attention, if anything does."""
+        family = self.family
+        stands = family.norm_if is None or getattr(self.backbone.config, family.norm_if)
+        return family.norm if stands else None
+
+    def project_prompts(self, layer: int, prompts: Tensor) -> Projected | None:
+        if self.insertion != "prefix":
+            return None
+        found = self.layers[layer]
+        states = prompts if self._norm is None else found.get_submodule(self._norm)(prompts)
+        return project(self.family, found.get_submodule(self.family.attention), states)
+
+    def projecting(self, layer: int) -> Iterator[nn.Module]:
+        family = self.family
+        paths = {f"{family.attention}.{family.key}", f"{family.attention}.{family.value}"}
+        for path in paths if self._norm is None else {*paths, self._norm}:
+            yield self.layers[layer].get_submodule(path)
 
     def make_steppable(self) -> None:
         """Let `stack` run the layers one at a time."""

@@ -138,6 +138,11 @@ class TunedEncoder(nn.Module):
             self._stand_in(output.pooled, present), self._stand_in(output.tokens, present), output.stages
         )
 
+    def settle_prompts(self) -> None:
+        """Project the encoder's own prompts, if it has any, see `KeptPrompts.keep`."""
+        if self.prompts is not None:
+            self.prompts.settle(self.encoder)
+
     def make_steppable(self) -> None:
         """Let `stack` run the layers of a plain transformer one at a time."""
         assert isinstance(self.encoder, TransformerEncoder)

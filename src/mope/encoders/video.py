@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mope.encoders.base import Encoder, EncoderOutput
 from mope.errors import UserError
-from mope.prompts import PromptSource
+from mope.prompts import Projected, PromptSource
 
 
 class VideoEncoder(Encoder):
@@ -61,6 +61,12 @@ class VideoEncoder(Encoder):
     def units(self) -> Iterator[nn.Module]:
         return self.frames.units()
 
+    def project_prompts(self, layer: int, prompts: Tensor) -> Projected | None:
+        return self.frames.project_prompts(layer, prompts)
+
+    def projecting(self, layer: int) -> Iterator[nn.Module]:
+        return self.frames.projecting(layer)
+
     def freeze(self, dtype: torch.dtype | None = None) -> None:
         self.frames.freeze(dtype)
 
@@ -72,9 +78,24 @@ class _PerFrame(PromptSource):
         self.video, self.batch, self.time = video, batch, time
 
     def __call__(self, layer: int, x0: Tensor) -> Tensor | None:
-        found = self.video(layer, x0.unflatten(0, (self.batch, self.time)).mean(dim=1))
-        return None if found is None else found.repeat_interleave(self.time, dim=0)
+        found = self.video(layer, self._per_video(x0))
+        return None if found is None else self._per_frame(found)
+
+    def kept(self, layer: int, x0: Tensor) -> Projected | None:
+        found = self.video.kept(layer, x0)
+        return None if found is None else Projected(*map(self._per_frame, found))
+
+    def rest(self, layer: int, x0: Tensor) -> Tensor | None:
+        found = self.video.rest(layer, self._per_video(x0))
+        return None if found is None else self._per_frame(found)
 
     def bias(self, layer: int) -> Tensor | None:
         bias = self.video.bias(layer)
-        return bias if bias is None or bias.shape[0] == 1 else bias.repeat_interleave(self.time, dim=0)
+        return None if bias is None else self._per_frame(bias)
+
+    def _per_video(self, x0: Tensor) -> Tensor:
+        return x0.unflatten(0, (self.batch, self.time)).mean(dim=1)
+
+    def _per_frame(self, found: Tensor) -> Tensor:
+        """What is a video's for each of its frames; what is everybody's stays so."""
+        return found if found.shape[0] == 1 else found.repeat_interleave(self.time, dim=0)

@@ -6,7 +6,6 @@ values here are the same, so that the outputs of the bare model are bit for bit.
 """
 
 from dataclasses import replace
-from functools import lru_cache
 from types import MethodType, SimpleNamespace
 from typing import Any
 
@@ -16,8 +15,10 @@ from torch.nn import functional
 from transformers.models.swin.modeling_swin import SwinLayer
 
 from mope.encoders.families import ARGUMENT
+from mope.graphs import Cache
 
 _WINDOWED = "_mope_windowed"
+_shift_masks = Cache(32)
 
 
 class FixedBias(nn.Module):
@@ -32,7 +33,7 @@ class FixedBias(nn.Module):
     def __init__(self, bias: Tensor):
         super().__init__()
         self.register_buffer("bias", bias, persistent=False)
-        self._widened: dict[Any, tuple[Tensor | None, Tensor]] = {}
+        self._widened = Cache(2)
 
     def forward(self) -> Tensor:
         """The bias (1, H, N, N)."""
@@ -49,19 +50,11 @@ class FixedBias(nn.Module):
 
     def widened(self, shift: Tensor | None, query: Tensor, prompts: int, pads: int, batch: int) -> Tensor:
         """As `wide_mask`; the last two results are kept, since a size of pictures comes again and again."""
-        if torch.compiler.is_compiling():
-            return _widen(self.bias, shift, query, prompts, pads, batch)
-        # A tensor made in inference mode can't be used in training.
-        mode = torch.is_inference_mode_enabled()
-        key = (prompts, pads, batch, query.dtype, query.device, mode)
-        known = self._widened.get(key)
-        if known is not None and known[0] is shift:
-            return known[1]
-        made = _widen(self.bias, shift, query, prompts, pads, batch)
-        for old in list(self._widened)[:-1]:
-            self._widened.pop(old, None)
-        self._widened[key] = (shift, made)
-        return made
+        # A shift mask is known by its address, which is no other's while it is held beside the result.
+        key = (prompts, pads, batch, query.dtype, query.device, id(shift))
+        return self._widened.get(key, lambda: (_widen(self.bias, shift, query, prompts, pads, batch), shift))[
+            0
+        ]
 
 
 def is_windowed(module: nn.Module) -> bool:
@@ -91,30 +84,13 @@ def fix_bias(attention: Any) -> None:
 def _shift_mask(
     self: Any, height: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor | None:
-    size = (int(self.window_size), int(self.shift_size))
-    if torch.compiler.is_compiling():
-        return _make_shift_mask(height, width, *size, dtype, device)
-    return _kept_shift_mask(height, width, *size, dtype, device, torch.is_inference_mode_enabled())
+    window, shift = int(self.window_size), int(self.shift_size)
 
+    def make() -> Tensor | None:
+        block: Any = SimpleNamespace(window_size=window, shift_size=shift)
+        return SwinLayer.get_attn_mask(block, height, width, dtype=dtype, device=device)
 
-def _make_shift_mask(
-    height: int, width: int, window: int, shift: int, dtype: torch.dtype, device: torch.device
-) -> Tensor | None:
-    block: Any = SimpleNamespace(window_size=window, shift_size=shift)
-    return SwinLayer.get_attn_mask(block, height, width, dtype=dtype, device=device)
-
-
-@lru_cache(maxsize=32)
-def _kept_shift_mask(
-    height: int,
-    width: int,
-    window: int,
-    shift: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    inference: bool,
-) -> Tensor | None:
-    return _make_shift_mask(height, width, window, shift, dtype, device)
+    return _shift_masks.get((height, width, window, shift, dtype, device), make)
 
 
 def _hand_over(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:

@@ -151,6 +151,13 @@ class Fusion(nn.Module, ABC):
         # A fusion of somebody else's may route in a way of its own.
         return names if len(names) == count else [str(layer + 1) for layer in range(count)]
 
+    def settle_prompts(self) -> None:
+        """Project the prompts that are the same for every row, see `KeptPrompts.keep`."""
+        for name in self.encoders:
+            self.encoder(name).settle_prompts()
+        for name, prompts in self.guided.items():
+            prompts.settle(self.encoder(name).encoder)
+
     def missing(self, batch: Batch) -> dict[str, Tensor]:
         """Rows (B,), boolean, of each input that may be missing, where it is."""
         return {name: ~batch[name][PRESENT] for name in self.encoders if PRESENT in batch[name]}

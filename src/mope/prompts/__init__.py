@@ -7,11 +7,12 @@ from mope.prompts.deep import DeepPrompts, prompt_bound
 from mope.prompts.experts import Experts
 from mope.prompts.fusion import BoundPrompts, FusionPrompts, Joining
 from mope.prompts.importance import importance, importance_loss, variation
+from mope.prompts.kept import KeptPrompts, Projects
 from mope.prompts.mapper import Mapper
 from mope.prompts.mixed import MixedPrompts
 from mope.prompts.offsets import Offsets, Start, make_offsets
 from mope.prompts.router import KeyInit, Router, Similarity
-from mope.prompts.source import PromptFunction, PromptSource
+from mope.prompts.source import Projected, PromptFunction, PromptSource
 
 __all__ = [
     "BoundPrompts",
@@ -19,10 +20,13 @@ __all__ = [
     "Experts",
     "FusionPrompts",
     "Joining",
+    "KeptPrompts",
     "KeyInit",
     "Mapper",
     "MixedPrompts",
     "Offsets",
+    "Projected",
+    "Projects",
     "PromptFunction",
     "PromptSource",
     "Router",

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mope.prompts.kept import KeptPrompts, Projects
 from mope.prompts.offsets import Start, make_offsets
-from mope.prompts.source import PromptSource
+from mope.prompts.source import Projected, PromptSource
 
 
 def prompt_bound(embed_dim: int, patch_area: int = 1) -> float:
@@ -42,6 +43,17 @@ class DeepPrompts(nn.Module, PromptSource):
         )
         self.dropout = nn.Dropout(dropout)
         self.offsets = make_offsets(start, len(layer_dims), [length])
+        self.projected = KeptPrompts()
+
+    def settle(self, encoder: Projects) -> None:
+        """Project all prompts by an encoder's layers, see `KeptPrompts.keep`."""
+        self.projected.keep(list(self.prompts), encoder)
+
+    def kept(self, layer: int, x0: Tensor) -> Projected | None:
+        return self.projected.find(layer, x0)
+
+    def rest(self, layer: int, x0: Tensor) -> None:
+        return None
 
     def bias(self, layer: int) -> Tensor | None:
         return None if self.offsets is None else self.offsets(layer)

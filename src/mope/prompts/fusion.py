@@ -6,12 +6,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mope.graphs import is_recorded
 from mope.prompts.deep import prompt_bound
 from mope.prompts.experts import Experts
+from mope.prompts.kept import KeptPrompts, Projects
 from mope.prompts.mapper import Mapper
 from mope.prompts.offsets import Start, make_offsets
 from mope.prompts.router import KeyInit, Router, Similarity
-from mope.prompts.source import PromptSource
+from mope.prompts.source import Projected, PromptSource
 
 PromptPart = Literal["static", "dynamic", "mapped"]
 Joining = Literal["beside", "added"]
@@ -96,6 +98,7 @@ class FusionPrompts(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.lengths = [length] * self._own + [1] * len(self.mappers)
         self.offsets = make_offsets(start, len(layer_dims), self.lengths)
+        self.projected = KeptPrompts()
 
     @property
     def _own(self) -> int:
@@ -106,6 +109,14 @@ class FusionPrompts(nn.Module):
     def reads_features(self) -> bool:
         """Whether any prompt depends on the complementary features."""
         return len(self.mappers) > 0 or (self.router is not None and len(self.router.cross) > 0)
+
+    def settle(self, encoder: Projects) -> None:
+        """Project static prompts by the main encoder's layers, see `KeptPrompts.keep`.
+
+        Of static prompts that dynamic ones are added to, nothing is the same for every row.
+        """
+        static = [] if self.static is None or self.added else list(self.static)
+        self.projected.keep(static, encoder)
 
     def bind(self, psi: Mapping[str, Tensor], missing: Mapping[str, Tensor] | None = None) -> "BoundPrompts":
         """The prompt source for one batch.
@@ -149,9 +160,7 @@ class BoundPrompts(PromptSource):
         if first is None:
             return None
         # A graph can't depend on what is in a batch; there a bias that hides nothing does no harm.
-        if not torch.compiler.is_compiling() and not any(
-            rows is not None and bool(rows.any()) for rows in found
-        ):
+        if not is_recorded() and not any(rows is not None and bool(rows.any()) for rows in found):
             return None
         before = first.new_zeros(first.shape[0], sum(prompts.lengths) - len(found))
         mapped = [torch.zeros_like(first) if rows is None else rows for rows in found]
@@ -170,8 +179,17 @@ class BoundPrompts(PromptSource):
 
     def __call__(self, layer: int, x0: Tensor) -> Tensor | None:
         """Prompts (B, P, d_i) of one layer, in the order `[P_s, P_d, P_m]`; None if no part is on."""
+        return self._prompts(layer, x0)
+
+    def kept(self, layer: int, x0: Tensor) -> Projected | None:
+        return self.prompts.projected.find(layer, x0)
+
+    def rest(self, layer: int, x0: Tensor) -> Tensor | None:
+        return self._prompts(layer, x0, static=False)
+
+    def _prompts(self, layer: int, x0: Tensor, static: bool = True) -> Tensor | None:
         prompts, parts = self.prompts, []
-        if prompts.static is not None:
+        if static and prompts.static is not None:
             parts.append(prompts.static[layer].expand(x0.shape[0], -1, -1))
         if prompts.experts is not None:
             # In full precision: autocast would also round every expert anew in each pass, to mix a few.

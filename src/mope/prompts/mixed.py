@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mope.prompts.source import PromptSource
+from mope.prompts.source import Projected, PromptSource
 
 
 class MixedPrompts(PromptSource):
@@ -23,31 +23,54 @@ class MixedPrompts(PromptSource):
     def __init__(self, sources: Sequence[PromptSource | None], counts: Sequence[int]):
         self.sources, self.counts = sources, list(counts)
         self._bias: dict[int, Tensor | None] = {}
+        self._known: dict[int, int] = {}
 
     def __call__(self, layer: int, x0: Tensor) -> Tensor | None:
         """Prompts (B, P, d_i) of one layer, P the longest source's."""
+        return self._prompts(layer, x0, 0)
+
+    def kept(self, layer: int, x0: Tensor) -> Projected | None:
+        """What every source knows of as many prompts, (B, P', H * d) each; None where they know different
+        numbers."""
+        found = [None if source is None else source.kept(layer, x0) for source in self.sources]
+        known = [one for one in found if one is not None]
+        if len(known) < len(found) or len({one.keys.shape[1] for one in known}) > 1:
+            return None
+        rows = [
+            (one.keys.expand(count, -1, -1), one.values.expand(count, -1, -1))
+            for one, count in zip(known, self.counts, strict=True)
+        ]
+        self._known[layer] = known[0].keys.shape[1]
+        return Projected(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
+
+    def rest(self, layer: int, x0: Tensor) -> Tensor | None:
+        return self._prompts(layer, x0, self._known.pop(layer))
+
+    def _prompts(self, layer: int, x0: Tensor, known: int) -> Tensor | None:
+        """All prompts, or those behind the `known` first ones of every row."""
         parts, biases = [], []
         for source, rows in zip(self.sources, x0.split(self.counts), strict=True):
-            prompts = None if source is None else source(layer, rows)
+            ask = source if source is None or not known else source.rest
+            prompts = None if ask is None else ask(layer, rows)
             parts.append(x0.new_zeros(len(rows), 0, x0.shape[1]) if prompts is None else prompts)
             biases.append(None if source is None else source.bias(layer))
         longest = max(part.shape[1] for part in parts)
-        self._bias[layer] = self._joined(parts, biases, longest)
+        self._bias[layer] = self._joined(parts, biases, longest, known)
         return _cat([_padded(part, longest) for part in parts]) if longest else None
 
     def bias(self, layer: int) -> Tensor | None:
         return self._bias.pop(layer)
 
     def _joined(
-        self, parts: Sequence[Tensor], biases: Sequence[Tensor | None], longest: int
+        self, parts: Sequence[Tensor], biases: Sequence[Tensor | None], longest: int, known: int
     ) -> Tensor | None:
-        """Everybody's bias, and where rows see nothing, (B, P); None for nothing."""
+        """Everybody's bias, and where rows see nothing, (B, P), known prompts first; None for nothing."""
         if all(bias is None for bias in biases) and all(part.shape[1] == longest for part in parts):
             return None
         found = []
         for part, bias in zip(parts, biases, strict=True):
             rows, length = part.shape[:2]
-            own = part.new_zeros(1, length) if bias is None else bias
+            own = part.new_zeros(1, known + length) if bias is None else bias
             hidden = (0, longest - length)
             found.append(functional.pad(own.float(), hidden, value=float("-inf")).expand(rows, -1))
         return _cat(found)

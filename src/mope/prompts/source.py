@@ -2,8 +2,20 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
+
+
+class Projected(NamedTuple):
+    """Prompts as a layer's attention reads them.
+
+    Attributes:
+        keys, values: by the layer's own projections, (B or 1, P, H * d) each; 1 where they are every row's.
+    """
+
+    keys: Tensor
+    values: Tensor
 
 
 class PromptSource(ABC):
@@ -33,8 +45,19 @@ class PromptSource(ABC):
             (B, P, d_i), or None for a layer without.
         """
 
+    def kept(self, layer: int, x0: Tensor) -> Projected | None:
+        """The first prompts of a layer, where their keys and values are known already; arguments as above.
+
+        Whoever takes them asks `rest` for the others, instead of asking for all.
+        """
+        return None
+
+    def rest(self, layer: int, x0: Tensor) -> Tensor | None:
+        """The prompts behind those that `kept` gives, (B, P', d_i); None for none."""
+        return self(layer, x0)
+
     def bias(self, layer: int) -> Tensor | None:
-        """What is added to the attention logits of the prompts just given, for every query and head.
+        """What is added to the attention logits of all prompts just given, for every query and head.
 
         Returns:
             (B or 1, P), minus infinity for a prompt that a row must not see; None for nothing.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from mope.device import pick_device
 from mope.errors import UserError
+from mope.graphs import Compile, require_compile
 from mope.hub import find_run, is_on_hub
 from mope.predictor import Predictor
 from mope.predictors import named_runs
@@ -81,7 +82,7 @@ class Runs:
         sources: run folders or repositories by name.
         folders: whose folders are runs, as long as they are there.
         settings: the limits.
-        device: see `Predictor`.
+        device, compile: see `Predictor`.
         most: runs in memory.
         report: takes what is said.
 
@@ -96,6 +97,7 @@ class Runs:
         settings: ServeSettings,
         *,
         device: str | None = None,
+        compile: Compile = "none",
         most: int = 1000,
         report: Report = print,
     ):
@@ -110,6 +112,8 @@ class Runs:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self.device = pick_device(device)
+        self._compile: Compile = compile
+        require_compile(compile, self.device)
         if not self._find():
             raise UserError(f"There is no finished run in {', '.join(map(str, folders)) or 'what is named'}.")
 
@@ -156,7 +160,9 @@ class Runs:
         with self._lock:
             while len(self._held) >= self._most and name not in self._held:
                 self._held.popitem(last=False)
-        predictor = Predictor(source, device=self._device, batch_size=self._settings.batch)
+        predictor = Predictor(
+            source, device=self._device, batch_size=self._settings.batch, compile=self._compile
+        )
         served = Served(name, predictor, self._settings)  # what changed meanwhile differs at the next look
         with self._lock:
             self._held[name] = _Held(state, served)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mope.data.dataset import RowDataset
 from mope.device import autocast
 from mope.encoders import TransformerEncoder
-from mope.encoders.prefix import Prefix
+from mope.encoders.prefix import project
 from mope.errors import UserError
 from mope.fusion.sequential import Sequential
 from mope.predictor import Predictor
@@ -128,8 +128,10 @@ class _Watch:
         self.queries: list[Tensor] = []
         self.logits: list[Tensor] = []
         self._parts, self._encoder, self._handles = prompts, encoder, []
+        self._aside = prompts.projected.set_aside()
 
     def __enter__(self) -> "_Watch":
+        self._aside.__enter__()
         # All prompts of a layer pass the dropout last.
         self._handles.append(self._parts.dropout.register_forward_hook(self._take))
         for layer in self._encoder.layers:
@@ -140,6 +142,7 @@ class _Watch:
     def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
+        self._aside.__exit__(None, None, None)
 
     def _take(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
         given = output.detach()
@@ -178,7 +181,7 @@ def run_layer(seen: Seen, encoder: TransformerEncoder, place: int) -> Layer:
     def keys(prompts: Tensor) -> Tensor:
         flat = prompts.flatten(0, -3)
         states = flat if norm is None else norm(flat)
-        found, _ = Prefix(states, family).project(attention)
+        found = project(family, attention, states).keys
         return found.unflatten(0, prompts.shape[:-2]).unflatten(-1, (heads, width)).transpose(-3, -2)
 
     every = torch.cat(seen.prompts)
