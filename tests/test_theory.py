@@ -165,7 +165,8 @@ def test_gradients_of_rows_are_those_of_one_row_alone(run):
     together = torch.cat(watch_run(predictor, 5, None, 2)[0][1].wishes)
     predictor.batch_size = 1
     alone = torch.cat(watch_run(predictor, 5, None, 2)[0][1].wishes)
-    torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-3)
+    # What is near zero beside the others is so by cancelling out, and is mostly roundings.
+    torch.testing.assert_close(together, alone, atol=1e-4 * float(alone.abs().max()), rtol=1e-4)
 
 
 def test_the_command_writes_json_a_table_and_a_picture(run, tmp_path, capsys):
