@@ -18,7 +18,7 @@ def run(weights, tables, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def rows(tables) -> list[dict]:
+def table_rows(tables) -> list[dict]:
     """Twenty rows of which three can't be used."""
     rows = [{**row, "picture": str(tables / row["picture"])} for row in open_table(tables / "test.csv")]
     rows[3]["picture"], rows[7]["question"], rows[19]["picture"] = "none.png", " ", ""

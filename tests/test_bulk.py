@@ -22,9 +22,9 @@ pytest_plugins = ["bulk_fixtures"]
 
 
 @pytest.mark.parametrize("kind", OUTPUTS)
-def test_every_kind_of_table_goes_to_every_kind_of_file(run, rows, tmp_path, kind):
-    expected = Predictor(run, device="cpu").predict(rows)
-    for name, file in sources(rows, tmp_path / "in").items():
+def test_every_kind_of_table_goes_to_every_kind_of_file(run, table_rows, tmp_path, kind):
+    expected = Predictor(run, device="cpu").predict(table_rows)
+    for name, file in sources(table_rows, tmp_path / "in").items():
         out = tmp_path / "deep" / f"{name.split('.')[-1]}{kind}"
         written = predict_file(run, file, out, Wanted(["id,question"]), device="cpu", batch_size=8, workers=0)
         assert (written.rows, written.bad) == (20, 3)
@@ -33,7 +33,7 @@ def test_every_kind_of_table_goes_to_every_kind_of_file(run, rows, tmp_path, kin
         names = ["id", "question", "predicted_label"]
         names += [f"predicted_probability_{name}" for name in ("blue", "green", "red")]
         assert list(found[0]) == [*names, "predicted_error"]
-        for row, said, prediction in zip(rows, found, expected, strict=True):
+        for row, said, prediction in zip(table_rows, found, expected, strict=True):
             assert (row["id"], row["question"]) == (said["id"], said["question"])
             assert (said["predicted_label"] or None) == prediction.label
             assert (said["predicted_error"] or None) == prediction.error
@@ -44,20 +44,22 @@ def test_every_kind_of_table_goes_to_every_kind_of_file(run, rows, tmp_path, kin
     assert not [path for path in (tmp_path / "deep").iterdir() if path.name.startswith(".")]
 
 
-def test_predictions_of_a_stream_are_those_of_its_table(run, rows, tmp_path):
+def test_predictions_of_a_stream_are_those_of_its_table(run, table_rows, tmp_path):
     predictor = Predictor(run, device="cpu", batch_size=8)
-    expected = predictor.predict(rows)
-    assert list(predictor.predict_stream(rows)) == expected
-    assert list(predictor.predict_stream(iter(rows))) == expected
-    assert list(predictor.predict_stream(IterableDataset.from_generator(lambda: iter(rows)))) == expected
-    for file in sources(rows, tmp_path / "in").values():
+    expected = predictor.predict(table_rows)
+    assert list(predictor.predict_stream(table_rows)) == expected
+    assert list(predictor.predict_stream(iter(table_rows))) == expected
+    assert (
+        list(predictor.predict_stream(IterableDataset.from_generator(lambda: iter(table_rows)))) == expected
+    )
+    for file in sources(table_rows, tmp_path / "in").values():
         assert list(predictor.predict_stream(file)) == expected
-    assert [p.label for p in predictor.predict_stream(rows[0])] == [expected[0].label]
+    assert [p.label for p in predictor.predict_stream(table_rows[0])] == [expected[0].label]
     assert list(predictor.predict_stream([])) == []
-    by_input = ({"image": row["picture"], "text": row["question"]} for row in rows)
+    by_input = ({"image": row["picture"], "text": row["question"]} for row in table_rows)
     assert list(predictor.predict_stream(by_input)) == expected
     taken = []
-    endless = predictor.predict_stream(taken.append(n) or rows[n % 20] for n in range(10**9))
+    endless = predictor.predict_stream(taken.append(n) or table_rows[n % 20] for n in range(10**9))
     found = [next(endless) for _ in range(25)]
     assert [(p.label, p.error) for p in found] == [
         (expected[n % 20].label, expected[n % 20].error) for n in range(25)
@@ -67,8 +69,8 @@ def test_predictions_of_a_stream_are_those_of_its_table(run, rows, tmp_path):
         next(predictor.predict_stream([{"picture": "a.png"}]))
 
 
-def test_workers_keep_the_order(run, rows, tmp_path):
-    many = write_csv([{**rows[n % 20], "id": n} for n in range(430)], tmp_path / "many.csv")
+def test_workers_keep_the_order(run, table_rows, tmp_path):
+    many = write_csv([{**table_rows[n % 20], "id": n} for n in range(430)], tmp_path / "many.csv")
     outs = []
     for workers in (0, 3):
         outs.append(tmp_path / f"{workers}.csv")
@@ -77,8 +79,8 @@ def test_workers_keep_the_order(run, rows, tmp_path):
     assert [row["id"] for row in read_back(outs[0])] == [str(n) for n in range(430)]
 
 
-def test_nothing_is_written_over_unasked(run, rows, tables, tmp_path, capsys):
-    table = write_csv(rows, tmp_path / "t.csv")
+def test_nothing_is_written_over_unasked(run, table_rows, tables, tmp_path, capsys):
+    table = write_csv(table_rows, tmp_path / "t.csv")
     command = ["predict", str(run), str(table), "--device", "cpu", "--workers", "0", "--out"]
     out = tmp_path / "p.csv"
     out.write_text("mine")
@@ -119,12 +121,12 @@ def test_nothing_is_written_over_unasked(run, rows, tables, tmp_path, capsys):
     assert len(load_from_disk(tmp_path / "found")) == 20
 
 
-def test_what_is_kept_keeps_its_type(run, rows, tmp_path):
+def test_what_is_kept_keeps_its_type(run, table_rows, tmp_path):
     """Of Parquet as the file says; of JSON lines what all cells have in common."""
-    picture = Path(rows[0]["picture"]).read_bytes()
+    picture = Path(table_rows[0]["picture"]).read_bytes()
     typed = {
         "picture": [{"bytes": picture, "path": None}] * 3,
-        "question": [rows[0]["question"]] * 3,
+        "question": [table_rows[0]["question"]] * 3,
         "day": [date(2024, 2, 29), None, date(2025, 1, 1)],
         "side": [1, 0, -1],
         "predicted": [[1, 2], [], None],
@@ -161,7 +163,7 @@ def test_what_is_kept_keeps_its_type(run, rows, tmp_path):
         "large": [2**60, 0.5, None],
         "none": [None] * 3,
     }
-    lines = [{**rows[0], **{name: values[n] for name, values in cells.items()}} for n in range(3)]
+    lines = [{**table_rows[0], **{name: values[n] for name, values in cells.items()}} for n in range(3)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     predict_file(run, tmp_path / "t.jsonl", out, Wanted(list(cells)), device="cpu", overwrite=True)
     found = pyarrow.parquet.read_table(out)
@@ -171,16 +173,16 @@ def test_what_is_kept_keeps_its_type(run, rows, tmp_path):
     assert found.column("truth").type == pyarrow.bool_()
     assert found.column("large").to_pylist() == [str(2**60), "0.5", None]
     assert found.column("none").to_pylist() == [None] * 3
-    lines = [{**rows[0], **({"late": 1} if n == 150 else {})} for n in range(160)]
+    lines = [{**table_rows[0], **({"late": 1} if n == 150 else {})} for n in range(160)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(UserError, match="row 151: it has a column 'late', which the first hundred rows"):
         predict_file(run, tmp_path / "t.jsonl", tmp_path / "late.jsonl", Wanted(["all"]), device="cpu")
 
 
-def test_a_row_of_a_shard_with_a_broken_member_keeps_its_place_and_its_name(run, rows, tmp_path):
+def test_a_row_of_a_shard_with_a_broken_member_keeps_its_place_and_its_name(run, table_rows, tmp_path):
     members = {}
     for n in range(3):
-        members[f"{n}.json"] = json.dumps({"picture": rows[n]["picture"], "question": "what is left ?"})
+        members[f"{n}.json"] = json.dumps({"picture": table_rows[n]["picture"], "question": "what is left ?"})
         members[f"{n}.txt"] = b"\xff" if n == 1 else "a"
     table = write_tar(tmp_path / "a.tar", members)
     out = tmp_path / "out.jsonl"
@@ -196,8 +198,8 @@ def test_a_row_of_a_shard_with_a_broken_member_keeps_its_place_and_its_name(run,
     ]
 
 
-def test_evaluating_a_stream_is_evaluating_its_table(run, rows, tmp_path, capsys):
-    good = [row for n, row in enumerate(rows) if n not in (3, 7, 19)]
+def test_evaluating_a_stream_is_evaluating_its_table(run, table_rows, tmp_path, capsys):
+    good = [row for n, row in enumerate(table_rows) if n not in (3, 7, 19)]
     predictor = Predictor(run, device="cpu")
     right = [p.label == row["colour"] for p, row in zip(predictor.predict(good), good, strict=True)]
     for file in sources(good[:10] * 2, tmp_path / "in").values():
@@ -213,7 +215,7 @@ def test_evaluating_a_stream_is_evaluating_its_table(run, rows, tmp_path, capsys
     assert results[0] == results[1]
     assert results[0]["accuracy"] == pytest.approx(sum(right) / len(right))
     assert results[0]["patterns"]["image+text"]["rows"] == 340
-    bad = write_csv(rows, tmp_path / "bad.csv")
+    bad = write_csv(table_rows, tmp_path / "bad.csv")
     with pytest.raises(
         UserError, match="3 of 20 rows can't be used, such as row 4, column 'picture': missing"
     ):
@@ -221,7 +223,7 @@ def test_evaluating_a_stream_is_evaluating_its_table(run, rows, tmp_path, capsys
     lines = []
     assert evaluate(run, bad, skip_bad_rows=True, device="cpu", report=lines.append)["rows"] == 17
     assert "skipped 3 of 20 rows; first row 4" in lines[0]
-    worst = write_csv([{**row, "colour": "mauve"} for row in rows], tmp_path / "worst.csv")
+    worst = write_csv([{**row, "colour": "mauve"} for row in table_rows], tmp_path / "worst.csv")
     with pytest.raises(
         UserError, match="none of its 20 rows can be used; the first is row 1, column 'colour'"
     ):

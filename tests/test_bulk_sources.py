@@ -22,10 +22,10 @@ def columns(rows: list[dict]) -> list[dict]:
     return [{name: row[name] for name in ("picture", "question")} for row in rows]
 
 
-def test_a_strangers_table_is_streamed_within_limits(run, rows, tables, tmp_path, capsys):
-    beside = [{**row, "picture": "a.png"} for row in columns(rows[:2])]
-    (tmp_path / "a.png").write_bytes(Path(rows[0]["picture"]).read_bytes())
-    table = write_csv([*beside, *columns(rows[:1])], tmp_path / "t.csv")
+def test_a_strangers_table_is_streamed_within_limits(run, table_rows, tables, tmp_path, capsys):
+    beside = [{**row, "picture": "a.png"} for row in columns(table_rows[:2])]
+    (tmp_path / "a.png").write_bytes(Path(table_rows[0]["picture"]).read_bytes())
+    table = write_csv([*beside, *columns(table_rows[:1])], tmp_path / "t.csv")
     command = ["predict", str(run), str(table), "--device", "cpu", "--workers", "0", "--untrusted"]
     assert main([*command, "--out", str(tmp_path / "all.jsonl")]) == 0
     assert [row["error"] is None for row in read_back(tmp_path / "all.jsonl")] == [True, True, False]
@@ -38,8 +38,8 @@ def test_a_strangers_table_is_streamed_within_limits(run, rows, tables, tmp_path
     assert "--max-pixels is for a stranger's table" in capsys.readouterr().err
 
 
-def test_what_separates_cells_is_said_where_rows_are_streamed(run, rows, tmp_path, capsys):
-    good = [row for n, row in enumerate(rows) if n not in (3, 7, 19)]
+def test_what_separates_cells_is_said_where_rows_are_streamed(run, table_rows, tmp_path, capsys):
+    good = [row for n, row in enumerate(table_rows) if n not in (3, 7, 19)]
     lines = [f"{row['picture']};{row['question']};{row['colour']}" for row in good]
     table = tmp_path / "t.csv"
     table.write_text("\n".join(["picture;question;colour", *lines]) + "\n")
@@ -58,8 +58,10 @@ def test_what_separates_cells_is_said_where_rows_are_streamed(run, rows, tmp_pat
     assert [row["question"] for row in read_back(tmp_path / "t.jsonl")] == [row["question"] for row in good]
 
 
-def test_a_table_elsewhere_is_streamed_and_its_pictures_fetched_at_once(run, rows, web, cache, tmp_path):
-    good = columns([row for n, row in enumerate(rows) if n not in (3, 7, 19)])
+def test_a_table_elsewhere_is_streamed_and_its_pictures_fetched_at_once(
+    run, table_rows, web, cache, tmp_path
+):
+    good = columns([row for n, row in enumerate(table_rows) if n not in (3, 7, 19)])
     for n, row in enumerate(good):
         web.files[f"/in/{n}.png"] = Path(row["picture"]).read_bytes()
     table = write_csv([{**row, "picture": f"{n}.png"} for n, row in enumerate(good)], tmp_path / "t.csv")

@@ -74,15 +74,15 @@ def test_what_is_filled_up_is_cut_off(graphs, name):
 
     passes = graphs(function, {"main": 32})
     batch = {"main": inputs_of(encoder), "psi": features()}
-    for _ in range(2):
+    for recorded in (0, 1, 1):  # from the second time on that its shape comes
         with torch.inference_mode():
             expected = function(batch)
         found = passes(batch)
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-5)
-    assert len(passes) == 1
+        assert len(passes) == recorded
     one = {part: {key: value[:1] for key, value in inputs.items()} for part, inputs in batch.items()}
-    assert len(passes(one)[0]) == 1
+    assert [len(passes(one)[0]) for _ in range(2)] == [1, 1]
     assert len(passes) == 2
 
 
@@ -91,15 +91,25 @@ def test_what_cannot_be_recorded_is_said(graphs, monkeypatch):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr("mope.graphs._Graph", fails)
+    passes, batch = graphs(lambda batch: []), {"image": {"pixel_values": torch.randn(2, 3)}}
+    passes(batch)
     with pytest.raises(UserError, match=r"can't be recorded as CUDA graphs \(operation not permitted"):
-        graphs(lambda batch: [])({"image": {"pixel_values": torch.randn(2, 3)}})
+        passes(batch)
 
 
 def test_only_so_many_graphs_are_held(graphs, monkeypatch):
     monkeypatch.setattr("mope.graphs._MOST", 2)
+    recorded = []
+
+    def record(function, batch, pool):
+        recorded.append(rows_of(batch))
+        return OnCpu(function, batch, pool)
+
+    monkeypatch.setattr("mope.graphs._Graph", record)
     passes = graphs(lambda batch: [batch["a"]["x"]])
-    for rows in (1, 2, 4, 8):
+    for rows in (1, 1, 2, 2, 1, 4, 4, 1, 2):
         passes({"a": {"x": torch.randn(rows, 2)}})
+    assert recorded == [1, 2, 4, 2]  # what was used longest ago goes first
     assert len(passes) == 2
 
 
@@ -117,6 +127,10 @@ def test_a_cache_forgets_the_oldest_and_copies_begin_empty():
     assert made[-1] == 2
     assert len(made) == 6
     assert copy.deepcopy(cache)._entries == {}
+    larger = Cache(5)
+    for key in (1, 2, 3, 4, 5, 6):
+        larger.get(key, lambda key=key: key)
+    assert [key for key, _ in larger._entries] == [2, 3, 4, 5, 6]
     assert keep_for_graph(5) == 5
     assert not is_recorded()
 
@@ -162,3 +176,12 @@ def test_a_compiled_run_predicts_the_same(run):
         some = rows.select(range(count))
         for one, other in zip(plain.predict(some), compiled.predict(some), strict=True):
             assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
+def test_functions_of_several_models_are_compiled_apart(monkeypatch):
+    """PyTorch compiles one piece of code a few times only, then runs it as it is."""
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    found = [faster(lambda batch, n=n: [n], "default", CPU, {}) for n in range(2)]
+    codes = [call.__closure__[0].cell_contents.__code__ for call in found]
+    assert codes[0] is not codes[1]
+    assert [call({}) for call in found] == [[0], [1]]

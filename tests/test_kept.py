@@ -5,10 +5,14 @@ import copy
 import pytest
 import torch
 import transformers as hf
+from run_tester import tiny_run
 from test_encoders import TEXT, WIDE
 
+from mope.config import Config
 from mope.encoders import TransformerEncoder, TunedEncoder, VideoEncoder
-from mope.prompts import DeepPrompts, FusionPrompts, MixedPrompts
+from mope.predictor import Predictor
+from mope.prompts import DeepPrompts, FusionPrompts, KeptPrompts, MixedPrompts
+from mope.training import train
 
 MODELS = {
     "vit": lambda: hf.ViTModel(hf.ViTConfig(**WIDE, image_size=32, patch_size=8), add_pooling_layer=False),
@@ -142,7 +146,10 @@ def test_nothing_of_kept_prompts_is_projected_again():
     assert (before, len(calls)) == (2, 1)
 
 
-@pytest.mark.parametrize("kind", ["prompt", "encoder", "optimizer", "half", "learns", "train", "freeze"])
+CHANGES = ["prompt", "encoder", "optimizer", "half", "learns", "train", "freeze", "replaced", "gone", "layer"]
+
+
+@pytest.mark.parametrize("kind", CHANGES)
 def test_other_weights_give_other_results(kind):
     encoder, other = encoder_of("vit"), encoder_of("vit")
     prompts = prompts_of(encoder)
@@ -161,7 +168,7 @@ def test_other_weights_give_other_results(kind):
             encoder.layers[1].attention.k_proj.weight.mul_(2)
             prompts.static[0].add_(1)
     elif kind == "half":
-        encoder.to(torch.float64).to(torch.float32)
+        encoder.half().float()
     elif kind == "learns":
         prompts.requires_grad_(True)
         loss = encoder(**inputs_of(encoder), prompts=prompts.bind(features())).tokens.sum()
@@ -173,11 +180,17 @@ def test_other_weights_give_other_results(kind):
     elif kind == "freeze":
         encoder.freeze(torch.bfloat16)
         encoder.float()
+    elif kind == "replaced":  # by another tensor in its place
+        prompts.static[1] = torch.nn.Parameter(prompts.static[1].flip(1) + 1, requires_grad=False)
+    elif kind == "gone":
+        prompts.static = None
+    elif kind == "layer":  # another module in its place
+        encoder.layers[0].attention.k_proj = copy.deepcopy(other.layers[1].attention.k_proj)
     found = run(encoder, prompts)
     fresh = copy.deepcopy(prompts)
     assert len(fresh.projected) == 0
     torch.testing.assert_close(found, run(encoder, fresh), atol=2e-6, rtol=1e-5)
-    if kind in ("prompt", "encoder", "optimizer"):
+    if kind in ("prompt", "encoder", "optimizer", "replaced", "gone", "layer"):
         assert (found - before).abs().max() > 1e-3
 
 
@@ -242,3 +255,36 @@ def test_a_tuned_encoder_settles_its_own_prompts():
         torch.testing.assert_close(tuned(inputs_of(tuned.encoder)).tokens, expected, **BF16[False])
     tuned.train()
     assert len(tuned.prompts.projected) == 0
+
+
+def test_every_layer_of_a_predictor_takes_what_is_kept(weights, tables, tmp_path, monkeypatch):
+    """Of two that share their encoders as well."""
+    train(Config.parse(tiny_run(weights, tables, tmp_path / "run", epochs=1)), report=lambda line: None)
+    both = [Predictor(tmp_path / "run", device="cpu", precision="bf16") for _ in range(2)]
+    rows, given = both[0].table().select(range(2)), []
+    find = KeptPrompts.find
+
+    def watched(self, layer, x0):
+        given.append(find(self, layer, x0))
+        return given[-1]
+
+    monkeypatch.setattr(KeptPrompts, "find", watched)
+    for predictor in both:
+        given.clear()
+        predictor.predict(rows)
+        assert len(given) == 4  # two layers of each encoder
+        assert all(one is not None for one in given)
+
+
+@pytest.mark.parametrize(("name", "insertion"), [("siglip", None), ("vit", "tokens"), ("vit", None)])
+@pytest.mark.parametrize("settled", [False, True])
+def test_one_video_alone(name, insertion, settled):
+    video = VideoEncoder(encoder_of(name, insertion))
+    deep = DeepPrompts(video.layer_dims, length=3).requires_grad_(False).eval()
+    inputs = inputs_of(video)
+    if settled:
+        settle(deep, video)
+    with torch.inference_mode():
+        expected = video(**inputs, prompts=deep).pooled[:1]
+        alone = video(**{key: value[:1] for key, value in inputs.items()}, prompts=deep).pooled
+    torch.testing.assert_close(alone, expected, **BF16[False])

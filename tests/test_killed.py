@@ -41,12 +41,14 @@ def content(out: Path) -> bytes | list[dict]:
 
 
 @pytest.mark.parametrize("kind", OUTPUTS)
-def test_a_process_killed_anywhere_is_gone_on_with(run, rows, tmp_path, kind, monkeypatch):
+def test_a_process_killed_anywhere_is_gone_on_with(run, table_rows, tmp_path, kind, monkeypatch):
     """Killed while a part is written, behind it, while parts are joined, and behind that."""
     monkeypatch.setattr(bulk, "_PART_ROWS", 8)
-    rows = [{**row, "n": [n, None, n + 0.5, str(n)][n % 4 if n > 12 else 0]} for n, row in enumerate(rows)]
+    table_rows = [
+        {**row, "n": [n, None, n + 0.5, str(n)][n % 4 if n > 12 else 0]} for n, row in enumerate(table_rows)
+    ]
     table = tmp_path / "t.jsonl"
-    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table.write_text("".join(json.dumps(row) + "\n" for row in table_rows))
 
     def predict(out: Path, **options) -> None:
         predict_file(
@@ -84,9 +86,9 @@ def test_a_process_killed_anywhere_is_gone_on_with(run, rows, tmp_path, kind, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["t.jsonl", whole.name, out.name])
 
 
-def test_kills_at_random_moments_lose_and_double_nothing(run, rows, tmp_path, monkeypatch):
+def test_kills_at_random_moments_lose_and_double_nothing(run, table_rows, tmp_path, monkeypatch):
     monkeypatch.setattr(bulk, "_PART_ROWS", 32)
-    table = write_csv([{**rows[n % 20], "id": n} for n in range(1200)], tmp_path / "t.csv")
+    table = write_csv([{**table_rows[n % 20], "id": n} for n in range(1200)], tmp_path / "t.csv")
     whole, out = tmp_path / "whole.csv", tmp_path / "out.csv"
 
     def predict(file: Path, resume: bool = False) -> None:
@@ -112,9 +114,9 @@ def test_kills_at_random_moments_lose_and_double_nothing(run, rows, tmp_path, mo
     assert out.read_bytes() == whole.read_bytes()
 
 
-def test_parts_of_something_else_are_refused(run, rows, tmp_path, monkeypatch):
+def test_parts_of_something_else_are_refused(run, table_rows, tmp_path, monkeypatch):
     monkeypatch.setattr(bulk, "_PART_ROWS", 8)
-    table, out = write_csv(rows, tmp_path / "t.csv"), tmp_path / "out.csv"
+    table, out = write_csv(table_rows, tmp_path / "t.csv"), tmp_path / "out.csv"
 
     def interrupt(part) -> None:
         if part.numbers[0] > 8:
@@ -133,7 +135,7 @@ def test_parts_of_something_else_are_refused(run, rows, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=f"were predicted with another {name}: go on with the same"):
             predict(wanted, resume=True)
     with pytest.raises(UserError, match="were predicted with another table, or a changed one"):
-        predict(file=write_csv(rows, tmp_path / "other.csv"), resume=True)
+        predict(file=write_csv(table_rows, tmp_path / "other.csv"), resume=True)
     with pytest.raises(UserError, match=r"Rows for .*out\.csv were begun"):
         predict()
     state = tmp_path / ".out.csv.parts" / "state.json"

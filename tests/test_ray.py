@@ -24,9 +24,9 @@ def ray(monkeypatch):
 
 
 @pytest.mark.slow
-def test_ray_s_workers_predict_what_one_process_does(run, rows, tmp_path, monkeypatch, capsys, ray):
+def test_ray_s_workers_predict_what_one_process_does(run, table_rows, tmp_path, monkeypatch, capsys, ray):
     monkeypatch.setattr(bulk, "_PART_ROWS", 64)
-    table = write_csv([{**rows[n % 20], "id": n} for n in range(400)], tmp_path / "t.csv")
+    table = write_csv([{**table_rows[n % 20], "id": n} for n in range(400)], tmp_path / "t.csv")
     whole, out = tmp_path / "whole.parquet", tmp_path / "out.parquet"
     options = ["--keep", "id", "--routing", "--device", "cpu", "--batch-size", "8"]
     command = ["predict", str(run), str(table), *options]
@@ -54,8 +54,8 @@ def test_ray_s_workers_predict_what_one_process_does(run, rows, tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_ray_s_workers_measure_what_one_process_does(run, rows, tmp_path, capsys, ray):
-    table = write_csv([{**rows[n % 20], "id": n} for n in range(200)], tmp_path / "t.csv")
+def test_ray_s_workers_measure_what_one_process_does(run, table_rows, tmp_path, capsys, ray):
+    table = write_csv([{**table_rows[n % 20], "id": n} for n in range(200)], tmp_path / "t.csv")
     command = ["evaluate", str(run), "--data", str(table), "--device", "cpu", "--batch-size", "16", "--json"]
     command += ["--skip-bad-rows", "--by-pattern"]
     assert main(command) == 0
@@ -74,16 +74,16 @@ def test_ray_s_workers_measure_what_one_process_does(run, rows, tmp_path, capsys
         evaluate(run, table, device="cpu", engine="ray", workers=2)
 
 
-def test_rows_in_memory_are_not_for_other_machines(run, rows):
+def test_rows_in_memory_are_not_for_other_machines(run, table_rows):
     pytest.importorskip("ray")
-    with pytest.raises(UserError, match="--engine ray reads rows from a file that every machine sees"):
-        evaluate(run, rows[:2], device="cpu", engine="ray")
+    with pytest.raises(UserError, match="--engine ray reads table_rows from a file that every machine sees"):
+        evaluate(run, table_rows[:2], device="cpu", engine="ray")
     with pytest.raises(UserError, match="There is no engine 'spark': name here or ray"):
-        evaluate(run, rows[:2], device="cpu", engine="spark")
+        evaluate(run, table_rows[:2], device="cpu", engine="spark")
 
 
-def test_what_the_engine_takes_is_said(run, rows, tmp_path, monkeypatch, capsys):
-    table = write_csv(rows, tmp_path / "t.csv")
+def test_what_the_engine_takes_is_said(run, table_rows, tmp_path, monkeypatch, capsys):
+    table = write_csv(table_rows, tmp_path / "t.csv")
     command = ["predict", str(run), str(table), "--device", "cpu", "--engine"]
     assert main([*command, "ray"]) == 2
     assert "--engine is for the file that --out names" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FunctionType
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -30,6 +31,10 @@ _STEP = 16
 _MOST = 64
 """Graphs that are held; each has its own inputs and outputs, and all have one pool of memory between."""
 
+_MET = 4096
+"""Shapes that are remembered."""
+
+_recording = threading.Lock()  # PyTorch records one graph at a time, of all that a process has
 _read: ContextVar[list[Any] | None] = ContextVar("mope_graph_reads", default=None)
 
 
@@ -78,7 +83,7 @@ class Cache:
             return keep_for_graph(self._entries[key])
         made = make()
         if not _is_capturing():
-            for old in list(self._entries)[: len(self._entries) - self.size + 1]:
+            for old in list(self._entries)[: max(0, len(self._entries) - self.size + 1)]:
                 self._entries.pop(old, None)
             self._entries[key] = made
         return made
@@ -127,7 +132,7 @@ def faster(
         return function
     if way == "graphs":
         return Graphs(function, longest)
-    compiled = torch.compile(function)
+    compiled = torch.compile(_of_its_own(function))
 
     def call(batch: Batch) -> list[Tensor]:
         try:
@@ -141,12 +146,23 @@ def faster(
     return call
 
 
+def _of_its_own(function: Callable[[Batch], list[Tensor]]) -> Callable[[Batch], list[Tensor]]:
+    """The function, in code that no other one shares: PyTorch compiles one piece of code for so many models
+    only, and runs others as they are."""
+
+    def run(batch: Batch) -> list[Tensor]:
+        return function(batch)
+
+    return FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
+
+
 class Graphs:
-    """A function of a batch as CUDA graphs, one for each shape of batch, recorded when it first comes.
+    """A function of a batch as CUDA graphs, one for each shape of batch that comes again.
 
     Few shapes come: rows are filled up to the next power of two by copies of the last one, and texts to
-    multiples of 16 tokens, which no mask attends to; what is made of these is cut off. Results are the
-    function's, to rounding. Weights must stay where they are; threads take turns.
+    multiples of 16 tokens, which no mask attends to; what is made of these is cut off. A shape that comes for
+    the first time is run without: clips of sound have as many shapes as lengths. Results are the function's,
+    to rounding. Weights must stay where they are; threads take turns.
 
     Args:
         function: a batch on the device -> tensors (B, ...), without a look at what is in the batch.
@@ -156,6 +172,7 @@ class Graphs:
     def __init__(self, function: Callable[[Batch], list[Tensor]], longest: Mapping[str, int] | None = None):
         self.function, self.longest = function, dict(longest or {})
         self._graphs: dict[Hashable, _Graph] = {}
+        self._met: dict[Hashable, None] = {}
         self._lock = threading.Lock()
         self._pool: Any = None
 
@@ -178,18 +195,25 @@ class Graphs:
             for part, value in sorted(inputs.items())
         )
         with self._lock:
-            graph = self._graphs.get(key)
+            graph = self._graphs.pop(key, None)
+            if graph is None and key not in self._met:
+                self._met[key] = None
+                if len(self._met) > _MET:
+                    self._met.pop(next(iter(self._met)))
+                return [output[:rows] for output in self.function(batch)]
             if graph is None:
-                graph = self._record(key, batch)
+                graph = self._record(batch)
+            self._graphs[key] = graph  # the last one is used last
             return [output[:rows].clone() for output in graph.replay(batch)]
 
-    def _record(self, key: Hashable, batch: Batch) -> "_Graph":
+    def _record(self, batch: Batch) -> "_Graph":
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         while len(self._graphs) >= _MOST:
             self._graphs.pop(next(iter(self._graphs)))
         try:
-            self._graphs[key] = graph = _Graph(self.function, batch, self._pool)
+            with _recording:
+                return _Graph(self.function, batch, self._pool)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -197,7 +221,6 @@ class Graphs:
             raise UserError(
                 f"This model can't be recorded as CUDA graphs ({reason}): leave them out."
             ) from error
-        return graph
 
 
 class _Graph:

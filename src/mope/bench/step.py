@@ -20,6 +20,7 @@ from mope.bench.models import (
     inputs_of,
     machine_of,
     random_batch,
+    sized_config,
 )
 from mope.bench.turns import take_turns
 from mope.device import autocast, frozen_dtype, pick_device
@@ -59,10 +60,12 @@ def bench_step(settings: StepSettings) -> dict[str, Any]:
         `ratio`: the step over the sum of the encoders.
 
     Raises:
-        UserError: there is no such method, or a number is less than 1.
+        UserError: there is no such method, or it doesn't send gradients through both encoders, frozen, which
+            is what its step is compared with; or a number is less than 1.
     """
     if min(settings.batch, settings.repeats) < 1:
         raise UserError("A benchmark takes a batch and repeats of at least 1.")
+    _require_prompts(settings)
     torch.manual_seed(0)
     device = pick_device(settings.device)
     batch = random_batch(settings.size, settings.batch, device)
@@ -81,6 +84,17 @@ def bench_step(settings: StepSettings) -> dict[str, Any]:
         "seconds": seconds,
         "ratio": seconds["step"] / bare,
     }
+
+
+def _require_prompts(settings: StepSettings) -> None:
+    config = find_method(settings.method).apply(sized_config(settings.size))
+    tunings = {name: entry.encoder.tuning for name, entry in config.inputs.items()}
+    main = tunings.pop(config.fusion.main, None)
+    if config.fusion.method != "sequential" or main != "frozen" or set(tunings.values()) != {"prompt"}:
+        raise UserError(
+            f"A step of {settings.method} isn't compared with both bare encoders: take a method that prompts "
+            "both of them, frozen, such as MoPE or P-SeqFuse."
+        )
 
 
 def _step(

@@ -138,7 +138,7 @@ class TransformerEncoder(Encoder):
         for part in self.backbone.modules():
             if dtype is not None and type(part) is nn.Linear:
                 for name, parameter in list(part.named_parameters(recurse=False)):
-                    if not parameter.requires_grad:
+                    if not parameter.requires_grad and parameter.dtype != dtype:
                         setattr(part, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
             if windows.is_windowed(part):
                 windows.fix_bias(part)

@@ -79,7 +79,7 @@ class _PerFrame(PromptSource):
 
     def __call__(self, layer: int, x0: Tensor) -> Tensor | None:
         found = self.video(layer, self._per_video(x0))
-        return None if found is None else self._per_frame(found)
+        return None if found is None else found.repeat_interleave(self.time, dim=0)
 
     def kept(self, layer: int, x0: Tensor) -> Projected | None:
         found = self.video.kept(layer, x0)
@@ -87,7 +87,7 @@ class _PerFrame(PromptSource):
 
     def rest(self, layer: int, x0: Tensor) -> Tensor | None:
         found = self.video.rest(layer, self._per_video(x0))
-        return None if found is None else self._per_frame(found)
+        return None if found is None else found.repeat_interleave(self.time, dim=0)
 
     def bias(self, layer: int) -> Tensor | None:
         bias = self.video.bias(layer)

@@ -47,7 +47,7 @@ class DeepPrompts(nn.Module, PromptSource):
 
     def settle(self, encoder: Projects) -> None:
         """Project all prompts by an encoder's layers, see `KeptPrompts.keep`."""
-        self.projected.keep(list(self.prompts), encoder)
+        self.projected.keep(self.prompts, encoder)
 
     def kept(self, layer: int, x0: Tensor) -> Projected | None:
         return self.projected.find(layer, x0)

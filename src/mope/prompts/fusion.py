@@ -115,7 +115,7 @@ class FusionPrompts(nn.Module):
 
         Of static prompts that dynamic ones are added to, nothing is the same for every row.
         """
-        static = [] if self.static is None or self.added else list(self.static)
+        static = nn.ParameterList() if self.static is None or self.added else self.static
         self.projected.keep(static, encoder)
 
     def bind(self, psi: Mapping[str, Tensor], missing: Mapping[str, Tensor] | None = None) -> "BoundPrompts":
@@ -182,7 +182,7 @@ class BoundPrompts(PromptSource):
         return self._prompts(layer, x0)
 
     def kept(self, layer: int, x0: Tensor) -> Projected | None:
-        return self.prompts.projected.find(layer, x0)
+        return None if self.prompts.static is None else self.prompts.projected.find(layer, x0)
 
     def rest(self, layer: int, x0: Tensor) -> Tensor | None:
         return self._prompts(layer, x0, static=False)

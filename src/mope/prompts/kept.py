@@ -1,6 +1,6 @@
 """Keys and values of prompts that are the same for every row, projected once instead of in every pass."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -46,13 +46,22 @@ class _Entry(NamedTuple):
     Attributes:
         by_dtype: keys and values by the dtype of the prompts they were made of.
         weights: what they depend on.
+        encoder: whose layer it is.
+        layer: its index.
+        modules: that projected.
     """
 
     by_dtype: dict[torch.dtype, Projected]
     weights: list[_Weight]
+    encoder: Projects
+    layer: int
+    modules: list[nn.Module]
 
     def is_current(self) -> bool:
         """Whether all weights are as they were; in few steps, since every layer asks in every pass."""
+        for module, own in zip(self.encoder.projecting(self.layer), self.modules, strict=True):
+            if module is not own:
+                return False
         for holder, name, own, version, address in self.weights:
             if (
                 holder.get(name) is not own
@@ -84,7 +93,7 @@ class KeptPrompts(nn.Module):
         return len(self._entries)
 
     @torch.no_grad()
-    def keep(self, prompts: Sequence[Tensor], encoder: Projects) -> None:
+    def keep(self, prompts: nn.ParameterList, encoder: Projects) -> None:
         """Project prompts once and for all, under the autocast in force, as far as nothing there learns.
 
         Args:
@@ -94,9 +103,10 @@ class KeptPrompts(nn.Module):
         self.drop()
         if self.training:
             return
-        self._autocast = _autocast(prompts[0]) if prompts else None
+        self._autocast = _autocast(prompts[0]) if len(prompts) else None
         for layer, prompt in enumerate(prompts):
-            held = [({"": prompt}, "", prompt), *_held_by(encoder.projecting(layer))]
+            modules = list(encoder.projecting(layer))
+            held = [(prompts._parameters, str(layer), prompt), *_held_by(modules)]
             if any(one.requires_grad or one.is_inference() for *_, one in held):
                 continue
             made = {}
@@ -107,7 +117,7 @@ class KeptPrompts(nn.Module):
                 weights = [
                     _Weight(place, name, one, one._version, one.data_ptr()) for place, name, one in held
                 ]
-                self._entries[layer] = _Entry(made, weights)
+                self._entries[layer] = _Entry(made, weights, encoder, layer, modules)
 
     def find(self, layer: int, x0: Tensor) -> Projected | None:
         """Keys and values (1, P, H * d) for a layer that global features x0 (B, d_i) enter; None for none."""
