@@ -76,7 +76,7 @@ def test_ray_s_workers_measure_what_one_process_does(run, table_rows, tmp_path, 
 
 def test_rows_in_memory_are_not_for_other_machines(run, table_rows):
     pytest.importorskip("ray")
-    with pytest.raises(UserError, match="--engine ray reads table_rows from a file that every machine sees"):
+    with pytest.raises(UserError, match="--engine ray reads rows from a file that every machine sees"):
         evaluate(run, table_rows[:2], device="cpu", engine="ray")
     with pytest.raises(UserError, match="There is no engine 'spark': name here or ray"):
         evaluate(run, table_rows[:2], device="cpu", engine="spark")
