@@ -1,7 +1,7 @@
 """What fusion knows of an encoder: a global feature, and the widths at which it asks for prompts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,8 +65,8 @@ class Encoder(nn.Module, ABC):
         """
         return None
 
-    def projecting(self, layer: int) -> Iterator[nn.Module]:
-        """The modules that `project_prompts` applies."""
+    def projecting(self, layer: int) -> Iterator[tuple[Mapping[str, nn.Module | None], str]]:
+        """The modules that `project_prompts` applies: what holds each, and its name there."""
         yield from ()
 
     def gradient_checkpointing(self) -> None:

@@ -1,7 +1,7 @@
 """A Hugging Face transformer that asks a prompt source for its prompts."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -157,11 +157,12 @@ class TransformerEncoder(Encoder):
         states = prompts if self._norm is None else found.get_submodule(self._norm)(prompts)
         return project(self.family, found.get_submodule(self.family.attention), states)
 
-    def projecting(self, layer: int) -> Iterator[nn.Module]:
-        family = self.family
-        paths = {f"{family.attention}.{family.key}", f"{family.attention}.{family.value}"}
-        for path in paths if self._norm is None else {*paths, self._norm}:
-            yield self.layers[layer].get_submodule(path)
+    def projecting(self, layer: int) -> Iterator[tuple[Mapping[str, nn.Module | None], str]]:
+        family, found = self.family, self.layers[layer]
+        for path in (f"{family.attention}.{family.key}", f"{family.attention}.{family.value}", self._norm):
+            if path is not None:
+                parent, _, name = path.rpartition(".")
+                yield found.get_submodule(parent)._modules, name
 
     def make_steppable(self) -> None:
         """Let `stack` run the layers one at a time."""

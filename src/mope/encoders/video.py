@@ -1,6 +1,6 @@
 """Video as frames: an image encoder over each, averaged over time (section IV-B)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ class VideoEncoder(Encoder):
     def project_prompts(self, layer: int, prompts: Tensor) -> Projected | None:
         return self.frames.project_prompts(layer, prompts)
 
-    def projecting(self, layer: int) -> Iterator[nn.Module]:
+    def projecting(self, layer: int) -> Iterator[tuple[Mapping[str, nn.Module | None], str]]:
         return self.frames.projecting(layer)
 
     def freeze(self, dtype: torch.dtype | None = None) -> None:

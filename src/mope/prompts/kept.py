@@ -18,8 +18,8 @@ class Projects(Protocol):
         """Keys and values that a layer makes of prompts (1, P, d_i); None where it doesn't take them so."""
         ...
 
-    def projecting(self, layer: int) -> Iterable[nn.Module]:
-        """The modules whose weights these depend on."""
+    def projecting(self, layer: int) -> Iterable[tuple[Mapping[str, nn.Module | None], str]]:
+        """The modules whose weights these depend on: what holds each, and its name there."""
         ...
 
 
@@ -46,21 +46,17 @@ class _Entry(NamedTuple):
     Attributes:
         by_dtype: keys and values by the dtype of the prompts they were made of.
         weights: what they depend on.
-        encoder: whose layer it is.
-        layer: its index.
-        modules: that projected.
+        modules: that projected, behind what holds each, and its name there.
     """
 
     by_dtype: dict[torch.dtype, Projected]
     weights: list[_Weight]
-    encoder: Projects
-    layer: int
-    modules: list[nn.Module]
+    modules: list[tuple[Mapping[str, nn.Module | None], str, nn.Module | None]]
 
     def is_current(self) -> bool:
         """Whether all weights are as they were; in few steps, since every layer asks in every pass."""
-        for module, own in zip(self.encoder.projecting(self.layer), self.modules, strict=True):
-            if module is not own:
+        for place, name, module in self.modules:
+            if place.get(name) is not module:
                 return False
         for holder, name, own, version, address in self.weights:
             if (
@@ -105,8 +101,9 @@ class KeptPrompts(nn.Module):
             return
         self._autocast = _autocast(prompts[0]) if len(prompts) else None
         for layer, prompt in enumerate(prompts):
-            modules = list(encoder.projecting(layer))
-            held = [(prompts._parameters, str(layer), prompt), *_held_by(modules)]
+            modules = [(place, name, place[name]) for place, name in encoder.projecting(layer)]
+            weights_of = _held_by(module for *_, module in modules if module is not None)
+            held = [(prompts._parameters, str(layer), prompt), *weights_of]
             if any(one.requires_grad or one.is_inference() for *_, one in held):
                 continue
             made = {}
@@ -117,7 +114,7 @@ class KeptPrompts(nn.Module):
                 weights = [
                     _Weight(place, name, one, one._version, one.data_ptr()) for place, name, one in held
                 ]
-                self._entries[layer] = _Entry(made, weights, encoder, layer, modules)
+                self._entries[layer] = _Entry(made, weights, modules)
 
     def find(self, layer: int, x0: Tensor) -> Projected | None:
         """Keys and values (1, P, H * d) for a layer that global features x0 (B, d_i) enter; None for none."""
