@@ -120,7 +120,7 @@ def check_model(
         cases = [batches[0], batches[1], some_rows(batches[1], 5), some_rows(batches[0], 1)]
         cases.append(with_missing(batches[0]))
         expected = [plain(case) for case in cases]
-        unsettled = take_turns({"": lambda: plain(batches[0])}, 5, "", device)[""]
+        unsettled = take_turns({"": lambda: plain(batches[0])}, 5, "", device).medians[""]
         model.settle_prompts()
         kept = len(model.fusion.prompts.projected)  # type: ignore[arg-type]
         checks.say(f"{title}: static prompts are kept", kept > 0, f"of {kept} layers")
@@ -136,7 +136,7 @@ def check_model(
         variants = {"settled": plain, **ways}
         seconds = take_turns(
             {name: lambda way=way: way(batches[0]) for name, way in variants.items()}, 5, "", device
-        )
+        ).medians
     times = {"unsettled": unsettled, **seconds}
     print(
         f"      {title}, batch 8, ms: " + ", ".join(f"{n} {1000 * s:.2f}" for n, s in times.items()),

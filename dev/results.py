@@ -12,6 +12,8 @@ import sys
 from datetime import date
 from pathlib import Path
 
+import idle
+
 from mope.device import pick_device, use_bf16
 
 ROWS = {
@@ -51,7 +53,7 @@ def main() -> int:
     _, _, after = rest.partition(END)
     readme.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + after)
     print("\n".join(lines))
-    for page in ("results", "theory"):
+    for page in ("results", "theory", "speed"):
         fill_studies(Path("docs", f"{page}.md"))
     return 0
 
@@ -72,7 +74,9 @@ def fill_studies(page: Path) -> None:
 
 
 def _table(folder: Path) -> str | None:
-    """The table of a study's folder, or of a report's: what its experts do in each layer."""
+    """The table of a study's folder, of a report's (what its experts do in each layer), or of figures."""
+    if folder == idle.KEPT:
+        return idle.table(folder)
     if (file := folder / "table.md").is_file():
         return file.read_text(encoding="utf-8").split("\n", 2)[2].strip() + "\n"
     if not (file := folder / "numbers.json").is_file():

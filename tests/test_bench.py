@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
+from scipy.stats import binom
 
 from mope.bench.experts import ExpertsSettings, bench_experts
 from mope.bench.methods import PAPER, MethodsSettings, bench_methods
 from mope.bench.models import MODELS, bare_model, build, hold, random_inputs
 from mope.bench.prompts import BenchSettings, bench_prompts
 from mope.bench.step import StepSettings, bench_step
-from mope.bench.turns import take_turns
+from mope.bench.turns import Ratio, Turns, ratio_of, take_turns
 from mope.cli import main
 from mope.methods import METHODS, find_method
 
@@ -20,8 +21,27 @@ CPU = torch.device("cpu")
 def test_variants_take_turns_and_the_first_two_rounds_do_not_count():
     order: list[str] = []
     found = take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, "", CPU)
-    assert order == ["a", "b"] * 5
-    assert set(found) == {"a", "b"}
+    assert order == ["a", "b", "b", "a"] * 2 + ["a", "b"]
+    assert {name: len(times) for name, times in found.times.items()} == {"a": 3, "b": 3}
+
+
+def test_ratios_are_of_turns_not_of_medians():
+    """What makes a turn slow makes all of it slow."""
+    turns = Turns({"a": [2.0, 20.0, 2.2, 200.0, 2.4, 24.0], "b": [1.0, 10.0, 1.1, 100.0, 1.2, 12.0]})
+    assert turns.ratio("a", "b").median == pytest.approx(2.0)
+    assert turns.ratio("a", "b", "b").median == pytest.approx(1.0)
+    assert str(turns.ratio("a", "b")) == "2.000 [2.000, 2.000]"
+
+
+def test_a_ratio_s_interval_is_the_sign_test_s():
+    assert ratio_of([1.0, 2.0, 3.0, 4.0, 5.0]) == Ratio(3.0, None)
+    assert ratio_of([6.0, 1.0, 2.0, 3.0, 4.0, 5.0]) == Ratio(3.5, (1.0, 6.0))
+    for count in (6, 9, 15, 25, 40):
+        interval = ratio_of(range(count)).interval
+        assert interval is not None
+        outside = int(interval[0]) + 1
+        assert 2 * binom.cdf(outside - 1, count, 0.5) <= 0.05 < 2 * binom.cdf(outside, count, 0.5)
+        assert interval == (outside - 1, count - outside)
 
 
 def test_the_table_of_experts_adds_up():
@@ -48,7 +68,7 @@ def test_a_method_is_compared_with_bare_encoders_of_its_size():
     mope, text = result["rows"]
     assert (mope["method"], text["method"]) == ("MoPE", "P-TextOnly")
     for row in result["rows"]:
-        assert row["ratio"] == row["milliseconds"] / row["bare_milliseconds"]
+        assert row["ratio"] == pytest.approx(row["milliseconds"] / row["bare_milliseconds"])  # one turn
     assert mope["paper_ratio"] == pytest.approx(30.47 / 23.73)
 
 
@@ -60,9 +80,10 @@ def test_prompts_are_measured_beside_bare_models(name):
     inference = result["inference"]
     assert set(inference) == {
         *("bare", "bare held", "unprompted", "projecting", "prompted"),
-        *("ratio", "ratio_to_bare", "ratio_to_unprompted"),
+        *("ratio", "ratio_to_bare", "ratio_to_unprompted", "intervals"),
     }
     assert inference["ratio"] == inference["prompted"] / inference["bare held"]
+    assert inference["intervals"] == dict.fromkeys(("ratio", "ratio_to_bare", "ratio_to_unprompted"))
 
 
 def test_the_models_that_are_measured():
@@ -82,7 +103,7 @@ def test_a_step_is_compared_with_the_passes_of_its_encoders(capsys):
     result = bench_step(StepSettings("tiny", batch=2, repeats=1, precision="fp32", device="cpu"))
     seconds = result["seconds"]
     bare = [min(seconds[f"{name}, sdpa"], seconds[f"{name}, eager"]) for name in ("image", "text")]
-    assert result["ratio"] == seconds["step"] / sum(bare)
+    assert result["ratio"] == pytest.approx(seconds["step"] / sum(bare))
     assert main(["bench", "step", "--model", "tiny", "--batch", "0"]) == 2
     assert "of at least 1" in capsys.readouterr().err
     assert main(["bench", "step", "--model", "tiny", "--batch", "2", "--repeats", "1"]) == 0

@@ -234,6 +234,34 @@ def test_prompt_fuse_is_its_tokens_written_out(main, deep):
     torch.testing.assert_close(output.features, hidden[:, 0], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("start", ["published", "quiet"])
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("main", ["image", "swin"])
+def test_padding_of_another_input_is_no_token(main, deep, start):
+    """A row whose text stands beside a longer one is as it is alone."""
+    tuned = encoders()
+    if main == "swin":
+        shape = hf.SwinConfig(
+            image_size=16, patch_size=2, embed_dim=8, depths=[2, 2], num_heads=[2, 2], window_size=4
+        )
+        tuned["image"] = TunedEncoder(TransformerEncoder(hf.SwinModel(shape)), "frozen").eval()
+    fusion = Inputs(tuned, "image", length=2, deep=deep, source="tokens", dropout=0.0, start=start).eval()
+    pixels, words = torch.randn(2, 3, 16, 16), torch.randint(1, 9, (2, 7))
+    mask = torch.tensor([[1] * 7, [1] * 3 + [0] * 4])
+    together = {
+        "image": {"pixel_values": pixels},
+        "text": {"input_ids": words, "attention_mask": mask},
+    }
+    alone = {
+        "image": {"pixel_values": pixels[1:]},
+        "text": {"input_ids": words[1:, :3], "attention_mask": mask[1:, :3]},
+    }
+    found, expected = fusion(together).features[1], fusion(alone).features[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    other = {**alone, "text": {**alone["text"], "input_ids": words[:1, :3]}}
+    assert (fusion(other).features[0] - expected).abs().max() > 1e-4
+
+
 @pytest.mark.parametrize("blind", [True, False])
 @pytest.mark.parametrize("main", ["image", "text"])
 def test_blind_prompts_do_not_see_the_main_input(main, blind, monkeypatch):

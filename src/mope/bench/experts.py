@@ -79,18 +79,19 @@ def bench_experts(settings: ExpertsSettings) -> dict[str, Any]:
     for k in ks[1:]:
         # One pair of encoders for all: they differ in their prompts alone.
         models[k] = _with_encoders_of(models[ks[0]], method, settings, k)
-    forward = take_turns(
+    turns = take_turns(
         {str(k): _forward(model, batch, settings) for k, model in models.items()},
         settings.repeats,
         "forward",
         device,
     )
+    forward = turns.medians
     routing = take_turns(
         {str(k): _routing(model, batch, settings) for k, model in models.items()},
         5 * settings.repeats,
         "routing",
         device,
-    )
+    ).medians
     rows = []
     for k, model in models.items():
         stored = _stored(model)
@@ -100,7 +101,7 @@ def bench_experts(settings: ExpertsSettings) -> dict[str, Any]:
             {
                 "k": k,
                 "forward_seconds": forward[str(k)],
-                "forward_ratio": forward[str(k)] / forward[str(ks[0])],
+                "forward_ratio": turns.ratio(str(k), str(ks[0])).median,
                 "routing_seconds": routing[str(k)],
                 "routing_share": routing[str(k)] / forward[str(k)],
                 "experts_mebibytes": stored,

@@ -86,20 +86,20 @@ def bench_methods(settings: MethodsSettings, report: Callable[[str], Any] = prin
 def _row(method: Method, settings: MethodsSettings, device: torch.device) -> dict[str, Any]:
     model, size = _built(method, settings, device)
     bare, batch = bare_encoders(size, device), random_batch(size, settings.batch, device)
-    found = take_turns(
+    turns = take_turns(
         {"bare": _bare(bare, batch, settings, device), "method": _whole(model, batch, settings, device)},
         settings.repeats,
         method.name,
         device,
     )
-    per_row = {name: 1000 * seconds / settings.batch for name, seconds in found.items()}
+    per_row = {name: 1000 * seconds / settings.batch for name, seconds in turns.medians.items()}
     paper = PAPER.get(method.name)
     return {
         "method": method.name,
         "size": size,
         "milliseconds": per_row["method"],
         "bare_milliseconds": per_row["bare"],
-        "ratio": per_row["method"] / per_row["bare"],
+        "ratio": turns.ratio("method", "bare").median,
         "paper_milliseconds": paper,
         "paper_ratio": paper and paper / (PAPER["ImgOnly"] + PAPER["TextOnly"]),
     }

@@ -1,6 +1,6 @@
 """What prompts cost: beside the bare forward pass, and beside full fine-tuning.
 
-Machines are noisy, so variants take turns, and only ratios of their medians are compared. Weights are random,
+Machines are noisy, so variants take turns, and only ratios within a turn are compared. Weights are random,
 which no figure here depends on; the complementary feature is given, since its encoder runs in both cases.
 """
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mope.bench.models import bare_model, hold, machine_of, random_inputs
-from mope.bench.turns import take_turns
+from mope.bench.turns import Turns, take_turns
 from mope.device import autocast, frozen_dtype, pick_device
 from mope.encoders import TransformerEncoder, TunedEncoder
 from mope.graphs import Compile, faster, require_compile
@@ -95,14 +95,12 @@ class _Bench:
     def autocast(self) -> Any:
         return autocast(self.settings.precision, self.device)
 
-    def take_turns(
-        self, variants: Mapping[str, Callable[[], Any]], repeats: int, what: str
-    ) -> dict[str, float]:
-        """Median seconds of each variant, see `take_turns`."""
+    def take_turns(self, variants: Mapping[str, Callable[[], Any]], repeats: int, what: str) -> Turns:
+        """See `take_turns`."""
         return take_turns(variants, repeats, what, self.device)
 
 
-def measure_inference(bench: _Bench) -> dict[str, float]:
+def measure_inference(bench: _Bench) -> dict[str, Any]:
     """Prompted forward pass beside bare ones, all frozen and under the same autocast.
 
     Returns:
@@ -110,9 +108,9 @@ def measure_inference(bench: _Bench) -> dict[str, float]:
         linear layers' weights in the arithmetic's type, as the prompted one's), of `unprompted` (the prompted
         encoder without a source: its windows' masks and biases are made once as well), `projecting`
         (prompted, static prompts projected in each pass) and `prompted` (as `Predictor` has it); with
-        `compile`, of both sides made faster by it, `bare faster` and `prompted faster`. `ratio`: prompted
-        over bare held; `ratio_to_bare` and `ratio_to_unprompted`: over these; `ratio_faster`: of the two that
-        are faster.
+        `compile`, of both sides made faster by it, `bare faster` and `prompted faster`; medians. Medians of
+        the turns' ratios: `ratio`, prompted over bare held; `ratio_to_bare` and `ratio_to_unprompted`, over
+        these; `ratio_faster`, of the two that are faster; and in `intervals` of each, see `Ratio`.
     """
     bare = copy.deepcopy(bench.bare).requires_grad_(False)
     held = hold(copy.deepcopy(bare), bench.dtype)
@@ -148,14 +146,18 @@ def measure_inference(bench: _Bench) -> dict[str, float]:
         }
         for name, side in sides.items():
             variants[name] = run(partial(faster(side, way, bench.device, {}), batch))
-    seconds = bench.take_turns(variants, bench.settings.repeats, "inference")
-    also = {} if way == "none" else {"ratio_faster": seconds["prompted faster"] / seconds["bare faster"]}
+    turns = bench.take_turns(variants, bench.settings.repeats, "inference")
+    ratios = {
+        "ratio": turns.ratio("prompted", "bare held"),
+        "ratio_to_bare": turns.ratio("prompted", "bare"),
+        "ratio_to_unprompted": turns.ratio("prompted", "unprompted"),
+    }
+    if way != "none":
+        ratios["ratio_faster"] = turns.ratio("prompted faster", "bare faster")
     return {
-        **seconds,
-        **also,
-        "ratio": seconds["prompted"] / seconds["bare held"],
-        "ratio_to_bare": seconds["prompted"] / seconds["bare"],
-        "ratio_to_unprompted": seconds["prompted"] / seconds["unprompted"],
+        **turns.medians,
+        **{name: ratio.median for name, ratio in ratios.items()},
+        "intervals": {name: ratio.interval for name, ratio in ratios.items()},
     }
 
 
@@ -181,8 +183,8 @@ def measure_routing(bench: _Bench, forward: float) -> dict[str, float]:
                 mixture(layer, router(layer, cross, feature.float())).to(feature.dtype)
 
         runs[name] = route
-    seconds = bench.take_turns(runs, 3 * bench.settings.repeats, "routing")
-    return {name: value / forward for name, value in seconds.items()}
+    turns = bench.take_turns(runs, 3 * bench.settings.repeats, "routing")
+    return {name: value / forward for name, value in turns.medians.items()}
 
 
 TRAINING = ("prompted", "full sdpa", "full eager")
@@ -224,15 +226,17 @@ def training_step(bench: _Bench, variant: str) -> Callable[[], None]:
 def measure_training(bench: _Bench) -> dict[str, Any]:
     """A prompted training step over full fine-tuning with its faster kernel: time, peak memory."""
     steps = {variant: training_step(bench, variant) for variant in TRAINING}
-    seconds = bench.take_turns(steps, max(3, bench.settings.repeats // 3), "training")
+    turns = bench.take_turns(steps, max(3, bench.settings.repeats // 3), "training")
     del steps
     memory = {variant: _peak_memory(bench.settings, variant) for variant in TRAINING}
-    full = min(TRAINING[1:], key=lambda variant: seconds[variant])
+    full = min(TRAINING[1:], key=lambda variant: turns.medians[variant])
+    time = turns.ratio("prompted", full)
     return {
-        "seconds": seconds,
+        "seconds": turns.medians,
         "peak_mebibytes": memory,
         "full": full,
-        "time_ratio": seconds["prompted"] / seconds[full],
+        "time_ratio": time.median,
+        "time_interval": time.interval,
         "memory_ratio": memory["prompted"] / memory[full],
     }
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mope.bench.serve import all_at_once, bodies_of, wait_for
+from mope.bench.turns import ratio_of
 from mope.hub import find_run
 from mope.predictor import Predictor
 from mope.run import CONFIG, WEIGHTS
@@ -46,7 +47,8 @@ def bench_runs(
 
     Returns:
         `memory`: resident bytes of a server of `one` run and of `all`, once each run was asked, and `ratio`;
-        `rows_per_second`: medians for `one` and for `all`, and `ratio`, the median of the rounds'; `runs`,
+        `rows_per_second`: medians for `one` and for `all`, and `ratio`, the median of the rounds', with its
+        `interval`, see `Ratio`; `runs`,
         `threads` and `load` as of `bench_serve`.
 
     Raises:
@@ -79,7 +81,7 @@ def bench_runs(
     }
 
 
-def _speed(one: Any, every: Any, port: int, clients: int, rounds: int) -> dict[str, float]:
+def _speed(one: Any, every: Any, port: int, clients: int, rounds: int) -> dict[str, Any]:
     found: dict[str, list[float]] = {"one": [], "all": []}
     for turn in range(-1, rounds):  # the first warms up
         for name, requests in (("one", one), ("all", every)):
@@ -87,8 +89,9 @@ def _speed(one: Any, every: Any, port: int, clients: int, rounds: int) -> dict[s
             all_at_once(requests, port, clients)
             if turn >= 0:
                 found[name].append(len(requests) / (time.perf_counter() - started))
-    ratio = statistics.median(b / a for a, b in zip(found["one"], found["all"], strict=True))
-    return {**{name: statistics.median(rates) for name, rates in found.items()}, "ratio": ratio}
+    ratio = ratio_of(b / a for a, b in zip(found["one"], found["all"], strict=True))
+    medians = {name: statistics.median(rates) for name, rates in found.items()}
+    return {**medians, "ratio": ratio.median, "interval": ratio.interval}
 
 
 def _copies(run: Path, folder: Path, count: int) -> list[str]:

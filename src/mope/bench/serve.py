@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from mope.bench.turns import Turns, ratio_of
 from mope.data.check import SUFFIXES
 from mope.data.dataset import collate
 from mope.data.splits import cells_of
@@ -56,9 +57,9 @@ def bench_serve(
         device: see `Predictor`.
 
     Returns:
-        `single`: medians in milliseconds of `bare` and `served`, and `ratio`; `parallel`: medians in rows per
-        second of `offline` and `served`, and `ratio`, the median of the rounds' ratios; `threads`: PyTorch's;
-        `load`: the machine's at the start, over a minute, where that is known.
+        `single`: medians in milliseconds of `bare` and `served`; `parallel`: medians in rows per second of
+        `offline` and `served`; in both `ratio`, the median over rows and over rounds, and its `interval`, see
+        `Ratio`; `threads`: PyTorch's; `load`: the machine's at the start, over a minute, where that is known.
 
     Raises:
         UserError: the run has no test table, or the server doesn't start.
@@ -168,7 +169,8 @@ def _single(
             seconds["served"].append(times[1])
     connection.close()
     medians = {name: 1000 * statistics.median(values) for name, values in seconds.items()}
-    return {**medians, "ratio": medians["served"] / medians["bare"]}
+    ratio = Turns(seconds).ratio("served", "bare")
+    return {**medians, "ratio": ratio.median, "interval": ratio.interval}
 
 
 def _parallel(
@@ -189,8 +191,13 @@ def _parallel(
         if turn >= 0:
             offline.append(len(cells) / (middle - started))
             served.append(len(cells) / (ended - middle))
-    ratio = statistics.median(one / other for one, other in zip(served, offline, strict=True))
-    return {"offline": statistics.median(offline), "served": statistics.median(served), "ratio": ratio}
+    ratio = ratio_of(one / other for one, other in zip(served, offline, strict=True))
+    return {
+        "offline": statistics.median(offline),
+        "served": statistics.median(served),
+        "ratio": ratio.median,
+        "interval": ratio.interval,
+    }
 
 
 def all_at_once(requests: Sequence[tuple[str, bytes]], port: int, clients: int) -> None:

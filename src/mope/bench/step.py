@@ -56,8 +56,9 @@ def bench_step(settings: StepSettings) -> dict[str, Any]:
     """Measure a whole training step, and the forward and backward pass of each bare encoder, in turns.
 
     Returns:
-        `settings`, `machine`, `seconds` of the step and of each encoder by its input's name and kernel, and
-        `ratio`: the step over the sum of the encoders.
+        `settings`, `machine`, median `seconds` of the step and of each encoder by its input's name and
+        kernel; `ratio`, the median over turns of the step over the sum of the encoders, each by its faster
+        kernel, and its `interval`, see `Ratio`.
 
     Raises:
         UserError: there is no such method, or it doesn't send gradients through both encoders, frozen, which
@@ -76,13 +77,16 @@ def bench_step(settings: StepSettings) -> dict[str, Any]:
         for name, model in bare_encoders(settings.size, device).items():
             model.set_attn_implementation(kernel)
             variants[f"{name}, {kernel}"] = _bare(hold(model, dtype), batch[name], settings.precision, device)
-    seconds = take_turns(variants, settings.repeats, "steps", device)
-    bare = sum(min(seconds[f"{name}, {kernel}"] for kernel in _KERNELS) for name in names)
+    turns = take_turns(variants, settings.repeats, "steps", device)
+    seconds = turns.medians
+    fastest = [min((f"{name}, {kernel}" for kernel in _KERNELS), key=seconds.__getitem__) for name in names]
+    ratio = turns.ratio("step", *fastest)
     return {
         "settings": asdict(settings),
         "machine": machine_of(settings.precision, device),
         "seconds": seconds,
-        "ratio": seconds["step"] / bare,
+        "ratio": ratio.median,
+        "interval": ratio.interval,
     }
 
 

@@ -1,12 +1,68 @@
-"""Times of variants that take turns: machines are noisy, so ratios of one run's medians are compared."""
+"""Times of variants that take turns: machines are noisy, so only ratios within a turn are compared."""
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
+
+
+class Ratio(NamedTuple):
+    """Of two variants' times.
+
+    Attributes:
+        median: of the turns' ratios.
+        interval: of the median, 95 %; None with fewer than six turns.
+    """
+
+    median: float
+    interval: tuple[float, float] | None
+
+    def __str__(self) -> str:
+        between = "" if self.interval is None else " [{:.3f}, {:.3f}]".format(*self.interval)
+        return f"{self.median:.3f}{between}"
+
+
+class Turns:
+    """What variants took that took turns.
+
+    What else a machine does lasts longer than a turn and falls on all of it, so a ratio is the median of the
+    turns' own: on a busy machine medians of two variants differ by more than the variants do.
+
+    Args:
+        times: seconds by variant, turn by turn.
+
+    Attributes:
+        medians: seconds by variant.
+    """
+
+    def __init__(self, times: Mapping[str, Sequence[float]]):
+        self.times = times
+        self.medians = {name: statistics.median(values) for name, values in times.items()}
+
+    def ratio(self, over: str, *under: str) -> Ratio:
+        """A variant over another, or over the sum of several."""
+        parts = zip(*(self.times[name] for name in under), strict=True)
+        return ratio_of(one / sum(part) for one, part in zip(self.times[over], parts, strict=True))
+
+
+def ratio_of(ratios: Iterable[float]) -> Ratio:
+    """Their median, and where it lies by their order: the sign test's interval, of any distribution.
+
+    Args:
+        ratios: of each turn.
+    """
+    ordered = sorted(ratios)
+    count = len(ordered)
+    outside, tail = 0, 2.0**-count
+    while 2 * tail <= 0.05:  # so often is the median outside all but `outside` values on either side
+        outside += 1
+        tail += math.comb(count, outside) * 2.0**-count
+    interval = (ordered[outside - 1], ordered[-outside]) if outside else None
+    return Ratio(statistics.median(ordered), interval)
 
 
 def synchronise(device: torch.device) -> None:
@@ -19,15 +75,16 @@ def synchronise(device: torch.device) -> None:
 
 def take_turns(
     variants: Mapping[str, Callable[[], Any]], repeats: int, what: str, device: torch.device
-) -> dict[str, float]:
-    """Median seconds of each variant, which take turns after two rounds to warm up."""
+) -> Turns:
+    """Time variants, which take turns after two rounds to warm up; every other turn goes backwards."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for turn in tqdm(range(repeats + 2), desc=what, leave=False, disable=None):
-        for name, run in variants.items():
+        order = list(variants) if turn % 2 == 0 else list(reversed(variants))
+        for name in order:
             synchronise(device)
             started = time.perf_counter()
-            run()
+            variants[name]()
             synchronise(device)
             if turn >= 2:
                 times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return Turns(times)

@@ -123,17 +123,27 @@ def bench_prompts(options: argparse.Namespace) -> None:
         print(json.dumps(result, indent=2))
         return
     inference, training = result["inference"], result.get("training")
+    intervals = inference["intervals"]
     weights = "bf16" if result["machine"]["bf16"] else "fp32"
     rows = [
-        [f"forward, prompted over bare, both with {weights} weights", f"{inference['ratio']:.3f}"],
-        ["forward, prompted over bare with fp32 weights", f"{inference['ratio_to_bare']:.3f}"],
-        ["forward, prompted over the same without prompts", f"{inference['ratio_to_unprompted']:.3f}"],
+        [
+            f"forward, prompted over bare, both with {weights} weights",
+            _ratio(inference["ratio"], intervals["ratio"]),
+        ],
+        [
+            "forward, prompted over bare with fp32 weights",
+            _ratio(inference["ratio_to_bare"], intervals["ratio_to_bare"]),
+        ],
+        [
+            "forward, prompted over the same without prompts",
+            _ratio(inference["ratio_to_unprompted"], intervals["ratio_to_unprompted"]),
+        ],
     ]
     if "ratio_faster" in inference:
         rows.append(
             [
                 f"forward, prompted over bare, both {_FASTER[options.compile]}",
-                f"{inference['ratio_faster']:.3f}",
+                _ratio(inference["ratio_faster"], intervals["ratio_faster"]),
             ]
         )
     rows += [
@@ -141,12 +151,19 @@ def bench_prompts(options: argparse.Namespace) -> None:
         for k, share in result["routing"].items()
     ]
     if training:
-        rows.append([f"training step over {training['full']}, time", f"{training['time_ratio']:.3f}"])
+        time = _ratio(training["time_ratio"], training["time_interval"])
+        rows.append([f"training step over {training['full']}, time", time])
         rows.append(
             [f"training step over {training['full']}, peak memory", f"{training['memory_ratio']:.3f}"]
         )
     print_table(["", ""], rows)
     print(_machine(options, result))
+
+
+def _ratio(median: float, interval: tuple[float, float] | None) -> str:
+    from mope.bench.turns import Ratio
+
+    return str(Ratio(median, interval))
 
 
 def bench_step(options: argparse.Namespace) -> None:
@@ -162,7 +179,8 @@ def bench_step(options: argparse.Namespace) -> None:
         print(json.dumps(result, indent=2))
         return
     rows = [[name, f"{1000 * value:.1f}"] for name, value in result["seconds"].items()]
-    print_table(["", "ms"], [*rows, ["step over the sum of bare passes", f"{result['ratio']:.3f}"]])
+    ratio = _ratio(result["ratio"], result["interval"])
+    print_table(["", "ms"], [*rows, ["step over the sum of bare passes", ratio]])
     print(_machine(options, result))
 
 

@@ -248,6 +248,7 @@ def bench_serve(options: argparse.Namespace) -> None:
     """`mope bench serve RUN`."""
     require_packages(page=False)
     from mope.bench.serve import bench_serve as run
+    from mope.bench.turns import Ratio
 
     if min(options.repeats, options.clients, options.rows, options.rounds) < 1:
         raise UserError("A benchmark takes repeats, clients, rows and rounds of at least 1.")
@@ -266,13 +267,13 @@ def bench_serve(options: argparse.Namespace) -> None:
             f"one row, median of {options.repeats}",
             f"{single['bare']:.1f} ms, bare forward",
             f"{single['served']:.1f} ms",
-            f"{single['ratio']:.3f}",
+            str(Ratio(single["ratio"], single["interval"])),
         ],
         [
             f"{options.clients} clients, median of {options.rounds}",
             f"{parallel['offline']:.1f} rows/s, offline",
             f"{parallel['served']:.1f} rows/s",
-            f"{parallel['ratio']:.3f}",
+            str(Ratio(parallel["ratio"], parallel["interval"])),
         ],
     ]
     print_table(["", "the run itself", "served", "ratio"], rows)
@@ -283,6 +284,7 @@ def bench_serve(options: argparse.Namespace) -> None:
 def _bench_runs(options: argparse.Namespace, common: dict[str, Any]) -> None:
     """`mope bench serve RUN --runs N`."""
     from mope.bench.runs import bench_runs
+    from mope.bench.turns import Ratio
 
     if options.runs < 1:
         raise UserError(f"--runs is {options.runs}: a server has at least one.")
@@ -298,7 +300,7 @@ def _bench_runs(options: argparse.Namespace, common: dict[str, Any]) -> None:
             f"{options.clients} clients, median of {options.rounds}",
             f"{speed['one']:.1f} rows/s",
             f"{speed['all']:.1f} rows/s",
-            f"{speed['ratio']:.3f}",
+            str(Ratio(speed["ratio"], speed["interval"])),
         ],
     ]
     print_table(["", "one run", f"{options.runs} runs", "ratio"], rows)

@@ -22,11 +22,13 @@ class EncoderOutput:
             box its feature as the one token there is.
         stages: four feature maps (B, C_s, H_s, W_s), if asked for: of a hierarchical encoder's stages, or of
             four layers of a plain transformer, evenly spaced.
+        real: which tokens aren't padding, (B, N), boolean or 0 and 1; None where all are.
     """
 
     pooled: Tensor
     tokens: Tensor
     stages: tuple[Tensor, ...] = ()
+    real: Tensor | None = None
 
 
 class Encoder(nn.Module, ABC):

@@ -227,10 +227,10 @@ class TransformerEncoder(Encoder):
             else:
                 output = self.backbone(**arguments)
         tokens = output.last_hidden_state
+        real = self._real(tokens, inputs.get("attention_mask"))
         if self.pooling == "pooler":
             pooled = output.pooler_output
         else:
-            real = self._real(tokens, inputs.get("attention_mask"))
             pooled = global_feature(tokens, self.pooling, real)
         maps: tuple[Tensor, ...] = ()
         if stages and self.plain:
@@ -238,7 +238,7 @@ class TransformerEncoder(Encoder):
             maps = tuple(self._map(heard[index], height, width) for index in self._listened or ())
         elif stages:
             maps = tuple(output.reshaped_hidden_states[1:])  # the first map is the stem's
-        return EncoderOutput(pooled, tokens, maps)
+        return EncoderOutput(pooled, tokens, maps, real)
 
     @property
     def patch_size(self) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """How an encoder is tuned: frozen, by vanilla deep prompts, in full, or by another way to train a little."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,8 +134,10 @@ class TunedEncoder(nn.Module):
         """An encoder's output with the stand-in in the rows that aren't there."""
         if self.stand_in is None or present is None:
             return output
-        return EncoderOutput(
-            self._stand_in(output.pooled, present), self._stand_in(output.tokens, present), output.stages
+        return replace(
+            output,
+            pooled=self._stand_in(output.pooled, present),
+            tokens=self._stand_in(output.tokens, present),
         )
 
     def settle_prompts(self) -> None:

@@ -100,19 +100,38 @@ class Inputs(Fusion):
     def forward(self, batch: Batch) -> FusionOutput:
         found = [self._tokens(name, batch) for name in self.encoders if name != self.main]
         source = InputSource(
-            list(self.prompts), torch.cat(found, dim=1), self.deep, self.blind, self.dropout, self.offsets
+            list(self.prompts),
+            torch.cat([tokens for tokens, _ in found], dim=1),
+            self.deep,
+            self.blind,
+            self.dropout,
+            self.offsets,
+            _hidden(found),
         )
         output = self.encoders[self.main](batch[self.main], prompts=source, maps=self.gives_maps)
         return FusionOutput(output.pooled, output.tokens, maps=output.stages)
 
-    def _tokens(self, name: str, batch: Batch) -> Tensor:
-        """Tokens (B, n, d) of one of the other inputs."""
+    def _tokens(self, name: str, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Tokens (B, n, d) of one of the other inputs, and which aren't padding, (B, n); None for all."""
         if self.source == "tokens":
-            return self.project[name](self.encoders[name](batch[name]).tokens)
+            output = self.encoders[name](batch[name])
+            return self.project[name](output.tokens), output.real
         feature = self.feature(name, batch)
         if name in self.project:
             feature = self.project[name](feature)
-        return feature.unflatten(1, (self.tokens, -1))
+        return feature.unflatten(1, (self.tokens, -1)), None
+
+
+def _hidden(found: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor | None:
+    """What is added to the logits of all inputs' tokens, (B, n): minus infinity for padding, which depends on
+    what else is in a batch; None for nothing."""
+    if all(real is None for _, real in found):
+        return None
+    parts = []
+    for tokens, real in found:
+        none = tokens.new_zeros(tokens.shape[:2], dtype=torch.float32)
+        parts.append(none if real is None else none.masked_fill(real == 0, float("-inf")))
+    return torch.cat(parts, dim=1)
 
 
 class InputSource(PromptSource):
@@ -125,6 +144,7 @@ class InputSource(PromptSource):
         blind: whether the prompt's tokens attend to one another only.
         dropout: on the prompts.
         offsets: of the prompts, which stand first; None without.
+        hidden: added to the logits of the inputs' tokens, (B, n); None for nothing.
     """
 
     lives_on = True
@@ -137,8 +157,10 @@ class InputSource(PromptSource):
         blind: bool,
         dropout: nn.Module,
         offsets: Offsets | None = None,
+        hidden: Tensor | None = None,
     ):
         self.prompts, self.deep, self.dropout, self.offsets = prompts, deep, dropout, offsets
+        self.hidden, self._has_inputs = hidden, False
         self.blind = len(prompts[0]) if blind and prompts else 0
         self.living: Tensor | None = inputs
         self._fresh = self._given = 0
@@ -152,16 +174,21 @@ class InputSource(PromptSource):
             parts.append(self.dropout(prompt).to(x0.dtype))
         if self.living is not None:
             parts.append(self.living.to(x0.dtype))
+        self._has_inputs = self.living is not None
         self.living = None  # until an encoder that can hands them back
         tokens = torch.cat(parts, dim=1) if parts else None
         self._given = 0 if tokens is None else tokens.shape[1]
         return tokens
 
     def bias(self, layer: int) -> Tensor | None:
+        hidden = self.hidden if self._has_inputs else None
+        if hidden is not None:  # the inputs' tokens stand last
+            hidden = functional.pad(hidden, (self._given - hidden.shape[1], 0))
         if self.offsets is None:
-            return None
+            return hidden
         offsets = self.offsets(layer)
-        return functional.pad(offsets, (0, self._given - offsets.shape[1]))
+        offsets = functional.pad(offsets, (0, self._given - offsets.shape[1]))
+        return offsets if hidden is None else offsets + hidden
 
     def receive(self, layer: int, outputs: Tensor) -> None:
         """What the layer made of the tokens is what stands in the next; fresh prompts are dropped."""

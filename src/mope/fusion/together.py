@@ -99,6 +99,7 @@ def _run_as_one(calls: Sequence[Call]) -> list[EncoderOutput]:
         output.pooled.split(counts),
         output.tokens.split([count * (len(output.tokens) // sum(counts)) for count in counts]),
         _by_call(output.stages, counts),
+        [None] * len(counts) if output.real is None else output.real.split(counts),
         strict=True,
     )
     return [call.settle(EncoderOutput(*part)) for call, part in zip(calls, parts, strict=True)]

@@ -1,0 +1,221 @@
+"""Measure what docs/speed.md shows, one figure after the other, and keep each as JSON in dev/measured/bench.
+
+For an idle machine, with the demo's run and set (`make demo`). A figure that is kept is measured again only
+if it is named; `make results` lays them out.
+
+    python dev/idle.py runs/demo
+    python dev/idle.py runs/demo serve runs100
+    python dev/idle.py runs/demo first --before ../earlier    # beside another checkout of the repository
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mope.bench.models import SIZES
+from mope.bench.turns import Ratio
+from mope.config import Config
+from mope.device import describe_machine, has_fast_bf16, pick_device
+from mope.model import FusionModel
+from mope.predictor import Predictor
+from mope.scenes.build import SceneSettings, build_scenes
+
+KEPT = Path("dev/measured/bench")
+COMMANDS = {
+    "prompts-swin-b": ["prompts", "--model", "swin-b", "--repeats", "18"],
+    **{
+        f"prompts-{name}": ["prompts", "--model", name, "--no-training"]
+        for name in ("vit-b", "bert-base", "dinov2-s")
+    },
+    "step": ["step"],
+    "serve": ["serve", "{run}", "--rounds", "15"],
+    "runs100": ["serve", "{run}", "--runs", "100"],
+}
+"""`mope bench` commands by figure; `{run}` is the demo's run."""
+
+ROWS = 500
+"""Of `mope explain`."""
+
+_OVER_BARE = "prompted over bare forward pass, batch 8, 13 prompts: "
+LINES = (
+    ("prompts-swin-b", ("inference",), _OVER_BARE + "Swin-B, 224 pixels", "1.04"),
+    ("prompts-vit-b", ("inference",), _OVER_BARE + "ViT-B, 224 pixels", "1.02"),
+    ("prompts-bert-base", ("inference",), _OVER_BARE + "BERT-base, 64 tokens", "1.04"),
+    ("prompts-dinov2-s", ("inference",), _OVER_BARE + "DINOv2-small, 112 pixels", "1.05"),
+    (
+        "prompts-swin-b",
+        ("training", "time"),
+        "training step over the fastest full fine-tuning, Swin-B",
+        "0.60",
+    ),
+    ("prompts-swin-b", ("training", "memory"), "the same, peak memory", "0.50"),
+    ("step", (), "the demo's training step over the sum of its bare parts", "1.10"),
+    ("serve", ("single",), "a row served over the bare forward pass, demo run", "1.10"),
+    ("serve", ("parallel",), "64 clients over rows predicted at once, rows per second", "0.90"),
+    ("runs100", ("memory",), "100 runs in one server over one, memory", "1.2"),
+    ("runs100", ("rows_per_second",), "rows spread over 100 runs over rows of one, rows per second", "0.90"),
+    ("first", (), "`mope predict` of one row, as typed, over an earlier state", "0.5"),
+    ("explain", (), "`mope explain` of a Swin-B run over one pass over its rows", "2"),
+)
+"""Of the table: the figure, where in it, in words, and what is wanted."""
+
+
+def main() -> int:
+    """Measure what is wanted and not kept yet."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="the demo's run")
+    parser.add_argument(
+        "figures", nargs="*", help=f"only these: {', '.join([*COMMANDS, 'first', 'explain'])}"
+    )
+    parser.add_argument("--before", help="another checkout of the repository, for first")
+    parser.add_argument("--rows", type=int, default=ROWS, help=f"of explain ({ROWS})")
+    options = parser.parse_args()
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for figure in [*COMMANDS, "explain", *(["first"] if options.before else [])]:
+        file = KEPT / f"{figure}.json"
+        if figure not in options.figures and (options.figures or file.is_file()):
+            continue
+        load = os.getloadavg()[0]
+        if figure == "first":
+            found = first_answer(options.run, Path(options.before))
+        elif figure == "explain":
+            found = explaining(options.rows)
+        else:
+            found = _bench([word.format(run=options.run) for word in COMMANDS[figure]])
+        kept = {
+            **found,
+            "date": f"{date.today()}",
+            "on": describe_machine(),
+            "bf16": has_fast_bf16(pick_device()),
+            "load_before": load,
+        }
+        file.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        print(f"{figure}: {file}", flush=True)
+    return 0
+
+
+def table(folder: Path) -> str | None:
+    """The figures that are kept, as Markdown; None for none."""
+    lines, said = ["| what | measured | wanted |", "|---|---|---|"], set()
+    for figure, place, words, wanted in LINES:
+        if not (file := folder / f"{figure}.json").is_file():
+            continue
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        said.add(f"{kept['date']}, {kept['on']}, {'bf16' if kept['bf16'] else 'fp32'}")
+        lines.append(f"| {words} | {_measured(kept, place)} | {wanted} |")
+    if not said:
+        return None
+    note = "Medians of ratios turn by turn, with a 95 % interval where there were six turns or more."
+    return "\n".join([*lines, "", f"{note} {'; '.join(sorted(said))}."]) + "\n"
+
+
+def _measured(kept: dict[str, Any], place: tuple[str, ...]) -> str:
+    if place == ("training", "time"):
+        part = kept["training"]
+        return str(Ratio(part["time_ratio"], part["time_interval"]))
+    if place == ("training", "memory"):
+        return f"{kept['training']['memory_ratio']:.3f}"
+    for key in place:
+        kept = kept[key]
+    interval = kept["intervals"]["ratio"] if "intervals" in kept else kept.get("interval")
+    return str(Ratio(kept["ratio"], interval))
+
+
+def _bench(words: list[str]) -> dict[str, Any]:
+    """What a `mope bench` command prints, and itself."""
+    command = [sys.executable, "-m", "mope", "bench", *words, "--json"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {"command": " ".join(["mope", "bench", *words]), **json.loads(printed)}
+
+
+def first_answer(run: str, before: Path, turns: int = 7) -> dict[str, Any]:
+    """Seconds from the start of `mope predict` until it ends, with one row, here and in another checkout."""
+    table = str(Predictor(run, device="cpu").settings.data.test)
+    seconds: dict[str, list[float]] = {"before": [], "now": []}
+    for turn in range(-1, turns):  # the first reads the disk
+        for name, folder in (("before", before), ("now", Path())):
+            environment = {**os.environ, "PYTHONPATH": str((folder / "src").absolute())}
+            started = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-m", "mope", "predict", run, table, "--rows", "1"],
+                check=True,
+                capture_output=True,
+                env=environment,
+            )
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    commit = subprocess.run(
+        ["git", "-C", str(before), "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    return {"before_commit": commit, "seconds": medians, "ratio": medians["now"] / medians["before"]}
+
+
+def explaining(rows: int, folder: Path = Path("runs/bench-explain")) -> dict[str, Any]:
+    """Seconds of `mope explain` over those of one pass, for an untrained Swin-B, as the command is typed."""
+    data = folder / "scenes"
+    if not (data / "test.csv").is_file():
+        build_scenes(data, SceneSettings("full", train=4, validation=4, test=rows, size=224))
+    run = folder / "run"
+    if not (run / "model.safetensors").is_file():
+        _swin_run(data, run)
+    predictor, table = Predictor(run), data / "test.csv"
+    predictor.predict(_first(table, 8), data)
+    seconds = []
+    for _ in range(2):  # one before and one after
+        started = time.perf_counter()
+        predictor.predict(_first(table, rows), data)
+        seconds.append(time.perf_counter() - started)
+        if len(seconds) == 1:
+            started = time.perf_counter()
+            command = [sys.executable, "-m", "mope", "explain", str(run), "--rows", str(rows)]
+            subprocess.run([*command, "--json"], check=True, capture_output=True)
+            explained = time.perf_counter() - started
+    one = statistics.mean(seconds)
+    return {"rows": rows, "seconds": {"one_pass": one, "explain": explained}, "ratio": explained / one}
+
+
+def _first(table: Path, rows: int) -> list[dict[str, Any]]:
+    import csv
+
+    with table.open(newline="", encoding="utf-8") as stream:
+        return [row for row, _ in zip(csv.DictReader(stream), range(rows), strict=False)]
+
+
+def _swin_run(data: Path, run: Path) -> None:
+    """MoPE over a random Swin-B at 224 pixels and MiniLM, untrained, with the answers that there are."""
+    torch.manual_seed(0)
+    content = {
+        "inputs": {
+            "image": {"kind": "image", "column": "image", "encoder": {"architecture": SIZES["swin-b"][0]}},
+            "text": {
+                "kind": "text",
+                "column": "question",
+                "max_length": 40,
+                "encoder": {"weights": "package:minilm-l6", "tuning": "prompt"},
+            },
+        },
+        "fusion": {"main": "image"},
+        "data": {
+            **{name: str(data / f"{name}.csv") for name in ("train", "validation", "test")},
+            "label": "answer",
+        },
+        "output": str(run),
+    }
+    labels = sorted({row["answer"] for row in _first(data / "test.csv", 10**6)})
+    FusionModel.build(Config.parse(content), labels).save_pretrained(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
