@@ -1,6 +1,7 @@
 """What experts and methods cost: Tab. VIII and Tab. I's Speed, on tiny encoders."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from mope.bench.methods import PAPER, MethodsSettings, bench_methods
 from mope.bench.models import MODELS, bare_model, build, hold, random_inputs
 from mope.bench.prompts import BenchSettings, bench_prompts
 from mope.bench.step import StepSettings, bench_step
-from mope.bench.turns import Ratio, Turns, ratio_of, take_turns
+from mope.bench.turns import Ratio, Turns, clock_of, ratio_of, take_turns
 from mope.cli import main
 from mope.methods import METHODS, find_method
 
@@ -23,6 +24,15 @@ def test_variants_take_turns_and_the_first_two_rounds_do_not_count():
     found = take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, "", CPU)
     assert order == ["a", "b", "b", "a"] * 2 + ["a", "b"]
     assert {name: len(times) for name, times in found.times.items()} == {"a": 3, "b": 3}
+
+
+def test_one_thread_s_time_is_the_processor_s(monkeypatch):
+    for threads, clock in ((1, "processor"), (2, "wall")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert clock_of(CPU) == clock
+        found = take_turns({"asleep": lambda: time.sleep(0.02)}, 1, "", CPU)
+        assert (found.medians["asleep"] < 0.01) == (clock == "processor")
+    assert clock_of(torch.device("cuda")) == "wall"
 
 
 def test_ratios_are_of_turns_not_of_medians():

@@ -296,6 +296,24 @@ def reference_block(block, tokens, grid, prompts):
     return tokens + block.mlp(block.layernorm_after(tokens))
 
 
+@pytest.mark.parametrize("size", [24, 25, 31, 32, 48])
+def test_pictures_smaller_than_a_swin_s_windows_are_refused(size):
+    """Where transformers' own fails at its position bias."""
+    shape = hf.SwinConfig(
+        image_size=32, patch_size=2, embed_dim=8, depths=[1] * 3, num_heads=[2] * 3, window_size=4
+    )
+    model = hf.SwinModel(shape).eval()
+    pixels = torch.randn(1, 3, size, size)
+    try:
+        expected = model(pixels).last_hidden_state
+    except RuntimeError:
+        with pytest.raises(UserError, match=r"stage 3 would be 3 wide, and its windows are 4. .* 32 or more"):
+            TransformerEncoder(model)(pixel_values=pixels)
+        return
+    assert size > 24
+    torch.testing.assert_close(TransformerEncoder(model).eval()(pixel_values=pixels).tokens, expected)
+
+
 def test_an_unsupported_model_gets_a_sentence():
     model = hf.GPT2Model(hf.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=10))
     with pytest.raises(UserError, match=r"'gpt2' aren't supported: add a row"):

@@ -20,7 +20,7 @@ from mope.errors import UserError
 from mope.insight import explain_rows, figures, routing, words
 from mope.insight.answers import confusion_counts, label_scores
 from mope.insight.attention import attention_maps
-from mope.insight.explanation import Experts, Explanation
+from mope.insight.explanation import Experts, Explanation, _information
 from mope.insight.shuffle import Loss, Shuffled
 from mope.insight.summary import in_words
 from mope.methods import find_method
@@ -59,10 +59,25 @@ def test_mutual_information_is_the_labels_entropy_where_routing_tells_them():
     labels = ["a", "b", "c", "d"] * 100
     told, blind = numpy.zeros((400, 1, 4)), numpy.full((400, 1, 4), 0.25)
     told[numpy.arange(400), 0, numpy.arange(400) % 4] = 1
-    assert routing.mutual_information(told, labels)[0] == pytest.approx(2.0, abs=0.05)
-    assert routing.mutual_information(blind, labels)[0] == 0
+    found = routing.mutual_information(told, labels)
+    assert found.bits[0] == pytest.approx(2.0, abs=0.05)
+    assert found.most == pytest.approx(2.0)
+    assert routing.mutual_information(told, [str(label == "a") for label in labels]).most == pytest.approx(
+        0.811, abs=1e-3
+    )
+    assert routing.mutual_information(blind, labels).bits[0] == 0
     noise = numpy.random.default_rng(0).dirichlet([0.2] * 4, (400, 1))
-    assert routing.mutual_information(noise, labels)[0] < 0.05
+    assert routing.mutual_information(noise, labels).bits[0] < 0.05
+
+
+def test_of_several_labels_the_one_that_routing_says_most_of_counts():
+    genres = [
+        ["comedy"] * (n % 2 == 0) + ["drama"] * (n % 3 == 0) + ["war"] * (n % 5 == 0) for n in range(400)
+    ]
+    scores = numpy.eye(2)[numpy.arange(400) % 2][:, None]  # by comedy
+    found = _information(scores, genres, several=True)
+    assert found.bits[0] == pytest.approx(1.0, abs=0.02)
+    assert found.most == pytest.approx(1.0)
 
 
 def test_similarity_is_the_cosine():
@@ -347,6 +362,28 @@ def test_the_report_begins_with_what_experts_do_or_that_they_do_nothing():
     split = random.copy()
     split[:, 1] = numpy.eye(4)[[0, 1] * 20]
     assert "by label most in layer 2: knowing the expert says 0.9" in summary_of(split, labels)
-    assert "bits of it, of 2.00 that 4 experts could" in summary_of(split, labels)
+    assert "bits of it, of 1.00 that 4 experts could" in summary_of(split, labels)
     assert "by asks most in layer 2" in summary_of(split, ["same"] * 40, asks=labels)
     assert "nothing of its label or asks" in summary_of(random, ["same"] * 40, asks=["same"] * 40)
+
+
+def test_few_experts_that_split_the_rows_do_something():
+    """Two of eight are used in each layer, each by the rows of a label."""
+    labels = ["left", "right"] * 100
+    split = numpy.eye(8)[numpy.array([0, 1] * 100)][:, None].repeat(3, axis=1)
+    found = summary_of(split, labels)
+    assert "2.0 are used on average; half or more in 0 of 3 layers. They split the rows by label" in found
+
+
+def test_a_split_that_so_few_rows_have_by_chance_is_none():
+    """The largest of many layers and columns is above any fixed bound somewhere."""
+    split = may_be_chance = 0
+    for seed in range(20):
+        generator = numpy.random.default_rng(seed)
+        random = numpy.eye(4)[generator.integers(0, 4, (40, 12))]
+        values = [str(value) for value in generator.integers(0, 10, 40)]
+        found = summary_of(random, values)
+        split += "They split the rows" in found
+        may_be_chance += "which so few rows may have by chance" in found
+    assert split <= 4  # one in twenty
+    assert may_be_chance > 10  # more than a fixed bound, most times

@@ -131,6 +131,42 @@ def test_a_method_trains_what_it_declares_and_learns(base, bare, name, tmp_path)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
+def test_a_method_leaves_where_the_head_begins_to_the_config(base, name):
+    """So all rows of a study begin alike."""
+    for start in ("probe", "random"):
+        base.training.head_start = start
+        assert METHODS[name].apply(base).training.head_start == start
+
+
+def test_what_defines_a_method_isn_t_the_config_s(base):
+    base = base.with_settings({"fusion.top": 1, "fusion.expert_dropout": 0.5})
+    for name in ("MoPE", "MoPE-k16", "MoPE-clusters", "MoPE-both"):
+        fusion = METHODS[name].apply(base).fusion
+        assert (fusion.top, fusion.expert_dropout) == (None, 0.0)
+    base = METHODS["BlindPrompt"].apply(base)
+    base = base.with_settings({"fusion.deep": True, "fusion.input_from": "tokens"})
+    for name in ("PromptFuse", "BlindPrompt", "PromptFuse-deep", "MMBT", "P-MMBT", "Frozen"):
+        fusion = METHODS[name].apply(base).fusion
+        assert fusion.deep == (name in ("PromptFuse-deep", "MMBT", "P-MMBT"))
+        assert fusion.blind == (name == "BlindPrompt")
+        assert fusion.input_from == ("tokens" if "MMBT" in name else "feature")
+        assert fusion.input_tokens == (2 if name == "Frozen" else 1)
+
+
+def test_a_main_input_of_the_method_s_kind_stays(base):
+    """The one that the config names is trained, not the first of its kind."""
+    content = base.model_dump()
+    content["inputs"]["title"] = {**content["inputs"]["text"]}
+    content["fusion"]["main"] = "title"
+    content["inputs"] = {name: content["inputs"][name] for name in ("text", "title", "image")}
+    found = METHODS["TextOnly"].apply(Config.parse(content))
+    assert found.fusion.main == "title"
+    assert found.inputs["title"].encoder.tuning == "full"
+    assert found.inputs["text"].encoder.tuning != "full"
+    assert METHODS["ImgOnly"].apply(Config.parse(content)).fusion.main == "image"
+
+
+@pytest.mark.parametrize("name", FORMULAS)
 def test_all_that_learns_is_used_where_inputs_may_be_missing_too(base, name):
     """Several processes wait for the gradient of every parameter that requires one."""
     for entry in base.inputs.values():

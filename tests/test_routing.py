@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from mope.config import Config
 from mope.errors import UserError
+from mope.fusion.guiding import router_begins
 from mope.model import FusionModel
 from mope.prompts import DeepPrompts, FusionPrompts, Offsets, Router, make_offsets
 from mope.prompts.clusters import place_keys
@@ -288,10 +289,56 @@ def test_growing_trains_on_and_says_what_does_not_fit(weights, tables, tmp_path)
     assert train(grown, report=lambda line: None)["validation"]["loss"] == pytest.approx(
         first["validation"]["loss"], rel=0.05
     )
-    for fusion, said in (({"experts": 4}, "has 3: take a multiple"), ({"length": 3}, "another model's")):
+    for fusion, said in (
+        ({"experts": 4}, "has 3: take a multiple"),
+        ({"length": 3}, "another model's"),
+        ({"top": 1}, "fusion.top is 1, .* gives a row 3 of its 3 experts: with 6 set it to 6"),
+    ):
         wrong = changed(grown, fusion=fusion, output=str(tmp_path / "wrong"))
         with pytest.raises(UserError, match=said):
             train(wrong, report=lambda line: None)
+
+
+def test_a_grown_model_gives_a_row_as_many_copies(weights, tables, tmp_path):
+    """With one of three experts to a row before, two of six, which share its score, make the same prompt."""
+    config = changed(config_of(weights, tables, tmp_path), fusion={"top": 1})
+    train(config, report=lambda line: None)
+    wanted = changed(config, fusion={"experts": 6, "top": 2}, training={"begin_from": config.output})
+    old, model = (
+        FusionModel.from_pretrained(config.output),
+        FusionModel.build(wanted, ["blue", "green", "red"]),
+    )
+    model.begin_from(config.output)
+    before, after = old.fusion.prompts.eval(), model.fusion.prompts.eval()
+    with torch.no_grad():
+        after.router.keys[:, 3:] = before.router.keys
+    psi, x0 = {"text": torch.randn(5, 32)}, torch.randn(5, 32)
+    mixed = [
+        prompts.experts(0, prompts.router(0, prompts.router.embed(psi), x0)) for prompts in (before, after)
+    ]
+    torch.testing.assert_close(mixed[1], mixed[0], atol=1e-6, rtol=1e-4)
+
+
+def test_what_was_fitted_to_validation_rows_is_left_behind(weights, tables, tmp_path):
+    """A run that goes on is judged as one that begins anew: without the other's temperature."""
+    config = config_of(weights, tables, tmp_path)
+    model = FusionModel.build(config, ["blue", "green", "red"])
+    model.task.temperature.fill_(3.0)
+    model.save_pretrained(config.output)
+    assert FusionModel.from_pretrained(config.output).task.temperature == 3.0
+    wanted = changed(config, training={"begin_from": config.output})
+    again = FusionModel.build(wanted, ["blue", "green", "red"])
+    again.begin_from(config.output)
+    assert again.task.temperature == 1.0
+
+
+def test_a_router_of_standardised_features_of_its_own_input_begins_from_rows():
+    for intra, cross in ((2, 0), (0, 4), (2, 4)):
+        prompts = FusionPrompts(
+            DIMS, FEATURES, length=2, experts=3, cross_dim=cross, intra_dim=intra, standardise=True
+        )
+        assert router_begins(prompts)
+    assert not router_begins(FusionPrompts(DIMS, FEATURES, length=2, experts=3))
 
 
 def test_expert_dropout_leaves_a_row_without_some_experts_in_training_only():

@@ -19,7 +19,7 @@ from mope.errors import UserError
 from mope.methods import METHODS
 from mope.model import empty_model
 from mope.run import difference
-from mope.studies.compare import compare
+from mope.studies.compare import _untuned, compare
 from mope.studies.counts import paper_counts
 from mope.studies.runs import LocalRunner
 from mope.studies.study import Study, cells, columns_of, row_config
@@ -59,6 +59,8 @@ def test_a_study_is_rows_times_seeds_times_sizes(study):
     other = Study.load(study, base=str(study.parent / "other.yaml"), output=str(study.parent / "elsewhere"))
     assert cells(other)[0].config.fusion.length == 3
     assert cells(other)[0].folder.is_relative_to(study.parent / "elsewhere")
+    assert Study.load(study).rows[0].paper == {"accuracy": 73.1}
+    assert other.rows[0].paper == {}
     sized = cells(Study.load(change(study, sizes=[8, 16])))
     assert len({cell.folder for cell in sized}) == 8
     assert [cell.config.data.train_rows for cell in sized[:2]] == [8, 16]
@@ -296,6 +298,30 @@ def test_the_list_of_methods(capsys):
     assert all(row["trained"] and row["source"] for row in rows)
     assert main(["compare"]) == 2
     assert "Name a study" in capsys.readouterr().err
+
+
+def test_on_another_base_nothing_is_carried_over(study, tmp_path):
+    """Neither rates that were tuned on the study's own data set, nor the paper's figures and claims."""
+    tuned = {"trials": 1, "rows": {"MoPE": {"settings": {"training.learning_rate": 0.5}}}}
+    (tmp_path / "tuned.yaml").write_text(yaml.safe_dump(tuned))
+    claim = {"better": "MoPE", "than": ["P-SeqFuse"], "says": "It is better.", "section": "V"}
+    change(study, tuned="tuned.yaml", claims=[claim])
+    own = Study.load(study)
+    assert cells(own)[0].config.training.learning_rate == 0.5
+    assert len(own.claims) == 1
+    other = Study.load(study, base=str(tmp_path / "base.yaml"), output=str(tmp_path / "elsewhere"))
+    assert cells(other)[0].config.training.learning_rate != 0.5
+    assert other.claims == []
+    assert other.tuned == str(tmp_path / "elsewhere" / "tuned.yaml")
+
+
+def test_rows_that_nobody_tuned_are_said(study):
+    change(study, tuned="tuned.yaml", rows=[{"method": "MoPE"}, {"method": "P-SeqFuse"}, {"method": "Probe"}])
+    found = Study.load(study)
+    assert _untuned(found, cells(found)) == []
+    tuned = {"trials": 1, "rows": {"MoPE": {"settings": {"training.learning_rate": 0.5}}}}
+    (study.parent / "tuned.yaml").write_text(yaml.safe_dump(tuned))
+    assert _untuned(found, cells(found)) == ["P-SeqFuse"]
 
 
 def test_a_method_by_name_on_the_command_line(config, tmp_path, capsys):

@@ -14,7 +14,7 @@ from mope.errors import UserError
 from mope.studies.compare import compare
 from mope.studies.runs import After, Outcome
 from mope.studies.study import Study, cells, row_config, value_of
-from mope.studies.table import build_table, cells_of, markdown
+from mope.studies.table import build_table, cells_of, independent, markdown
 
 pytest_plugins = ["study_fixtures"]
 
@@ -157,14 +157,23 @@ def test_the_table_of_folds_and_splits(study):
     assert values["mean"] == pytest.approx(statistics.fmean(mine))
     assert values["std"] == pytest.approx(statistics.stdev(mine))
     assert set(values["by_seed"]) == {f"{fold}, seed {seed}" for fold in "ab" for seed in (0, 1)}
-    assert second["values"]["validation accuracy"]["difference"]["pairs"] == 4
-    assert second["values"]["validation accuracy"]["difference"]["mean"] == pytest.approx(0.1)
+    difference = second["values"]["validation accuracy"]["difference"]
+    assert difference["mean"] == pytest.approx(0.1)
+    assert difference["pairs"] == 2  # the seeds of a fold share its rows, and count as one
+    assert "over the means of folds" in markdown(loaded, table)
     header, rows = cells_of(loaded, table)
     assert header[2:7] == ["validation accuracy", "to MoPE", "testB accuracy", "to MoPE", "paper"]
     assert (header[-1], rows[0][6], rows[0][-1]) == ("folds and seeds", "60.03", "4")
     assert "over as many folds and seeds as a row says" in markdown(loaded, table)
     with pytest.raises(KeyError):
         value_of(_metrics(0, 0), "testA accuracy")
+
+
+def test_differences_of_several_folds_are_the_folds_own():
+    pairs = {f"{fold}, seed {seed}": 0.1 * fold + seed for fold in (1, 2) for seed in (0, 1)}
+    assert independent(pairs) == pytest.approx([0.6, 0.7])
+    assert independent({"a, seed 0": 0.1, "a, seed 1": 0.3}) == [0.1, 0.3]
+    assert independent({2: 0.3, 0: 0.1}) == [0.1, 0.3]
 
 
 def test_all_data_sets_one_after_another(several, monkeypatch, capsys):

@@ -18,7 +18,7 @@ from mope.methods import find_method
 from mope.model import FusionModel
 from mope.predictor import Predictor
 from mope.training import train
-from mope.training.progress import effective_experts
+from mope.training.progress import collapse, effective_experts
 
 MOPE = {
     "fusion.experts",
@@ -338,6 +338,16 @@ def test_metrics_json_is_what_train_returns(config):
     torch.testing.assert_close(importance.sum(dim=1), torch.ones(2))
 
 
+def test_what_dropout_spreads_is_collapsed_all_the_same(config):
+    """What counts is how rows are routed when it matters, not which experts training left them."""
+    published = {"standardise": False, "similarity": "dot", "keys": "orthogonal"}
+    settings = {"temperature": 0.001, "experts": 8, "importance_weight": 0.0, "expert_dropout": 0.8}
+    history = train(changed(config, fusion={**settings, **published}), report=quiet)["history"]
+    shares = torch.tensor(history[-1]["importance"])
+    assert float(effective_experts(shares).mean()) > 4 > history[-1]["experts_used"]
+    assert collapse(history) is not None
+
+
 @pytest.mark.parametrize(("temperature", "collapsed"), [(0.001, True), (100.0, False)])
 def test_collapsed_experts_are_seen(config, temperature, collapsed):
     """Each row's scores at a temperature near zero are all of one expert's, and here the same one's."""
@@ -348,6 +358,7 @@ def test_collapsed_experts_are_seen(config, temperature, collapsed):
     lines = []
     history = train(config, report=lines.append)["history"]
     assert (history[-1]["experts_used"] < 4) == collapsed
+    assert history[-1]["experts_used"] == pytest.approx(sum(history[-1]["used"]) / 2)
     assert lines[2].count("of 8 (few)") == collapsed
     assert (
         any("experts have collapsed" in line and "--method P-SeqFuse" in line for line in lines) == collapsed

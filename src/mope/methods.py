@@ -29,7 +29,7 @@ class Method:
             the other inputs.
         trained: what is trained, in words.
         source: where it is from.
-        main_kind: kind that the main input must be of; None for the config's main input.
+        main_kind: kind that the main input must be of: the config's, or the first of that kind; None for any.
         param: the paper's count of trained parameters in millions, with Swin-B and BERT-base; None where it
             gives none.
         note: why ours differs from it, where it does.
@@ -57,7 +57,8 @@ class Method:
             fitting = [name for name, kind in kinds.items() if kind == self.main_kind]
             if not fitting:
                 raise UserError(f"{self.name} needs an input of kind {self.main_kind}: there is none.")
-            settings["fusion"]["main"] = fitting[0]
+            if settings["fusion"]["main"] not in fitting:
+                settings["fusion"]["main"] = fitting[0]
         main = settings["fusion"]["main"]
         for key, value in self.settings.items():
             part, _, rest = key.partition(".")
@@ -152,7 +153,13 @@ _FULL = {"main.tuning": "full", "others.tuning": "full"}
 _FROZEN = {"main.tuning": "frozen", "others.tuning": "frozen"}
 _PROMPT = {"tuning": "prompt", "prompt_length": 6}
 _MAPPED = {"others.tuning": "prompt", "others.prompt_length": 4}
-_PARTS_OF_MOPE = {"main.tuning": "frozen", **_MAPPED, "fusion.prompts": ["static", "dynamic", "mapped"]}
+_PARTS_OF_MOPE = {
+    "main.tuning": "frozen",
+    **_MAPPED,
+    "fusion.prompts": ["static", "dynamic", "mapped"],
+    "fusion.top": None,
+    "fusion.expert_dropout": 0.0,
+}
 _MOPE = {
     **_PARTS_OF_MOPE,
     "fusion.joining": "beside",
@@ -161,7 +168,6 @@ _MOPE = {
     "fusion.keys": "orthogonal",
     "training.router_factor": 1.0,
 }
-_BEGINS = {"training.head_start": "random"}
 _CLUSTERED = {
     **_PARTS_OF_MOPE,
     "fusion.joining": "beside",
@@ -171,7 +177,13 @@ _CLUSTERED = {
     "fusion.keys": "clusters",
     "training.router_factor": 0.1,
 }
-_INPUT = {**_FROZEN, "fusion.length": 6}
+_PLAIN = {
+    "fusion.input_from": "feature",
+    "fusion.input_tokens": 1,
+    "fusion.deep": False,
+    "fusion.blind": False,
+}
+_INPUT = {**_FROZEN, **_PLAIN, "fusion.length": 6}
 
 
 def _both(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,8 +191,9 @@ def _both(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _IV_C, _SECOND_PROMPTS = "section IV-C", {f"others.{key}": value for key, value in _PROMPT.items()}
-_MMBT = {"fusion.input_from": "tokens", "fusion.deep": True}
+_MMBT = {**_PLAIN, "fusion.input_from": "tokens", "fusion.deep": True}
 _FROZEN_LM = {
+    **_PLAIN,
     "main.tuning": "frozen",
     "others.tuning": "full",
     "fusion.input_tokens": 2,
@@ -321,10 +334,8 @@ _PAPER = (
         2.5,
         "PMF needs plain transformers: counted with ViT-B and BERT-base, as its authors do.",
     ),
-    Method("MoPE", "sequential", {**_MOPE, **_BEGINS, "fusion.experts": 4}, _PARTS, "section III", None, 1.6),
-    Method(
-        "MoPE-k16", "sequential", {**_MOPE, **_BEGINS, "fusion.experts": 16}, _PARTS, "section III", None, 2.6
-    ),
+    Method("MoPE", "sequential", {**_MOPE, "fusion.experts": 4}, _PARTS, "section III", None, 1.6),
+    Method("MoPE-k16", "sequential", {**_MOPE, "fusion.experts": 16}, _PARTS, "section III", None, 2.6),
     Method(
         "MoPE-clusters",
         "sequential",
@@ -338,7 +349,6 @@ _PAPER = (
         {
             **{key: value for key, value in _MOPE.items() if key.startswith(("fusion.", "training."))},
             **_both({"tuning": "prompt", "prompt_length": 4}),
-            **_BEGINS,
             "fusion.experts": 4,
         },
         f"of either input: {_PARTS}",

@@ -346,9 +346,12 @@ class FusionModel(nn.Module):
                 f"training.begin_from: {folder} has other labels, {', '.join(run['labels'][:5])}."
             )
         state = read_weights(Path(folder) / WEIGHTS)
+        for name in _ADDED:  # fitted to validation rows when that run ended: this one is judged without
+            state.pop(name, None)
         for name, part in self.named_modules():
             if isinstance(part, FusionPrompts) and part.router is not None and f"{name}.router.keys" in state:
-                state = grow(state, part.router.experts, f"{name}.")
+                top = before.fusion.top if isinstance(before.fusion, GuidedConfig) else None
+                state = grow(state, part.router, f"{name}.", top)
         self.load_trained_state(state)
 
     def _pinned(self) -> Config:

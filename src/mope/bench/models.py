@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mope.bench.turns import clock_of
 from mope.config import Config
 from mope.device import frozen_dtype, use_bf16
 from mope.encoders.weights import build_backbone, read_architecture
@@ -155,5 +156,6 @@ def machine_of(precision: str, device: torch.device) -> dict[str, Any]:
         "name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "bf16": use_bf16(precision, device),
         "threads": torch.get_num_threads(),
+        "clock": clock_of(device),
         "torch": torch.__version__,
     }

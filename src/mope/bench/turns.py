@@ -73,18 +73,27 @@ def synchronise(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def clock_of(device: torch.device) -> str:
+    """Which time is taken: "processor" of one thread of a CPU, which others don't lengthen; "wall" else.
+
+    Several threads wait for each other by spinning, which is processor time as well.
+    """
+    return "processor" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
+
+
 def take_turns(
     variants: Mapping[str, Callable[[], Any]], repeats: int, what: str, device: torch.device
 ) -> Turns:
     """Time variants, which take turns after two rounds to warm up; every other turn goes backwards."""
+    clock = time.process_time if clock_of(device) == "processor" else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in variants}
     for turn in tqdm(range(repeats + 2), desc=what, leave=False, disable=None):
         order = list(variants) if turn % 2 == 0 else list(reversed(variants))
         for name in order:
             synchronise(device)
-            started = time.perf_counter()
+            started = clock()
             variants[name]()
             synchronise(device)
             if turn >= 2:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(clock() - started)
     return Turns(times)

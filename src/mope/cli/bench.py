@@ -283,5 +283,6 @@ def _machine(options: argparse.Namespace, result: dict[str, Any]) -> str:
     arithmetic = "bf16" if machine["bf16"] else "fp32"
     name = machine["name"] or f"{machine['device']}, {machine['threads']} threads"
     return (
-        f"{options.model}, batch {options.batch}, {name}, {arithmetic}; medians of {options.repeats} turns."
+        f"{options.model}, batch {options.batch}, {name}, {arithmetic}; medians of {options.repeats} turns, "
+        f"{machine['clock']} time."
     )

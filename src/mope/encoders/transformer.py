@@ -206,12 +206,18 @@ class TransformerEncoder(Encoder):
             stages: whether to give feature maps, after `give_maps`.
             inputs: the model's own inputs: `pixel_values` (B, 3, H, W), or `input_ids` and
                 `attention_mask` (B, N), or `input_values` (B, samples) or `input_features` (B, bins, frames).
+
+        Raises:
+            UserError: feature maps are asked for that it doesn't give, its attention was set to another
+                kernel, or pictures are smaller than its windows.
         """
         arguments = {**self.family.call, **inputs}
         if (stages and not self.map_dims) or (stages and self.plain and self._listened is None):
             raise UserError("This encoder gives no feature maps, or hasn't been asked to by `give_maps`.")
         if stages and not self.plain:
             arguments |= {"output_hidden_states": True, "output_hidden_states_before_downsampling": True}
+        if self.family.restore and "pixel_values" in inputs:
+            windows.require_windows(self.backbone.config, *inputs["pixel_values"].shape[-2:])
         attention = self.backbone.config._attn_implementation
         if prompts is not None and self.insertion == "prefix" and attention != ATTENTION:
             raise UserError(

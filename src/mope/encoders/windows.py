@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers.models.swin.modeling_swin import SwinLayer
 
 from mope.encoders.families import ARGUMENT
+from mope.errors import UserError
 from mope.graphs import Cache
 
 _WINDOWED = "_mope_windowed"
@@ -71,6 +72,24 @@ def share_masks(layer: nn.Module, attention: nn.Module) -> None:
     block: Any = layer
     block.get_attn_mask = MethodType(_shift_mask, layer)
     attention.register_forward_pre_hook(_hand_over, with_kwargs=True)
+
+
+def require_windows(config: Any, height: int, width: int) -> None:
+    """Make sure that pictures fill the windows of every stage, which their position bias is made for.
+
+    Raises:
+        UserError: they don't; with a size that does.
+    """
+    window, patch, stages = config.window_size, config.patch_size, len(config.depths)
+    side = -(-min(height, width) // patch)
+    for stage in range(stages):
+        if side < window:
+            raise UserError(
+                f"Pictures of {height} x {width} pixels are too small for this Swin: stage {stage + 1} would "
+                f"be {side} wide, and its windows are {window}. Set the input's size to "
+                f"{window * patch * 2 ** (stages - 1)} or more."
+            )
+        side = -(-side // 2)
 
 
 def fix_bias(attention: Any) -> None:

@@ -46,7 +46,9 @@ def guiding_prompts(
 def router_begins(prompts: FusionPrompts) -> bool:
     """Whether the router of some prompts is to see training rows before the first step."""
     router = prompts.router
-    return router is not None and (router.by_clusters or len(router.cross_norms) > 0)
+    if router is None:
+        return False
+    return router.by_clusters or len(router.cross_norms) + len(router.intra_norms) > 0
 
 
 @torch.no_grad()

@@ -27,8 +27,8 @@ class Sequential(InRounds):
             linear head has at once what late fusion has.
 
     Attributes:
-        guides: names of the inputs that guide it; none where no prompt depends on them, and then they aren't
-            encoded.
+        guides: names of the inputs that guide it, or that the head sees; none where neither does, and then
+            they aren't encoded.
     """
 
     has_maps = True
@@ -45,7 +45,8 @@ class Sequential(InRounds):
         self.main, self.sees_all = main, sees_all
         self.encoders = nn.ModuleDict(dict(encoders))
         self.prompts = prompts
-        self.guides = [name for name in self.encoders if name != main] if prompts.reads_features else []
+        others = [name for name in self.encoders if name != main]
+        self.guides = others if prompts.reads_features or sees_all else []
         for name in self.encoders:
             if name != main and name not in self.guides:
                 self.encoder(name).requires_grad_(False)

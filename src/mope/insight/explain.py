@@ -140,7 +140,7 @@ def _modalities(page: Page, predictor: Predictor, found: Explanation) -> None:
     page.heading(
         "Which modality mattered",
         "Each input in turn is taken from another row, so that it looks right but says nothing; then both of "
-        "each pair, from the same other row. The further the metric falls, the more the run relied on it.",
+        "each pair, from the same other row. The worse the metric gets, the more the run relied on it.",
     )
     if predictor.settings.picture is not None:
         page.note(
@@ -193,8 +193,8 @@ def _experts(page: Page, predictor: Predictor, found: Explanation, pictures: Pic
                 experts.names[layer],
                 f"{experts.effective[layer]:.2f}",
                 f"{experts.entropy[layer]:.3f}",
-                "-" if experts.information is None else f"{experts.information[layer]:.3f}",
-                *(f"{bits[layer]:.3f}" for bits in experts.columns.values()),
+                "-" if experts.information is None else f"{experts.information.bits[layer]:.3f}",
+                *(f"{one.bits[layer]:.3f}" for one in experts.columns.values()),
             )
             for layer in range(len(experts.importance))
         ],

@@ -37,10 +37,9 @@ class Experts:
         importance: share of the routing that each gets (L, k).
         effective: effective number of experts (L,).
         entropy: mean entropy of a sample's scores in nats (L,).
-        information: mutual information of expert and label in bits (L,), for several labels to a row the mean
-            over labels of that with having the label; None where rows have no labels by name.
-        columns: mutual information of expert and another column of the table (L,), by its name; of columns
-            with a few values.
+        information: what the expert says of the label, for several labels to a row of having the one that it
+            says most of; None where rows have no labels by name.
+        columns: what it says of other columns of the table, by name; of columns with a few values.
         similarity: cosine similarity of the experts (L, k, k); of no layer where they aren't known.
         top: places of the samples scored highest (L, k, n).
         words: what stands out in their texts, by layer and expert: (word, z).
@@ -52,8 +51,8 @@ class Experts:
     importance: Floats
     effective: Floats
     entropy: Floats
-    information: Floats | None
-    columns: dict[str, Floats]
+    information: routing.Information | None
+    columns: dict[str, routing.Information]
     similarity: Floats
     top: NDArray[numpy.integer]
     words: list[list[list[tuple[str, float]]]] = field(default_factory=list)
@@ -117,8 +116,8 @@ class Explanation:
             arrays = ("importance", "effective", "entropy", "similarity")
             experts = {name: getattr(self.experts, name).tolist() for name in arrays}
             information = self.experts.information
-            experts["information"] = None if information is None else information.tolist()
-            experts["columns"] = {name: bits.tolist() for name, bits in self.experts.columns.items()}
+            experts["information"] = None if information is None else information.bits.tolist()
+            experts["columns"] = {name: one.bits.tolist() for name, one in self.experts.columns.items()}
             experts["top_rows"] = numpy.asarray(self.table.numbers)[self.experts.top].tolist()
             experts["words"], experts["labels"] = self.experts.words, self.experts.labels
             experts["layers"] = self.experts.names
@@ -231,7 +230,7 @@ def _experts(
     )
 
 
-def _by_column(scores: Floats, table: Table, predictor: "Predictor") -> dict[str, Floats]:
+def _by_column(scores: Floats, table: Table, predictor: "Predictor") -> dict[str, routing.Information]:
     """Information on each column that is neither an input nor the label, and has a few values."""
     settings = predictor.settings
     known = {settings.data.label, *cells_of(settings.inputs.values())}
@@ -245,14 +244,14 @@ def _by_column(scores: Floats, table: Table, predictor: "Predictor") -> dict[str
     return found
 
 
-def _information(scores: Floats, named: Sequence[Sequence[str]], several: bool) -> Floats:
+def _information(scores: Floats, named: Sequence[Sequence[str]], several: bool) -> routing.Information | None:
     if not several:
         return routing.mutual_information(scores, [names[0] for names in named])
     found = [
         routing.mutual_information(scores, [str(label in names) for names in named])
         for label in sorted({name for names in named for name in names})
     ]
-    return numpy.mean(found, axis=0) if found else numpy.zeros(scores.shape[1])
+    return routing.largest(found) if found else None
 
 
 def label_names_of(predictor: "Predictor", targets: list[Any] | None) -> list[list[str]] | None:

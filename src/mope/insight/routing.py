@@ -1,11 +1,28 @@
 """How experts share the work, from routing scores (section V-D): plain arrays in, plain arrays out."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy
 from numpy.typing import NDArray
 
 Floats = NDArray[numpy.floating]
+
+_SHUFFLES = 20
+
+
+class Information(NamedTuple):
+    """What the expert that a sample is routed to says of its label.
+
+    Attributes:
+        bits: mutual information of each layer (L,), without what so few samples have by chance.
+        most: what no routing is above: the labels' entropy, or log2 k if that is less; in bits.
+        chance: the largest of all layers where labels are shuffled, likewise; one for each shuffle.
+    """
+
+    bits: Floats
+    most: float
+    chance: Floats
 
 
 def importance(scores: Floats) -> Floats:
@@ -29,18 +46,32 @@ def _entropy(shares: Floats) -> Floats:
     return -(shares * numpy.log(safe)).sum(axis=-1)
 
 
-def mutual_information(scores: Floats, labels: Sequence[str]) -> Floats:
-    """Mutual information in bits of the expert that a sample is routed to and its label: (N, L, k) -> (L,).
+def mutual_information(scores: Floats, labels: Sequence[str]) -> Information:
+    """Mutual information of routing (N, L, k) and labels.
 
     A sample is routed to each expert with its score as the probability. It is 0 where routing says nothing
-    of the label, and at most the labels' entropy and log2 k. Few samples make it too large: the mean over
-    shuffled labels (five times, by seed) is taken off.
+    of the label. Few samples make it too large: the mean over shuffled labels (by seed) is taken off.
     """
     names, places = numpy.unique(numpy.asarray(labels), return_inverse=True)
     shares = scores / scores.sum(axis=2, keepdims=True)
     generator = numpy.random.default_rng(0)
-    chance = [_information(shares, generator.permutation(places), len(names)) for _ in range(5)]
-    return numpy.maximum(_information(shares, places, len(names)) - numpy.mean(chance, axis=0), 0.0)
+    shuffled = numpy.stack(
+        [_information(shares, generator.permutation(places), len(names)) for _ in range(_SHUFFLES)]
+    )
+    mean = shuffled.mean(axis=0)
+    entropy = float(_entropy(numpy.bincount(places) / len(places)) / numpy.log(2))
+    return Information(
+        numpy.maximum(_information(shares, places, len(names)) - mean, 0.0),
+        min(entropy, float(numpy.log2(scores.shape[2]))),
+        (shuffled - mean).max(axis=1),
+    )
+
+
+def largest(found: Sequence[Information]) -> Information:
+    """Of several labels to a sample: what routing says of the one that it says most of, layer by layer."""
+    bits = numpy.stack([one.bits for one in found])
+    most = found[int(bits.max(axis=1).argmax())].most
+    return Information(bits.max(axis=0), most, numpy.stack([one.chance for one in found]).max(axis=0))
 
 
 def _information(shares: Floats, places: NDArray[numpy.integer], count: int) -> Floats:

@@ -19,8 +19,9 @@ def place_keys(
 ) -> None:
     """Set projections to whitened principal components, and keys to the centres of what they make of rows.
 
-    So each expert of a layer begins with a share of the rows that are like one another, and layers differ:
-    each has a rotation of the components of its own, and so clusters of its own.
+    So each expert of a layer begins with a share of the rows that are like one another. Layers begin with
+    much the same clusters: each turns the complementary features by a rotation of its own, which leaves
+    angles as they are, and differs by what enters it, and by which of several good solutions k-means finds.
 
     Args:
         keys: routing embeddings K of every layer, (L, k, d_r), written to.

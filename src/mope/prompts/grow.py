@@ -6,12 +6,15 @@ import torch
 from torch import Tensor
 
 from mope.errors import UserError
+from mope.prompts.router import Router
 
 _APART = 0.1
 """Standard deviation of what is added to a new key's elements, beside keys of length 1."""
 
 
-def grow(state: Mapping[str, Tensor], experts: int, prefix: str = "") -> dict[str, Tensor]:
+def grow(
+    state: Mapping[str, Tensor], router: Router, prefix: str = "", top: int | None = None
+) -> dict[str, Tensor]:
     """A state whose prompts have more experts.
 
     The first k are as they were. Each of the others is the copy of one of them, so the model begins nearly as
@@ -20,22 +23,30 @@ def grow(state: Mapping[str, Tensor], experts: int, prefix: str = "") -> dict[st
 
     Args:
         state: tensors by name; those of `Experts` and `Router` that have an axis of experts are grown.
-        experts: how many there are to be, a multiple of those there are.
+        router: of the grown model; it has a multiple of the experts there are.
         prefix: what the names of `FusionPrompts`' tensors begin with.
+        top: how many experts a row was given; None for all. Copies share their row's score, so with as few
+            as before part of a row's mixture would be lost.
 
     Raises:
-        UserError: the number isn't a multiple.
+        UserError: the number isn't a multiple, or the router's `top` hasn't grown as well.
     """
     keys = f"{prefix}router.keys"
     if keys not in state:
         raise UserError("A run without a router has no experts to be grown: train anew.")
-    there = state[keys].shape[1]
+    there, experts = state[keys].shape[1], router.experts
     if experts % there:
         raise UserError(
             f"fusion.experts is {experts}, but the run to begin from has {there}: take a multiple of it."
         )
     grown = dict(state)
     copies = experts // there
+    given = (top or there) * copies
+    if router.top is not None and copies > 1 and router.top < given:
+        raise UserError(
+            f"fusion.top is {router.top}, and the run to begin from gives a row {top or there} of "
+            f"its {there} experts: with {experts} set it to {given}, since copies share their row's score."
+        )
     added = state[keys].repeat(1, copies, 1)
     noise = _APART * torch.randn_like(added)
     noise[:, :there] = 0

@@ -12,7 +12,7 @@ from mope.run import CONFIG, difference, read_metrics, read_run
 from mope.studies.cluster import make_runner
 from mope.studies.plot import require_packages
 from mope.studies.runs import ERROR, Outcome, Runner
-from mope.studies.study import Cell, Study, cells, columns_of, value_of
+from mope.studies.study import Cell, Study, cells, columns_of, read_tuned, value_of
 from mope.studies.table import build_table, write_table
 from mope.tasks import any_task
 from mope.tasks.metrics import deciding_metric
@@ -65,6 +65,8 @@ def _run(
             outcomes[place] = Outcome(metrics)
     if outcomes:
         report(f"{len(outcomes)} of {len(todo)} runs are done.")
+    if untuned := _untuned(study, todo):
+        report(f"Not tuned, beside rows that are: {', '.join(untuned)}. `mope tune` tunes them as well.")
     waiting = [place for place in range(len(todo)) if place not in outcomes]
     for place in waiting:
         _check_tables(todo[place])
@@ -85,6 +87,13 @@ def _run(
             "same command tries them again."
         )
     return table
+
+
+def _untuned(study: Study, todo: Sequence[Cell]) -> list[str]:
+    """Rows whose rates nobody tuned, though others' were; what L-BFGS fits has none."""
+    tuned = read_tuned(study)
+    rows = {cell.row.label for cell in todo if cell.config.training.solver == "adamw"}
+    return sorted(rows - set(tuned)) if tuned else []
 
 
 def _is_done(study: Study, cell: Cell, metrics: dict[str, Any]) -> bool:

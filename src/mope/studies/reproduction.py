@@ -6,7 +6,7 @@ from typing import Any
 
 from mope.files import replacing
 from mope.studies.study import Claim, Study, row_config
-from mope.studies.table import interval, markdown
+from mope.studies.table import independent, interval, markdown
 from mope.tasks import any_task
 
 REPRODUCTION = "reproduction.md"
@@ -42,7 +42,7 @@ def judge(study: Study, table: Mapping[str, Any]) -> list[dict[str, Any]]:
                     if claim.grows:
                         fewest = _differences(table, claim.better, than, column, first)
                         pairs = {draw: pairs[draw] - fewest[draw] for draw in pairs if draw in fewest}
-                    difference = interval([sign * pairs[draw] for draw in sorted(pairs)]) if pairs else None
+                    difference = _interval(pairs, sign)
                     figures = [paper.get(row, {}).get(column) for row in (claim.better, than)]
                     found.append(
                         {
@@ -75,6 +75,11 @@ def _differences(
     rows = {row["name"]: row["values"][column]["by_seed"] for row in table["rows"] if row["size"] == size}
     one, other = rows.get(better, {}), rows.get(than, {})
     return {draw: value - other[draw] for draw, value in one.items() if draw in other}
+
+
+def _interval(pairs: Mapping[int | str, float], sign: int) -> dict[str, float | None] | None:
+    """Of differences that are better where they are greater; None of none."""
+    return interval([sign * value for value in independent(pairs)]) if pairs else None
 
 
 def _verdict(difference: Mapping[str, float | None] | None) -> str:

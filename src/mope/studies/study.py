@@ -147,7 +147,8 @@ class Study(Section):
             file: which.
             quick: whether in its small size.
             data_set: which of its other data sets; None for its own.
-            base: a config in the place of the study's own, such as one of another data set.
+            base: a config in the place of the study's own, such as one of another data set: without the
+                paper's figures and claims, and tuned on its own, in `tuned.yaml` beside the runs.
             output: a folder in the place of the study's own.
 
         Raises:
@@ -171,8 +172,9 @@ class Study(Section):
         for key in ("base", "output", "tuned"):
             if (path := getattr(study, key)) is not None:
                 setattr(study, key, os.path.normpath(file.parent / path))
-        study.published = None if base else study.published
         study.base, study.output = base or study.base, output or study.output
+        if base:
+            study._leave_behind()
         study.claims = [
             claim for claim in study.claims if claim.sets is None or (data_set or own) in claim.sets
         ]
@@ -180,6 +182,14 @@ class Study(Section):
             _relative_to(file.parent, settings)
         study._check(file, known)
         return study
+
+    def _leave_behind(self) -> None:
+        """Take over nothing of the paper's, and nothing that was tuned on the study's own data set."""
+        self.published, self.claims = None, []
+        for row in self.rows:
+            row.paper = {}
+        if self.tuned is not None:
+            self.tuned = str(Path(self.output) / "tuned.yaml")
 
     def _check(self, file: Path, known: list[str]) -> None:
         labels = [row.label for row in self.rows]

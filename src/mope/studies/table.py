@@ -76,11 +76,13 @@ def _row(
     for metric in metrics:
         by_seed = {draw: value_of(run, metric) for draw, run in sorted(found.items())}
         values[metric] = {"by_seed": by_seed, **_spread(list(by_seed.values())), "difference": None}
-        pairs = [
-            value - value_of(against[draw], metric) for draw, value in by_seed.items() if draw in against
-        ]
+        pairs = {
+            draw: value - value_of(against[draw], metric)
+            for draw, value in by_seed.items()
+            if draw in against
+        }
         if pairs and not is_reference:
-            values[metric]["difference"] = interval(pairs)
+            values[metric]["difference"] = interval(independent(pairs))
     first = next(iter(found.values()))
     return {
         "name": name,
@@ -103,6 +105,22 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
 def _median(values: Any) -> float | None:
     there = [value for value in values if value is not None]
     return statistics.median(there) if there else None
+
+
+def independent(pairs: Mapping[int | str, float]) -> list[float]:
+    """Differences that are drawn independently of each other: by seed, or where there are several folds their
+    means, since the seeds of a fold share its rows.
+
+    Args:
+        pairs: by `Cell.draw`.
+    """
+    folds: dict[str, list[float]] = {}
+    for draw in sorted(pairs, key=str):
+        fold = draw.rpartition(", seed ")[0] if isinstance(draw, str) else ""
+        folds.setdefault(fold, []).append(pairs[draw])
+    if len(folds) > 1:
+        return [statistics.fmean(values) for values in folds.values()]
+    return [pairs[draw] for draw in sorted(pairs)]
 
 
 def interval(differences: Sequence[float], confidence: float = 0.95) -> dict[str, float | None]:
@@ -182,8 +200,10 @@ def markdown(study: Study, table: Mapping[str, Any]) -> str:
     rows_of = "Rows of the splits that columns name" if study.evaluate else "Test rows"
     notes = f"{rows_of}; mean ± standard deviation over as many {draws} as a row says."
     if table["reference"]:
+        of_folds = ", over the means of folds" if study.folds and len(study.seeds) > 1 else ""
         notes += (
-            f" Differences to {table['reference']} are paired by {drawn}, with a 95 % interval (Student)."
+            f" Differences to {table['reference']} are paired by {drawn}, with a 95 % interval "
+            f"(Student{of_folds})."
         )
     lines += ["", f"{notes} {table['date']}, {table['machine']}."]
     return "\n".join(lines) + "\n"

@@ -25,16 +25,15 @@ def effective_experts(importance: Tensor) -> Tensor:
 def collapse(history: Sequence[Mapping[str, Any]]) -> str | None:
     """A sentence, if fewer than half of the experts were used at the end; None else.
 
-    So few are hardly more than one prompt, whatever the metric says.
+    The others were trained for nothing, whatever the metric says.
 
     Args:
         history: what was logged, in order.
     """
-    entry = next((one for one in reversed(history) if "importance" in one), None)
+    entry = next((one for one in reversed(history) if "used" in one), None)
     if entry is None:
         return None
-    shares = torch.tensor(entry["importance"])
-    used, count = effective_experts(shares), shares.shape[1]
+    used, count = torch.tensor(entry["used"]), entry["experts"]
     if used.mean() >= count / 2:
         return None
     few, uneven = int((used < count / 2).sum()), max(entry["imbalance"])
@@ -132,9 +131,6 @@ class EpochRecord:
         for name, rate in self._rates.items():
             logs[f"{name}_learning_rate"] = rate
         logs["seconds"] = time.monotonic() - self._started
-        if self._importance is not None:
-            logs["experts"] = self._importance.shape[1]
-            logs["experts_used"] = float(effective_experts(self._importance).mean())
         return logs
 
     def routing(self) -> dict[str, Any]:

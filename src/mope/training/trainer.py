@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
@@ -19,7 +19,7 @@ from mope.prompts.parallel import let_rows_count
 from mope.run import WEIGHTS
 from mope.training.budget import Budget
 from mope.training.checkpoints import STATE, begin_draft, explained, finish_draft
-from mope.training.progress import EpochRecord, StepTimer, epoch_line
+from mope.training.progress import EpochRecord, StepTimer, effective_experts, epoch_line
 from mope.training.sharding import keep_whole, shard, share_out, whole_state
 from mope.training.steps import STAND_IN, Share, StepLoader
 from mope.weights import read_weights, write_weights
@@ -46,6 +46,7 @@ class FusionTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.report = report
         self.timer, self._record = StepTimer(), EpochRecord()
+        self._importance: Tensor | None = None  # of the last evaluation, without noise and dropped experts
         self._writing: Path | None = None
         self._batch, self._loader = 0, None
         for callback in (self.timer, _Follower(self)):
@@ -182,12 +183,14 @@ class FusionTrainer(Trainer):
         bare: Any = self.model
         model: Any = self._wrap_model(bare, training=False)
         model.eval()
-        task, found = self.fusion_model.task, []
+        task, found, used = self.fusion_model.task, [], []
         for inputs in dataloader:
             inputs = self._prepare_inputs(inputs)
             labels, empty = inputs["labels"], inputs.pop(STAND_IN, False)
             with torch.no_grad(), self.compute_loss_context_manager():
                 output = model(**inputs)
+            if output.scores and not empty:
+                used.append(torch.stack([layer.float().sum(dim=0) for layer in output.scores]).cpu())
             weight = (task.weight_of(labels) * (not empty)).cpu().double()
             condensed = task.condense(output.logits.detach(), labels)
             outcome = tuple(part[:0].cpu() if empty else part.cpu() for part in condensed)
@@ -195,6 +198,8 @@ class FusionTrainer(Trainer):
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         # By batch, and within it by process: as the rows stand in the table.
         every = list(chain(*zip(*gather_object([found]), strict=True)))
+        sums = gather_object(used)
+        self._importance = torch.stack(sums).sum(dim=0) if sums else None
         predictions, targets = (torch.cat([outcome[place] for outcome, _, _ in every]) for place in (0, 1))
         loss = sum(value for _, value, _ in every) / sum(weight for _, _, weight in every)
         metrics: dict[str, Any] = {"loss": float(loss)}
@@ -208,11 +213,16 @@ class FusionTrainer(Trainer):
         ended = "eval_loss" in logs
         if ended and self._record.steps:
             logs = {**logs, **self._record.logs()}
+            if self._importance is not None:
+                logs["experts"] = self._importance.shape[1]
+                logs["experts_used"] = float(effective_experts(self._importance).mean())
             epochs = None if self.budget is not None else self.args.num_train_epochs
             self.report(epoch_line(logs, self.state.epoch, epochs, self.args.metric_for_best_model))
         super().log(logs, start_time)
         if ended:
             self.state.log_history[-1].update(self._record.routing())
+            if self._importance is not None:
+                self.state.log_history[-1]["used"] = effective_experts(self._importance).tolist()
             self._record = EpochRecord()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
