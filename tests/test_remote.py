@@ -24,6 +24,7 @@ from mope.media.cells import BadCell, home_of
 from mope.media.images import open_image
 from mope.predictor import Predictor
 from mope.remote import RemotePath, is_url, matching, path_of, rebased
+from mope.remote.sizes import Bound
 from mope.training import train
 
 pytest_plugins = ["remote_fixtures", "serve_fixtures", "shard_fixtures"]
@@ -86,7 +87,9 @@ def test_a_path_has_a_name_an_ending_and_a_folder():
     assert (path.name, path.suffix, str(path.parent)) == ("a.csv", ".csv", "https://host/rows")
     path = RemotePath("s3://b") / "d/x.png"
     assert (path.name, path.suffix, str(path.parent)) == ("x.png", ".png", "s3://b/d")
+    path.bound = Bound(1000, "a flag")
     assert pickle.loads(pickle.dumps(path)) == path == copy.deepcopy(path)
+    assert pickle.loads(pickle.dumps(path)).bound == copy.deepcopy(path).bound == path.bound
     assert path_of("file:///a/b.csv") == Path("/a/b.csv")
 
 

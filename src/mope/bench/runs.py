@@ -21,7 +21,7 @@ from mope.run import CONFIG, WEIGHTS
 from mope.weights import read_weights, write_weights
 
 _NOISE = 0.01
-"""By which the copies' weights differ, as a share of their spread: other runs, as far as a server knows."""
+"""By which the copies' weights differ, as a share of each: other runs, as far as a server knows."""
 
 
 def bench_runs(
@@ -104,10 +104,8 @@ def _copies(run: Path, folder: Path, count: int) -> list[str]:
         copy.mkdir(parents=True)
         shutil.copy(run / CONFIG, copy)
         torch.manual_seed(number)
-        changed = {
-            name: tensor + _NOISE * tensor.std(correction=0) * torch.randn_like(tensor)
-            if tensor.is_floating_point()
-            else tensor
+        changed = {  # a factor, so that a variance stays above zero
+            name: tensor * (1 + _NOISE * torch.randn_like(tensor)) if tensor.is_floating_point() else tensor
             for name, tensor in weights.items()
         }
         write_weights(copy / WEIGHTS, changed)

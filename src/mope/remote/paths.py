@@ -90,7 +90,7 @@ class RemotePath(type(Path())):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.url, self.below)
+        return type(self), (self.url, self.below), (None, {"bound": self.bound})
 
     def __str__(self) -> str:
         if not self.below:
