@@ -361,5 +361,6 @@ def test_collapsed_experts_are_seen(config, temperature, collapsed):
     assert history[-1]["experts_used"] == pytest.approx(sum(history[-1]["used"]) / 2)
     assert lines[2].count("of 8 (few)") == collapsed
     assert (
-        any("experts have collapsed" in line and "--method P-SeqFuse" in line for line in lines) == collapsed
+        any("Few of the experts are used" in line and "--method P-SeqFuse" in line for line in lines)
+        == collapsed
     )

@@ -38,7 +38,7 @@ def collapse(history: Sequence[Mapping[str, Any]]) -> str | None:
         return None
     few, uneven = int((used < count / 2).sum()), max(entry["imbalance"])
     return (
-        f"The experts have collapsed: {float(used.mean()):.1f} of {count} are used, in {few} of "
+        f"Few of the experts are used: {float(used.mean()):.1f} of {count} on average, in {few} of "
         f"{len(used)} layers fewer than half (imbalance up to {uneven:.1f}). Try "
         "--method MoPE-clusters, a higher fusion.temperature, a larger fusion.importance_weight or fewer "
         "fusion.experts, and compare with --method P-SeqFuse, which has none."
