@@ -131,6 +131,12 @@ def quiet():
     assert [record.getMessage() for record in said] == []
 
 
+async def spoken(send) -> None:
+    """Answer a request, as an app does."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"done"})
+
+
 def same(answer: dict, prediction) -> bool:
     return answer["error"] is None and answer["probabilities"] == pytest.approx(
         prediction.probabilities, abs=1e-5

@@ -51,7 +51,7 @@ def add(verbs: Any) -> None:
         ("header-bytes", 32_768, int, "of a request's address and headers"),
         ("headers", 100, int, "of a request"),
         ("header-seconds", 10, float, "until a request's headers are there"),
-        ("body-seconds", 20, float, "for a body, beside one more for each 4,096 bytes that came"),
+        ("body-seconds", 20, float, "for a body; each 4,096 bytes that came give one back"),
         ("grace-seconds", 10, float, "for requests that are there when the server is told to end"),
     ):
         shown = text if default is None else f"{text} ({default:,})"

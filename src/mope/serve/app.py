@@ -17,11 +17,11 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 
 from mope.predictor import Predictor
 from mope.serve.engine import Engine
-from mope.serve.limits import BodyLimit, OneShape, Refusal, said
+from mope.serve.limits import CALLER, BodyLimit, OneShape, Refusal, said
 from mope.serve.metrics import Metrics, Watch
 from mope.serve.rows import Failure, RowParser, answer_model, answer_of, charset_of
 from mope.serve.runs import OneRun, Runs
-from mope.serve.security import CALLER, Guard, PageGuard
+from mope.serve.security import Guard, PageGuard
 from mope.serve.served import Served
 from mope.serve.settings import ServeSettings
 

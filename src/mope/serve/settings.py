@@ -83,7 +83,7 @@ class ServeSettings:
         header_bytes: of a request's address and headers.
         headers: of a request.
         header_seconds: from a request's first byte, or the connection's, to the end of its headers.
-        body_seconds: for a body, beside one more for each 4,096 bytes; and for an answer to be taken.
+        body_seconds: for a body, of which each 4,096 bytes give one back; and for an answer to be taken.
         grace_seconds: for requests that are there when the server is told to end.
 
     Raises:
