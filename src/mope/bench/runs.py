@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from mope.bench.serve import all_at_once, bodies_of, wait_for
-from mope.bench.turns import ratio_of
+from mope.bench.turns import in_turn, ratio_of
+from mope.files import read_yaml
 from mope.hub import find_run
 from mope.predictor import Predictor
 from mope.run import CONFIG, WEIGHTS
@@ -83,8 +84,9 @@ def bench_runs(
 
 def _speed(one: Any, every: Any, port: int, clients: int, rounds: int) -> dict[str, Any]:
     found: dict[str, list[float]] = {"one": [], "all": []}
+    variants = [("one", one), ("all", every)]
     for turn in range(-1, rounds):  # the first warms up
-        for name, requests in (("one", one), ("all", every)):
+        for name, requests in in_turn(variants, turn):
             started = time.perf_counter()
             all_at_once(requests, port, clients)
             if turn >= 0:
