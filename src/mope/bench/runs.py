@@ -1,7 +1,6 @@
 """What many runs behind one server cost, beside one of them."""
 
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -12,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from mope.bench.serve import all_at_once, bodies_of, wait_for
 from mope.bench.turns import in_turn, ratio_of
 from mope.files import read_yaml
 from mope.hub import find_run
 from mope.predictor import Predictor
-from mope.run import CONFIG, WEIGHTS
+from mope.run import CONFIG, DIGEST, WEIGHTS
 from mope.weights import read_weights, write_weights
 
 _NOISE = 0.01
@@ -98,13 +98,12 @@ def _speed(one: Any, every: Any, port: int, clients: int, rounds: int) -> dict[s
 
 def _copies(run: Path, folder: Path, count: int) -> list[str]:
     """Runs that differ in what they learned."""
-    weights = read_weights(run / WEIGHTS)
+    weights, settings = read_weights(run / WEIGHTS), read_yaml(run / CONFIG, "config", "a run's settings")
     names = []
     for number in range(count):
         names.append(f"run{number:03d}")
         copy = folder / names[-1]
         copy.mkdir(parents=True)
-        shutil.copy(run / CONFIG, copy)
         torch.manual_seed(number)
         changed = {
             name: tensor + _NOISE * tensor.std(correction=0) * torch.randn_like(tensor)
@@ -112,7 +111,9 @@ def _copies(run: Path, folder: Path, count: int) -> list[str]:
             else tensor
             for name, tensor in weights.items()
         }
-        write_weights(copy / WEIGHTS, changed)
+        settings["run"][DIGEST] = write_weights(copy / WEIGHTS, changed)
+        content = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        (copy / CONFIG).write_text(content, encoding="utf-8")
     return names
 
 
