@@ -102,9 +102,7 @@ def test_a_caller_s_bodies_leave_room_for_others(tokens):
         ]
         while limit.held.total() < len(held) * (share - 1):
             await asyncio.sleep(0)
-        found = [
-            await ask(limit, parts(part(share - 1), part(1, more=False)), name) for name in (names[0], names[1])
-        ]
+        found = [await ask(limit, parts(part(share - 1), part(1, more=False)), name) for name in names[:2]]
         end.set()
         return found, await asyncio.gather(*held)
 

@@ -45,7 +45,7 @@ def add(verbs: Any) -> None:
     for name, default, kind, text in (
         ("characters", 20_000, int, "of a text"),
         ("rows", 64, int, "per request"),
-        ("queue", 512, int, "rows that wait for the model, of a run, and with --tokens of a caller"),
+        ("queue", 512, int, "rows that wait for the model, of a run; with --tokens, of a run and a caller"),
         ("connections", 512, int, "open at the same time"),
         ("address-connections", None, int, "open from one address (256, from this machine any number)"),
         ("header-bytes", 32_768, int, "of a request's address and headers"),

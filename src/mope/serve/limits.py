@@ -50,6 +50,11 @@ def busy(message: str) -> Refusal:
     return Refusal(503, "queue", message, {"Retry-After": str(RETRY_SECONDS)})
 
 
+def closing() -> Refusal:
+    """The refusal of who comes too late."""
+    return busy("The server is closing.")
+
+
 def said(error: HTTPException) -> JSONResponse:
     """An error as the answer it is."""
     return JSONResponse({"error": error.detail}, error.status_code, dict(error.headers or {}))
@@ -203,8 +208,8 @@ class _Pace:
             async with asyncio.timeout_at(self.end):
                 message = await receive()
         except TimeoutError:
-            most = f"{self.seconds:g} seconds"
-            text = f"The body came too slowly: it has {most}, and each {BYTES_PER_SECOND:,} bytes give one back."
+            seconds, rate = f"{self.seconds:g} seconds", f"{BYTES_PER_SECOND:,} bytes"
+            text = f"The body came too slowly: it has {seconds}, and each {rate} give one back."
             raise Refusal(408, "slow", text, {"Connection": "close"}) from None
         self.last = self.loop.time()
         earned = len(message.get("body", b"")) / BYTES_PER_SECOND
@@ -270,7 +275,7 @@ class Closing:
             await self.app(scope, receive, watch)
         except asyncio.CancelledError:
             if scope["type"] == "http" and not started:
-                await said(busy("The server is closing."))(scope, receive, send)
+                await said(closing())(scope, receive, send)
 
 
 def _length(scope: Scope) -> int:
