@@ -29,7 +29,7 @@ from mope.data.readers import Reader, build_readers
 from mope.data.splits import cells_of, open_splits, row_check
 from mope.data.stream import Stream
 from mope.data.table import Table, open_table
-from mope.device import Precision, autocast, frozen_dtype, pick_device
+from mope.device import Precision, arithmetic, autocast, frozen_dtype, pick_device
 from mope.encoders.pool import SHARED
 from mope.errors import UserError
 from mope.evaluation import Measured, measure
@@ -85,6 +85,7 @@ class Predictor:
         self.device, self.compile = pick_device(device), compile
         require_compile(compile, self.device)
         self.precision: Precision = precision or read_run(self.run)[0].training.precision
+        self.arithmetic = arithmetic(self.precision, self.device)
         dtype = frozen_dtype(self.precision, self.device)
         model = FusionModel.from_pretrained(self.run, lambda entry: SHARED.get(entry, self.device, dtype))
         self.settings = model.settings

@@ -60,7 +60,7 @@ class Served:
             return self.name, id(self)
         fusion = predictor.model.fusion
         encoders = frozenset(id(fusion.encoder(key).encoder) for key in fusion.encoders)
-        return predictor.device, predictor.precision, encoders
+        return predictor.device, predictor.arithmetic, encoders
 
     @property
     def reentrant(self) -> bool:
