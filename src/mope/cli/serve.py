@@ -170,11 +170,17 @@ def settings_of(options: argparse.Namespace) -> "ServeSettings":
 
 
 def _run(server: Any, listener: socket.socket, engine: Any) -> None:
-    """Serve in a thread and run the model in this one, the first, until a signal says to end."""
+    """Serve in a thread and run the model in this one, the first, until a signal says to end.
+
+    Whatever ends the server's thread by itself is raised here.
+    """
+    failures: list[BaseException] = []
 
     def listen() -> None:
         try:
             server.run(sockets=[listener])
+        except BaseException as error:  # such as SystemExit, of an app that doesn't start
+            failures.append(error)
         finally:
             engine.close()
 
@@ -188,6 +194,8 @@ def _run(server: Any, listener: socket.socket, engine: Any) -> None:
     thread.start()
     engine.work()
     thread.join()
+    if failures:
+        raise failures[0]
 
 
 def require_packages(page: bool) -> None:
@@ -232,6 +240,7 @@ def _listen(host: str, port: int) -> socket.socket:
         if sys.platform != "win32":  # there it would let two servers have one port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen()  # two may be bound to a port as long as neither listens
     except OSError as error:
         listener.close()
         raise UserError(
