@@ -276,7 +276,7 @@ def test_a_broken_batch_costs_the_others_nothing():
 
 @pytest.mark.slow
 def test_bench_serve(served_run, capsys):
-    arguments = ["bench", "serve", str(served_run), "--repeats", "2", "--clients", "4", "--rows", "8"]
+    arguments = ["bench", "serve", str(served_run), "--repeats", "1", "--clients", "4", "--rows", "8"]
     assert main([*arguments, "--rounds", "1", "--json", "--device", "cpu"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["single"]["ratio"] == result["single"]["served"] / result["single"]["bare"]

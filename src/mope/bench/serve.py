@@ -43,9 +43,9 @@ def bench_serve(
     first threads spin while they wait for each other, which makes the run itself many times slower than the
     server: set OMP_NUM_THREADS=1 there, which holds for both.
 
-    The two take turns, so that what else the machine does falls on both: first single rows, each with the
-    bare model's forward pass of the same row; then rounds of many clients, each with `Predictor.predict` of
-    the same rows. Rows are of the run's test table, repeated if there are fewer.
+    The two take turns, every other one backwards, so that what else the machine does falls on both: first
+    single rows, each with the bare model's forward pass of the same row; then rounds of many clients, each
+    with `Predictor.predict` of the same rows. Rows are of the run's test table, repeated if there are fewer.
 
     Args:
         run: the run's folder.
