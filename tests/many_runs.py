@@ -27,6 +27,9 @@ RUNS = {
 }
 """Each run's fusion; all but the last share both encoders, `pmf` and `inputs` not the passes."""
 
+SERVED = ("mope", "longer", "static", "concat", "words", "pmf", "full")
+"""Those that are served together."""
+
 
 def make_run(name: str, weights: dict[str, str], tables: Path, folder: Path) -> Path:
     """A run of `RUNS`, with prompts loud enough to matter, in a folder of its name."""

@@ -41,7 +41,14 @@ def talk(app, **options):
 def serving(predictor, send_buffer: int | None = None, **options):
     """A server in a thread, and its address; where wanted with a small buffer for what it sends."""
     limits = ServeSettings(**{"grace_seconds": 1, **options})
-    server = make_server(build_app(predictor, limits), limits)
+    with running(build_app(predictor, limits), limits, send_buffer) as (_, address):
+        yield address
+
+
+@contextmanager
+def running(app, limits: ServeSettings, send_buffer: int | None = None):
+    """An app's server in a thread, and its address."""
+    server = make_server(app, limits)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         if send_buffer is not None:
@@ -52,7 +59,7 @@ def serving(predictor, send_buffer: int | None = None, **options):
             assert thread.is_alive()
             time.sleep(0.05)
         try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            yield server, f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join(timeout=60)
@@ -129,6 +136,23 @@ def quiet():
         for logger in loggers:
             logger.removeHandler(handler)
     assert [record.getMessage() for record in said] == []
+
+
+async def spoken(send) -> None:
+    """Answer a request, as an app does."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"done"})
+
+
+def asked(rows, name):
+    """Rows as a run takes them."""
+    return [{"text": row["text"]} for row in rows] if name == "words" else rows
+
+
+def predict(client, name, rows):
+    answer = client.post(f"/v1/runs/{name}/predict?routing=true", json={"rows": asked(rows, name)})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["predictions"]
 
 
 def same(answer: dict, prediction) -> bool:

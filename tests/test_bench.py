@@ -2,11 +2,13 @@
 
 import json
 import time
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from scipy.stats import binom
 
+from mope.bench import runs, serve
 from mope.bench.experts import ExpertsSettings, bench_experts
 from mope.bench.methods import PAPER, MethodsSettings, bench_methods
 from mope.bench.models import MODELS, bare_model, build, hold, random_inputs
@@ -33,6 +35,35 @@ def test_one_thread_s_time_is_the_processor_s(monkeypatch):
         found = take_turns({"asleep": lambda: time.sleep(0.02)}, 1, "", CPU)
         assert (found.medians["asleep"] < 0.01) == (clock == "processor")
     assert clock_of(torch.device("cuda")) == "wall"
+
+
+def test_benchmarks_of_servers_take_turns_as_well(monkeypatch):
+    """Every other turn goes backwards; the ones before the first only warm up."""
+    order: list[str] = []
+
+    class Fake:
+        readers: ClassVar[dict] = {}
+
+        def predict(self, cells):
+            order.append("offline")
+
+        def forward_batch(self, batch):
+            order.append("bare")
+
+    monkeypatch.setattr(serve, "all_at_once", lambda requests, port, clients: order.append("served"))
+    monkeypatch.setattr(serve, "_ask", lambda connection, body: order.append("served"))
+    monkeypatch.setattr(serve, "collate", lambda *_: {})
+    monkeypatch.setattr(serve, "_REST", 0)
+    fake: Any = Fake()
+    serve._parallel(fake, [{}], [b""], 0, 1, rounds=2)
+    assert order == ["served", "offline", "offline", "served", "served", "offline"]
+    order.clear()
+    serve._single(fake, [{}], [b""], 0, repeats=2)
+    assert order[-4:] == ["bare", "served", "served", "bare"]
+    order.clear()
+    monkeypatch.setattr(runs, "all_at_once", lambda requests, port, clients: order.append(requests[0]))
+    runs._speed(["one"], ["all"], 0, 1, rounds=2)
+    assert order == ["all", "one", "one", "all", "all", "one"]
 
 
 def test_ratios_are_of_turns_not_of_medians():

@@ -10,7 +10,8 @@ from run_tester import quiet
 
 from mope import Predictor, UserError, train
 from mope.cli import main
-from mope.run import read_run
+from mope.run import DIGEST, read_run
+from mope.weights import read_weights
 
 
 @pytest.fixture
@@ -47,7 +48,8 @@ def test_a_run_goes_there_and_comes_back(config, hub, tables, capsys):
     one, other = (p.predict(tables / "test.csv") for p in (Predictor(config.output), again))
     assert [row.probabilities for row in one] == [row.probabilities for row in other]
     assert (hub / "me/colours/.private").read_text() == "True"
-    kept, _ = read_run(hub / "me/colours")
+    kept, known = read_run(hub / "me/colours")
+    assert read_weights(hub / "me/colours/model.safetensors", known[DIGEST])
     assert kept.data.train is kept.data.test is None
     assert again.settings.data.trusted is False
     assert again.predict({"picture": "/etc/hosts", "question": "what is left ?"})[0].label is None

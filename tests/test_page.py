@@ -11,13 +11,15 @@ import pytest
 import torch
 from PIL import Image
 from run_tester import tiny_run
-from serve_tester import serving
+from serve_tester import running, serving
 from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model
 
 from mope.config import Config, InputConfig
 from mope.data.table import open_table
 from mope.media.masks import open_mask
 from mope.predictor import Predictor
+from mope.serve.app import build_app
+from mope.serve.settings import ServeSettings
 from mope.serve.views import attention_picture, masked_picture, routing_html
 from mope.training import train
 
@@ -217,6 +219,26 @@ def test_the_page_has_the_limits_of_the_api(address, tables):
     filling.unlink()
     assert (answer.status_code, "too many uploads" in answer.text) == (503, True)
     assert ask.post("/gradio_api/upload", files={"files": ("a.png", content)}).status_code == 200
+
+
+def test_the_page_asks_in_its_caller_s_name(run, tables, monkeypatch):
+    limits = ServeSettings(tokens={"ann": "tokenofann", "bob": "tokenofbob"}, grace_seconds=1)
+    app = build_app(Predictor(run, device="cpu"), limits)
+    engine, callers = app.state.engine, []
+    ask_engine = engine.ask
+
+    def noted(served, parse, caller=None):
+        callers.append(caller)
+        return ask_engine(served, parse, caller)
+
+    monkeypatch.setattr(engine, "ask", noted)
+    content = (tables / "test_0.png").read_bytes()
+    bob = {"Authorization": "Bearer tokenofbob"}
+    with running(app, limits) as (_, address), httpx.Client(base_url=address, timeout=60, headers=bob) as ask:
+        (file,) = ask.post("/gradio_api/upload", files={"files": ("a.png", content)}).json()
+        said = said_by(ask, [{"path": file, "meta": {"_type": "gradio.FileData"}}, "left"])
+    assert '"success":true' in said.replace(" ", "")
+    assert callers == ["bob"]
 
 
 def test_64_clients_by_sockets_are_answered_rightly_and_together(run, tables):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,15 @@ from PIL import Image
 from run_tester import tiny_run
 
 from mope.bulk import evaluate
+from mope.cli import main
 from mope.config import Config
 from mope.data.table import open_table
 from mope.errors import UserError
 from mope.model import FusionModel
 from mope.predictions import Prediction, write_predictions
 from mope.predictor import Predictor
+from mope.run import CONFIG, DIGEST
+from mope.tasks import ReferringSegmentation, Regression
 from mope.training import train
 
 
@@ -65,6 +69,72 @@ def test_save_load_predict_gives_the_same_numbers(predictor, run, tables, tmp_pa
     assert all(torch.equal(state[name], other[name]) for name in state)
     table = open_table(tables / "test.csv")
     assert Predictor(tmp_path / "copy", device="cpu").predict(table) == predictor.predict(table)
+
+
+def test_weights_of_another_run_are_refused(run, tmp_path):
+    """Two runs of the same shapes, whose files are replaced one after the other."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    model = FusionModel.from_pretrained(run)
+    model.save_pretrained(one)
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            parameter.add_(1)
+    model.save_pretrained(other)
+    assert FusionModel.from_pretrained(other)
+    shutil.copy(one / CONFIG, other / CONFIG)
+    with pytest.raises(UserError, match=r"isn't what the config\.yaml beside it was written with"):
+        FusionModel.from_pretrained(other)
+    with pytest.raises(UserError, match=r"isn't what the config\.yaml beside it was written with"):
+        model.begin_from(other)
+    # A run of an earlier version doesn't say.
+    lines = (other / CONFIG).read_text().splitlines(keepends=True)
+    (other / CONFIG).write_text("".join(line for line in lines if DIGEST not in line))
+    assert FusionModel.from_pretrained(other)
+
+
+def test_a_row_whose_numbers_are_not_finite_has_an_error(predictor, monkeypatch):
+    nan, inf = float("nan"), float("inf")
+    scores = [torch.tensor([[0.5, 0.5], [0.5, 0.5], [nan, 0.5], [1.0, 0.0]])]
+    logits = torch.tensor([[1.0, 2.0, 0.0], [nan, 0.0, 0.0], [0.0, 0.0, 0.0], [3.0, 0.0, 1.0]])
+    found = predictor.decide(logits, scores)
+    assert [row.label for row in found] == [predictor.model.task.labels[1], None, None, "blue"]
+    assert "no finite number" in found[1].error
+    assert found[1].probabilities == {}
+    assert found[1].routing == []
+    assert found[3].routing == [[1.0, 0.0]]
+    assert predictor.decide(logits[1:2], [])[0].error == found[1].error
+    number = predictor.model.task = Regression(["number"])
+    number.scale.fill_(1e38)
+    found = predictor.decide(torch.tensor([[0.5], [inf], [9.0], [nan]]), [])
+    assert [row.error is None for row in found] == [True, False, False, False]
+    assert found[0].label == pytest.approx(5e37)
+
+
+def test_a_mask_of_numbers_that_are_not_finite_has_an_error(predictor):
+    pytest.importorskip("pycocotools")
+    predictor.model.task = ReferringSegmentation(["mask"], "bce")
+    logits = torch.ones(3, 4, 4)
+    logits[1, 2, 3] = float("nan")
+    found = predictor.decide(logits, [], [(4, 4), (5, 5), (6, 7)])
+    assert [row.error is None for row in found] == [True, False, True]
+    assert found[2].label["size"] == [6, 7]
+
+
+def test_json_has_no_bare_nan(run, tables, monkeypatch, capsys):
+    forward = Predictor.forward_batch
+
+    def broken(self, batch):
+        logits, scores = forward(self, batch)
+        return torch.cat([torch.full_like(logits[:1], float("nan")), logits[1:]]), scores
+
+    monkeypatch.setattr(Predictor, "forward_batch", broken)
+    words = ["predict", str(run), str(tables / "test.csv"), "--json", "--routing", "--device", "cpu"]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out, parse_constant=lambda name: pytest.fail(f"{name} isn't JSON"))
+    assert "no finite number" in found[0]["error"]
+    assert found[1]["error"] is None
+    assert "1 of 20 rows can't be used" in said.err
 
 
 def test_probabilities_and_routing_are_distributions(predictor, tables):

@@ -3,6 +3,7 @@
 import gc
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,13 +13,19 @@ from many_runs import RUNS, make_run
 from run_tester import tiny_run
 from transformers import SwinConfig, SwinModel
 
+import mope.predictors as module
 from mope import Predictor, Predictors
 from mope.config import Config
+from mope.data.dataset import collate
 from mope.data.table import open_table
+from mope.device import Precision, arithmetic, has_fast_bf16
 from mope.encoders.pool import EncoderPool, may_share
 from mope.errors import UserError
 from mope.fusion.together import _group
+from mope.predictors import Share, predict_together
 from mope.prompts import DeepPrompts
+from mope.serve.served import Served
+from mope.serve.settings import ServeSettings
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +95,29 @@ def test_one_pass_serves_all_runs(predictors, rows, monkeypatch):
                 encoder.register_forward_hook(lambda module, *_: passes.append(module.kind))
     predictors.predict(dict.fromkeys(("mope", "longer", "static", "sees_all", "may_miss"), rows[:2]))
     assert sorted(passes) == ["image", "text"]
+
+
+def test_precisions_that_are_the_same_arithmetic_share_a_pass(runs, rows, monkeypatch):
+    together, counts = module.fuse_together, []
+
+    def counted(fusions, batches):
+        counts.append(len(fusions))
+        return together(fusions, batches)
+
+    monkeypatch.setattr(module, "fuse_together", counted)
+    same: Precision = "bf16" if has_fast_bf16(torch.device("cpu")) else "fp32"
+    pair = [Predictor(runs["mope"], device="cpu", precision=precision) for precision in ("auto", same)]
+    assert pair[0].arithmetic == pair[1].arithmetic
+    lanes = [Served("run", predictor, ServeSettings()).lane for predictor in pair]
+    assert lanes[0].group == lanes[1].group
+    shares = []
+    for predictor in pair:
+        sample = {name: r.sample(r.cell(rows[0]), Path()) for name, r in predictor.readers.items()}
+        shares.append(Share(predictor, collate([sample], predictor.readers, None)))
+    one, other = predict_together(shares)
+    require_same(one[0], other[0])
+    assert counts == [2]
+    assert arithmetic("fp16", torch.device("cuda")) is torch.float16
 
 
 def test_bad_rows_and_abstaining_are_each_run_s_own(predictors, rows):

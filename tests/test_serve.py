@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import schemathesis
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from serve_tester import same
 
@@ -66,6 +67,22 @@ def test_a_bad_row_among_good_ones(client, rows, right):
     assert [found[n]["error"].split(":")[0] for n in (1, 2, 3)] == ["image", "text", "image"]
     for n in (1, 2, 3):
         assert found[n]["label"] is found[n]["probabilities"] is found[n]["routing"] is None
+
+
+def test_outputs_that_are_no_numbers_are_errors_of_their_rows(client, rows, predictor, monkeypatch):
+    """JSON has no NaN: one of them would cost the whole request its answer."""
+    forward = predictor.forward_batch
+
+    def broken(batch):
+        logits, scores = forward(batch)
+        return torch.full_like(logits, float("nan")), scores
+
+    monkeypatch.setattr(predictor, "forward_batch", broken)
+    answer = client.post("/v1/predict", params={"routing": True}, json={"rows": rows[:2]})
+    assert answer.status_code == 200
+    for found in answer.json()["predictions"]:
+        assert "no finite number" in found["error"]
+        assert found["label"] is found["probabilities"] is found["routing"] is None
 
 
 def test_other_methods_types_and_options(client, rows):
@@ -259,7 +276,7 @@ def test_a_broken_batch_costs_the_others_nothing():
 
 @pytest.mark.slow
 def test_bench_serve(served_run, capsys):
-    arguments = ["bench", "serve", str(served_run), "--repeats", "2", "--clients", "4", "--rows", "8"]
+    arguments = ["bench", "serve", str(served_run), "--repeats", "1", "--clients", "4", "--rows", "8"]
     assert main([*arguments, "--rounds", "1", "--json", "--device", "cpu"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["single"]["ratio"] == result["single"]["served"] / result["single"]["bare"]

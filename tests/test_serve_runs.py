@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from many_runs import make_run
-from serve_tester import talk
+from many_runs import SERVED
+from serve_tester import predict, talk
 
 from mope.cli import main
 from mope.data.table import open_table
@@ -22,32 +22,7 @@ from mope.serve.queue import FairQueue, Lane
 from mope.serve.runs import Runs, find_runs
 from mope.serve.settings import ServeSettings, read_tokens
 
-pytest_plugins = ["serve_fixtures"]
-
-NAMES = ("mope", "longer", "static", "concat", "words", "pmf", "full")
-
-
-@pytest.fixture(scope="module")
-def made(weights, tables, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("made")
-    return {name: make_run(name, weights, tables, folder) for name in NAMES}
-
-
-@pytest.fixture
-def folder(made, tmp_path):
-    shutil.copytree(made["mope"].parent, tmp_path / "runs")
-    return tmp_path / "runs"
-
-
-@pytest.fixture
-def said():
-    return []
-
-
-@pytest.fixture
-def runs(folder, said):
-    limits = ServeSettings(page=True, rows=24, queue=24)
-    return Runs({}, [folder], limits, device="cpu", report=said.append)
+pytest_plugins = ["runs_fixtures", "serve_fixtures"]
 
 
 @pytest.fixture
@@ -63,17 +38,6 @@ def client(app):
         yield client
 
 
-def asked(rows, name):
-    """Rows as a run takes them."""
-    return [{"text": row["text"]} for row in rows] if name == "words" else rows
-
-
-def predict(client, name, rows):
-    answer = client.post(f"/v1/runs/{name}/predict?routing=true", json={"rows": asked(rows, name)})
-    assert answer.status_code == 200, answer.text
-    return answer.json()["predictions"]
-
-
 def require_same(found, expected):
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
@@ -86,9 +50,9 @@ def alone(run, tables, count):
 
 
 def test_rows_of_all_runs_at_once(client, made, rows, tables):
-    expected = {name: alone(made[name], tables, 4) for name in NAMES}
+    expected = {name: alone(made[name], tables, 4) for name in SERVED}
     with ThreadPoolExecutor(8) as pool:
-        wanted = [name for _ in range(4) for name in NAMES]
+        wanted = [name for _ in range(4) for name in SERVED]
         found = list(pool.map(lambda name: predict(client, name, rows[:4]), wanted))
     for name, one in zip(wanted, found, strict=True):
         require_same(one, expected[name])
@@ -96,7 +60,7 @@ def test_rows_of_all_runs_at_once(client, made, rows, tables):
 
 def test_runs_are_listed(client):
     listed = {run["name"]: run for run in client.get("/v1/runs").json()["runs"]}
-    assert list(listed) == sorted(NAMES)
+    assert list(listed) == sorted(SERVED)
     assert listed["mope"]["shares_passes"]
     assert listed["mope"]["inputs"]["image"] == {"kind": "image", "may_be_left_out": False}
     assert listed["words"]["inputs"].keys() == {"text"}
@@ -213,6 +177,12 @@ def test_what_was_evaluated_is_listed(client, folder):
     assert client.get("/v1/runs/mope").json()["metrics"] == {}
     add_metrics(folder / "mope", "test", {"accuracy": 0.5, "rows": 20})
     assert client.get("/v1/runs/mope").json()["metrics"]["test"]["accuracy"] == 0.5
+
+
+def test_a_model_for_one_thread_has_lanes_that_say_so(folder):
+    runs = Runs({}, [folder], ServeSettings(), device="cpu")
+    assert runs.get("pmf").lane.serial
+    assert not runs.get("mope").lane.serial
 
 
 def test_runs_are_answered_while_another_is_loaded(app, client, runs, rows, monkeypatch):

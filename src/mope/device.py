@@ -83,6 +83,11 @@ def frozen_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if use_bf16(precision, device) else None
 
 
+def arithmetic(precision: str, device: torch.device) -> torch.dtype | None:
+    """What passes are under autocast to on a device; None for what weights are in."""
+    return torch.float16 if precision == "fp16" else frozen_dtype(precision, device)
+
+
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     """Autocast to what the precision says on this device."""
     if precision == "fp16":

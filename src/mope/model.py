@@ -22,7 +22,7 @@ from mope.heads import LinearHead, MaskHead
 from mope.prompts import FusionPrompts, Router, importance_loss
 from mope.prompts.grow import grow
 from mope.remote import rebased
-from mope.run import CONFIG, WEIGHTS, read_run, require_same_columns
+from mope.run import CONFIG, DIGEST, WEIGHTS, read_run, require_same_columns
 from mope.tasks import Task, build_task
 from mope.versions import installed
 from mope.weights import read_weights, write_weights
@@ -313,8 +313,8 @@ class FusionModel(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / WEIGHTS) as draft:
-            write_weights(draft, self.trained_state() if state is None else state)
-        run = {"labels": self.task.labels, "versions": self._versions(), **(facts or {})}
+            digest = write_weights(draft, self.trained_state() if state is None else state)
+        run = {"labels": self.task.labels, "versions": self._versions(), DIGEST: digest, **(facts or {})}
         settings = self._pinned().model_dump(mode="json")
         with replacing(folder / CONFIG) as draft:
             draft.write_text(yaml.safe_dump({**settings, "run": run}, sort_keys=False, allow_unicode=True))
@@ -330,7 +330,7 @@ class FusionModel(nn.Module):
         """
         config, run = read_run(folder)
         model = cls.build(config, run["labels"], load=load)
-        model.load_trained_state(read_weights(Path(folder) / WEIGHTS))
+        model.load_trained_state(read_weights(Path(folder) / WEIGHTS, run.get(DIGEST)))
         return model.eval()
 
     def begin_from(self, folder: str | Path) -> None:
@@ -345,7 +345,7 @@ class FusionModel(nn.Module):
             raise UserError(
                 f"training.begin_from: {folder} has other labels, {', '.join(run['labels'][:5])}."
             )
-        state = read_weights(Path(folder) / WEIGHTS)
+        state = read_weights(Path(folder) / WEIGHTS, run.get(DIGEST))
         for name in _ADDED:  # fitted to validation rows when that run ended: this one is judged without
             state.pop(name, None)
         for name, part in self.named_modules():

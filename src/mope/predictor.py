@@ -1,5 +1,6 @@
 """Load a run and predict rows: no trainer, and no table needed."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from html import escape
@@ -28,7 +29,7 @@ from mope.data.readers import Reader, build_readers
 from mope.data.splits import cells_of, open_splits, row_check
 from mope.data.stream import Stream
 from mope.data.table import Table, open_table
-from mope.device import Precision, autocast, frozen_dtype, pick_device
+from mope.device import Precision, arithmetic, autocast, frozen_dtype, pick_device
 from mope.encoders.pool import SHARED
 from mope.errors import UserError
 from mope.evaluation import Measured, measure
@@ -41,6 +42,9 @@ from mope.run import read_run
 
 if TYPE_CHECKING:
     import pandas
+
+
+_NO_NUMBER = "what the model makes of it is no finite number"
 
 
 class Predictor:
@@ -81,6 +85,7 @@ class Predictor:
         self.device, self.compile = pick_device(device), compile
         require_compile(compile, self.device)
         self.precision: Precision = precision or read_run(self.run)[0].training.precision
+        self.arithmetic = arithmetic(self.precision, self.device)
         dtype = frozen_dtype(self.precision, self.device)
         model = FusionModel.from_pretrained(self.run, lambda entry: SHARED.get(entry, self.device, dtype))
         self.settings = model.settings
@@ -225,7 +230,7 @@ class Predictor:
     def experts(self) -> list[int]:
         """How many routing scores a prediction has of each layer, as a row of blanks shows."""
         blank = {name: reader.blank() for name, reader in self.readers.items()}
-        return [len(layer) for layer in self.predict_batch(collate([blank], self.readers, None))[0].routing]
+        return [layer.shape[1] for layer in self.forward_batch(collate([blank], self.readers, None))[1]]
 
     def predict_proba(self, rows: Any, folder: str | Path | None = None) -> "pandas.DataFrame":
         """The probability of each label, a column each, in the order of the rows; see `predict`.
@@ -264,17 +269,25 @@ class Predictor:
     def decide(
         self, logits: Tensor, scores: Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None = None
     ) -> list[Prediction]:
-        """Predictions of logits and of each layer's routing scores (B, k); `sizes` as for `predict_batch`."""
+        """Predictions of logits and of each layer's routing scores (B, k); `sizes` as for `predict_batch`.
+
+        A row whose numbers aren't all finite has an error instead.
+        """
         task = self.model.task
-        labels, probabilities = task.decide(logits, sizes), task.probabilities(logits).tolist()
-        return [
-            Prediction(
+        probabilities = task.probabilities(logits)
+        finite = torch.stack([one.isfinite().flatten(1).all(1) for one in (logits, probabilities, *scores)])
+        good = finite.all(0).nonzero().flatten().tolist()
+        labels = task.decide(logits[good], None if sizes is None else [sizes[place] for place in good])
+        found = [Prediction(error=_NO_NUMBER) for _ in range(len(logits))]
+        for place, label in zip(good, labels, strict=True):
+            if isinstance(label, float) and not math.isfinite(label):  # in its own units
+                continue
+            found[place] = Prediction(
                 label,
-                dict(zip(task.classes, probabilities[place], strict=True)),
+                dict(zip(task.classes, probabilities[place].tolist(), strict=True)),
                 [layer[place].tolist() for layer in scores],
             )
-            for place, label in enumerate(labels)
-        ]
+        return found
 
     def table(self, data: Any = None, folder: str | Path | None = None) -> Table:
         """A table as the run's config reads tables.

@@ -51,14 +51,14 @@ def predict_together(shares: Sequence[Share]) -> list[list[Prediction]]:
     found: dict[int, list[Prediction]] = {}
     places: dict[tuple[Any, Any], list[int]] = {}
     for place, share in enumerate(shares):
-        places.setdefault((share.predictor.device, share.predictor.precision), []).append(place)
-    for (device, precision), some in places.items():
+        places.setdefault((share.predictor.device, share.predictor.arithmetic), []).append(place)
+    for (device, _), some in places.items():
         if len(some) == 1:
             share = shares[some[0]]
             found[some[0]] = share.predictor.predict_batch(share.batch, share.sizes)
             continue
         models = [shares[place].predictor.model for place in some]
-        with autocast(precision, device):
+        with autocast(shares[some[0]].predictor.precision, device):
             batches = [shares[place].predictor.to_device(shares[place].batch) for place in some]
             normed = [model.normed(batch) for model, batch in zip(models, batches, strict=True)]
             outputs = fuse_together([model.fusion for model in models], normed)

@@ -13,6 +13,9 @@ WEIGHTS = "model.safetensors"
 METRICS = "metrics.json"
 CHECKPOINTS = "checkpoints"
 
+DIGEST = "weights_sha256"
+"""What a run's settings call the digest of its weights, by which they know each other."""
+
 
 def read_run(folder: str | Path, finished: bool = True) -> tuple[Config, dict[str, Any]]:
     """The settings of a run's folder, and what is known of the run (`labels`, `versions`, ...).

@@ -1,7 +1,6 @@
 """What many runs behind one server cost, beside one of them."""
 
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -12,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from mope.bench.serve import all_at_once, bodies_of, wait_for
-from mope.bench.turns import ratio_of
+from mope.bench.turns import in_turn, ratio_of
+from mope.files import read_yaml
 from mope.hub import find_run
 from mope.predictor import Predictor
-from mope.run import CONFIG, WEIGHTS
+from mope.run import CONFIG, DIGEST, WEIGHTS
 from mope.weights import read_weights, write_weights
 
 _NOISE = 0.01
@@ -83,8 +84,9 @@ def bench_runs(
 
 def _speed(one: Any, every: Any, port: int, clients: int, rounds: int) -> dict[str, Any]:
     found: dict[str, list[float]] = {"one": [], "all": []}
+    variants = [("one", one), ("all", every)]
     for turn in range(-1, rounds):  # the first warms up
-        for name, requests in (("one", one), ("all", every)):
+        for name, requests in in_turn(variants, turn):
             started = time.perf_counter()
             all_at_once(requests, port, clients)
             if turn >= 0:
@@ -96,19 +98,20 @@ def _speed(one: Any, every: Any, port: int, clients: int, rounds: int) -> dict[s
 
 def _copies(run: Path, folder: Path, count: int) -> list[str]:
     """Runs that differ in what they learned."""
-    weights = read_weights(run / WEIGHTS)
+    weights, settings = read_weights(run / WEIGHTS), read_yaml(run / CONFIG, "config", "a run's settings")
     names = []
     for number in range(count):
         names.append(f"run{number:03d}")
         copy = folder / names[-1]
         copy.mkdir(parents=True)
-        shutil.copy(run / CONFIG, copy)
         torch.manual_seed(number)
         changed = {  # a factor, so that a variance stays above zero
             name: tensor * (1 + _NOISE * torch.randn_like(tensor)) if tensor.is_floating_point() else tensor
             for name, tensor in weights.items()
         }
-        write_weights(copy / WEIGHTS, changed)
+        settings["run"][DIGEST] = write_weights(copy / WEIGHTS, changed)
+        content = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        (copy / CONFIG).write_text(content, encoding="utf-8")
     return names
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mope.bench.turns import Turns, ratio_of
+from mope.bench.turns import Turns, in_turn, ratio_of
 from mope.data.check import SUFFIXES
 from mope.data.dataset import collate
 from mope.data.splits import cells_of
@@ -43,9 +43,9 @@ def bench_serve(
     first threads spin while they wait for each other, which makes the run itself many times slower than the
     server: set OMP_NUM_THREADS=1 there, which holds for both.
 
-    The two take turns, so that what else the machine does falls on both: first single rows, each with the
-    bare model's forward pass of the same row; then rounds of many clients, each with `Predictor.predict` of
-    the same rows. Rows are of the run's test table, repeated if there are fewer.
+    The two take turns, every other one backwards, so that what else the machine does falls on both: first
+    single rows, each with the bare model's forward pass of the same row; then rounds of many clients, each
+    with `Predictor.predict` of the same rows. Rows are of the run's test table, repeated if there are fewer.
 
     Args:
         run: the run's folder.
@@ -148,25 +148,23 @@ def _ask(connection: http.client.HTTPConnection, body: bytes, path: str = "/v1/p
 
 def _single(
     predictor: Predictor, cells: list[dict[str, Any]], bodies: list[bytes], port: int, repeats: int
-) -> dict[str, float]:
+) -> dict[str, Any]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     seconds: dict[str, list[float]] = {"bare": [], "served": []}
     for turn in range(-5, repeats):  # the first few warm both up
         place = turn % len(cells)
         sample = {name: r.sample(r.cell(cells[place]), Path()) for name, r in predictor.readers.items()}
         batch = collate([sample], predictor.readers, None)
-        times = []
-        for step in (
-            lambda batch=batch: predictor.forward_batch(batch),
-            lambda b=bodies[place]: _ask(connection, b),
-        ):
+        steps = [
+            ("bare", lambda batch=batch: predictor.forward_batch(batch)),
+            ("served", lambda body=bodies[place]: _ask(connection, body)),
+        ]
+        for name, step in in_turn(steps, turn):
             time.sleep(_REST)  # until the threads of the other process sleep, which spin for a while
             started = time.perf_counter()
             step()
-            times.append(time.perf_counter() - started)
-        if turn >= 0:
-            seconds["bare"].append(times[0])
-            seconds["served"].append(times[1])
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - started)
     connection.close()
     medians = {name: 1000 * statistics.median(values) for name, values in seconds.items()}
     ratio = Turns(seconds).ratio("served", "bare")
@@ -180,24 +178,22 @@ def _parallel(
     port: int,
     clients: int,
     rounds: int,
-) -> dict[str, float]:
-    offline, served = [], []
+) -> dict[str, Any]:
+    requests = [("/v1/predict", body) for body in bodies]
+    rates: dict[str, list[float]] = {"offline": [], "served": []}
+    steps = [
+        ("offline", lambda: predictor.predict(cells)),
+        ("served", lambda: all_at_once(requests, port, clients)),
+    ]
     for turn in range(-1, rounds):
-        started = time.perf_counter()
-        predictor.predict(cells)
-        middle = time.perf_counter()
-        all_at_once([("/v1/predict", body) for body in bodies], port, clients)
-        ended = time.perf_counter()
-        if turn >= 0:
-            offline.append(len(cells) / (middle - started))
-            served.append(len(cells) / (ended - middle))
-    ratio = ratio_of(one / other for one, other in zip(served, offline, strict=True))
-    return {
-        "offline": statistics.median(offline),
-        "served": statistics.median(served),
-        "ratio": ratio.median,
-        "interval": ratio.interval,
-    }
+        for name, step in in_turn(steps, turn):
+            started = time.perf_counter()
+            step()
+            if turn >= 0:
+                rates[name].append(len(cells) / (time.perf_counter() - started))
+    ratio = ratio_of(one / other for one, other in zip(rates["served"], rates["offline"], strict=True))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    return {**medians, "ratio": ratio.median, "interval": ratio.interval}
 
 
 def all_at_once(requests: Sequence[tuple[str, bytes]], port: int, clients: int) -> None:

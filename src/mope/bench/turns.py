@@ -4,10 +4,12 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from tqdm import tqdm
+
+Variant = TypeVar("Variant")
 
 
 class Ratio(NamedTuple):
@@ -81,6 +83,12 @@ def clock_of(device: torch.device) -> str:
     return "processor" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
 
 
+def in_turn(variants: Sequence[Variant], turn: int) -> list[Variant]:
+    """Variants in the order of a turn: every other one goes backwards, or whatever one leaves behind, such as
+    a warm cache, would always fall on the same other."""
+    return list(variants) if turn % 2 == 0 else list(reversed(variants))
+
+
 def take_turns(
     variants: Mapping[str, Callable[[], Any]], repeats: int, what: str, device: torch.device
 ) -> Turns:
@@ -88,8 +96,7 @@ def take_turns(
     clock = time.process_time if clock_of(device) == "processor" else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in variants}
     for turn in tqdm(range(repeats + 2), desc=what, leave=False, disable=None):
-        order = list(variants) if turn % 2 == 0 else list(reversed(variants))
-        for name in order:
+        for name in in_turn(list(variants), turn):
             synchronise(device)
             started = clock()
             variants[name]()

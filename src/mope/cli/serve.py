@@ -45,13 +45,13 @@ def add(verbs: Any) -> None:
     for name, default, kind, text in (
         ("characters", 20_000, int, "of a text"),
         ("rows", 64, int, "per request"),
-        ("queue", 512, int, "rows that wait for the model, of a run, and with --tokens of a caller"),
+        ("queue", 512, int, "rows that wait for the model, of a run; with --tokens, of a run and a caller"),
         ("connections", 512, int, "open at the same time"),
         ("address-connections", None, int, "open from one address (256, from this machine any number)"),
         ("header-bytes", 32_768, int, "of a request's address and headers"),
         ("headers", 100, int, "of a request"),
         ("header-seconds", 10, float, "until a request's headers are there"),
-        ("body-seconds", 20, float, "for a body, beside one more for each 4,096 bytes that came"),
+        ("body-seconds", 20, float, "for a body; each 4,096 bytes that came give one back"),
         ("grace-seconds", 10, float, "for requests that are there when the server is told to end"),
     ):
         shown = text if default is None else f"{text} ({default:,})"
@@ -170,11 +170,17 @@ def settings_of(options: argparse.Namespace) -> "ServeSettings":
 
 
 def _run(server: Any, listener: socket.socket, engine: Any) -> None:
-    """Serve in a thread and run the model in this one, the first, until a signal says to end."""
+    """Serve in a thread and run the model in this one, the first, until a signal says to end.
+
+    Whatever ends the server's thread by itself is raised here.
+    """
+    failures: list[BaseException] = []
 
     def listen() -> None:
         try:
             server.run(sockets=[listener])
+        except BaseException as error:  # such as SystemExit, of an app that doesn't start
+            failures.append(error)
         finally:
             engine.close()
 
@@ -188,6 +194,8 @@ def _run(server: Any, listener: socket.socket, engine: Any) -> None:
     thread.start()
     engine.work()
     thread.join()
+    if failures:
+        raise failures[0]
 
 
 def require_packages(page: bool) -> None:
@@ -232,6 +240,7 @@ def _listen(host: str, port: int) -> socket.socket:
         if sys.platform != "win32":  # there it would let two servers have one port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen()  # two may be bound to a port as long as neither listens
     except OSError as error:
         listener.close()
         raise UserError(

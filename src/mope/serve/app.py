@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any
@@ -17,11 +16,11 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 
 from mope.predictor import Predictor
 from mope.serve.engine import Engine
-from mope.serve.limits import BodyLimit, OneShape, Refusal, said
+from mope.serve.limits import CALLER, BodyLimit, OneShape, Refusal, said
 from mope.serve.metrics import Metrics, Watch
 from mope.serve.rows import Failure, RowParser, answer_model, answer_of, charset_of
 from mope.serve.runs import OneRun, Runs
-from mope.serve.security import CALLER, Guard, PageGuard
+from mope.serve.security import Guard, PageGuard
 from mope.serve.served import Served
 from mope.serve.settings import ServeSettings
 
@@ -155,16 +154,13 @@ def _about_predict(settings: ServeSettings, answer: Any, content: Any) -> dict[s
 
 
 def _add_runs(app: FastAPI, engine: Engine, runs: Runs | OneRun) -> None:
-    # Whoever waits for a run to be loaded, or for a list, is in nobody else's way.
-    loads, files = (ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("mope-load", "mope-list"))
-
     @app.get("/v1/runs", summary="The runs: their tasks, inputs and metrics")
     async def listed() -> dict[str, Any]:
-        return {"runs": await asyncio.get_running_loop().run_in_executor(files, runs.describe_all)}
+        return {"runs": await asyncio.get_running_loop().run_in_executor(engine.files, runs.describe_all)}
 
     @app.get("/v1/runs/{name}", summary="One run")
     async def described(name: str) -> dict[str, Any]:
-        return await asyncio.get_running_loop().run_in_executor(files, runs.describe, name)
+        return await asyncio.get_running_loop().run_in_executor(engine.files, runs.describe, name)
 
     content = {"application/json": {"schema": {"type": "object"}}}
     content["multipart/form-data"] = content["application/json"]
@@ -175,7 +171,7 @@ def _add_runs(app: FastAPI, engine: Engine, runs: Runs | OneRun) -> None:
     async def predict(name: str, request: Request, routing: Routing = False) -> Response:
         served = runs.held(name)
         if served is None:
-            served = await asyncio.get_running_loop().run_in_executor(loads, runs.get, name)
+            served = await asyncio.get_running_loop().run_in_executor(engine.loads, runs.get, name)
         return await _answer(engine, served, request, routing)
 
     _refuse_others(app, "/v1/runs/{name}/predict", "POST")
@@ -197,8 +193,7 @@ async def _answer(engine: Engine, served: Served, request: Request, routing: boo
     else:
         raise Refusal(415, "media", "The body is application/json or multipart/form-data.")
     caller = getattr(request.state, CALLER, None)
-    loop = asyncio.get_running_loop()
-    futures = await loop.run_in_executor(engine.pool, engine.submit, served, parse, caller)
+    futures = await asyncio.wrap_future(engine.ask(served, parse, caller))
     found = await asyncio.gather(*map(asyncio.wrap_future, futures))
     return JSONResponse(answer_of(found, routing))
 

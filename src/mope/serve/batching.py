@@ -5,17 +5,33 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from mope.serve.limits import busy
+from mope.serve.limits import busy, closing
 from mope.serve.queue import ONLY, FairQueue, Lane
 
 Sample = TypeVar("Sample")
 Answer = TypeVar("Answer")
 
 
-_RUNS = 8
-"""So many runs' full queues may be held at once, since rows that wait are in memory."""
+_FULL = 8
+"""So many full queues may be held at once, since rows that wait are in memory."""
+
+
+class _Work(NamedTuple):
+    """What a thread is to do: calls, or a batch.
+
+    Attributes:
+        calls: functions, with a future each.
+        batch: samples, with a future each.
+        alone: whether nothing else runs or waits.
+        serial: whether the batch is of serial lanes.
+    """
+
+    calls: list[Any]
+    batch: list[Any]
+    alone: bool = False
+    serial: bool = False
 
 
 class Batcher(Generic[Sample, Answer]):
@@ -24,12 +40,13 @@ class Batcher(Generic[Sample, Answer]):
     A sample waits for others only while there are others to wait for: rows that were announced and aren't
     read yet. Then it waits 10 ms at most. Alone it runs at once.
 
-    The first thread takes what comes; only while it is busy the others take what waits, each its share.
+    The first thread takes what comes; only while it is busy the others take what waits, each its share. Of
+    serial lanes one batch runs at a time, as large as it goes; meanwhile the others' lanes have their turns.
 
     Args:
         run: makes answers of samples, one each, in order; it is also told whether nothing else runs or waits.
         size: most samples per batch.
-        queue: most samples of a run that are announced or wait.
+        queue: most samples of a lane's owner that are announced or wait.
         wait: longest time in seconds that a batch waits for announced samples.
         threads: in which `run` is called, at the same time.
         own: whether to start the first thread as well; else the caller's `work` is the first.
@@ -49,9 +66,9 @@ class Batcher(Generic[Sample, Answer]):
         self._waiting: FairQueue[tuple[Sample, Future[Answer]]] = FairQueue()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._coming = 0  # requests and rows that were announced and aren't read
-        self._reserved: Counter[str] = Counter()  # rows among them, by run
+        self._reserved: Counter[tuple[str, str | None]] = Counter()  # rows among them, by owner
         self._closed = False
-        self._running, self._first_runs, self._calling = 0, False, False
+        self._running, self._first_runs, self._calling, self._serial_runs = 0, False, False, False
         self._threads = threads
         self._own = [
             threading.Thread(target=self.work, args=(place == 0,), name=f"mope-model-{place}", daemon=True)
@@ -72,26 +89,26 @@ class Batcher(Generic[Sample, Answer]):
                 self._ready.notify_all()
 
     def reserve(self, rows: int, lane: Lane = ONLY) -> None:
-        """Take places in a run's queue, each of which is used by `put` or given back by `release`.
+        """Take places in a lane's owner's queue, each of which is used by `put` or given back by `release`.
 
         Raises:
             Refusal: 503, there aren't as many.
         """
         with self._ready:
             if self._closed:
-                raise busy("The server is closing.")
-            own = self._reserved[lane.name] + self._waiting.count(lane.name)
-            if own + rows > self._queue or len(self) + rows > _RUNS * self._queue:
+                raise closing()
+            own = self._reserved[lane.owner] + self._waiting.count(lane)
+            if own + rows > self._queue or len(self) + rows > _FULL * self._queue:
                 raise busy(f"The queue is full ({self._queue} rows): try again in a second.")
             self._coming += rows
-            self._reserved[lane.name] += rows
+            self._reserved[lane.owner] += rows
 
     def put(self, sample: Sample, future: "Future[Answer]", lane: Lane = ONLY) -> None:
         """Use a place; the future gets the answer."""
         with self._ready:
             self._give_back(lane)
             if self._closed:
-                future.set_exception(busy("The server is closing."))
+                future.set_exception(closing())
                 return
             self._waiting.append(lane, (sample, future))
             self._ready.notify_all()
@@ -104,9 +121,9 @@ class Batcher(Generic[Sample, Answer]):
 
     def _give_back(self, lane: Lane) -> None:
         self._coming -= 1
-        self._reserved[lane.name] -= 1
-        if not self._reserved[lane.name]:
-            del self._reserved[lane.name]  # runs come and go
+        self._reserved[lane.owner] -= 1
+        if not self._reserved[lane.owner]:
+            del self._reserved[lane.owner]  # runs come and go
 
     def call(self, function: Callable[[], Any]) -> "Future[Any]":
         """Call a function in the first thread, while no batch runs.
@@ -130,7 +147,7 @@ class Batcher(Generic[Sample, Answer]):
             self._calls.clear()
             self._ready.notify_all()
         for future in left:
-            future.set_exception(busy("The server is closing."))
+            future.set_exception(closing())
         for thread in self._own:
             if threading.current_thread() is not thread:
                 thread.join(timeout=30)
@@ -142,35 +159,34 @@ class Batcher(Generic[Sample, Answer]):
             first: whether this is the first thread.
         """
         while (work := self._next(first)) is not None:
-            calls, batch, alone = work
             try:
-                for function, future in calls:
-                    _settle(future, function)
-                if batch:
-                    self._answer(batch, alone)
+                for function, future in work.calls:
+                    settle(future, function)
+                if work.batch:
+                    self._answer(work.batch, work.alone)
             finally:
-                self._done(first)
+                self._done(first, work.serial)
 
-    def _next(self, first: bool) -> tuple[list[Any], list[Any], bool] | None:
-        """Calls or a batch to run, as soon as there are any, and whether it is alone; None at the end."""
+    def _next(self, first: bool) -> _Work | None:
+        """What to do, as soon as there is anything; None at the end."""
         with self._ready:
             while not self._closed:
                 if first and self._calls and not self._running:
                     calls = list(self._calls)
                     self._calls.clear()
                     self._running, self._first_runs, self._calling = 1, True, True
-                    return calls, [], False
+                    return _Work(calls, [])
                 if not self._may_run(first):
                     self._ready.wait()
                     continue
                 self._gather()
                 if not self._closed and self._may_run(first):
-                    return [], *self._take(first)
+                    return self._take(first)
             return None
 
     def _may_run(self, first: bool) -> bool:
         is_turn = (first or self._first_runs) and not (self._calls or self._calling)
-        return is_turn and bool(self._waiting)
+        return is_turn and self._waiting.next(not self._serial_runs) is not None
 
     def _gather(self) -> None:
         """Wait for samples that are coming, for a while."""
@@ -181,22 +197,28 @@ class Batcher(Generic[Sample, Answer]):
                 return
             self._ready.wait(left)
 
-    def _take(self, first: bool) -> tuple[list[Any], bool]:
-        """A batch: of what waits, an equal share for each thread that is free."""
-        share = -(-len(self._waiting) // (self._threads - self._running))
-        batch = self._waiting.take(min(self._size, share))
+    def _take(self, first: bool) -> _Work:
+        """A batch: of what may run an equal share for each free thread, of serial lanes a whole batch."""
+        may = not self._serial_runs
+        lane = self._waiting.next(may)
+        serial = lane is not None and lane.serial
+        share = -(-self._waiting.ready(may) // (self._threads - self._running))
+        batch = self._waiting.take(self._size if serial else min(self._size, share), may)
         alone = not (self._running or self._waiting or self._coming)
         self._running += 1
         self._first_runs = self._first_runs or first
+        self._serial_runs = self._serial_runs or serial
         self._ready.notify_all()
-        return batch, alone
+        return _Work([], batch, alone, serial)
 
-    def _done(self, first: bool) -> None:
+    def _done(self, first: bool, serial: bool) -> None:
         with self._ready:
             self._running -= 1
             self._calling = False
             if first:
                 self._first_runs = False
+            if serial:
+                self._serial_runs = False
             self._ready.notify_all()
 
     def _answer(self, batch: list[Any], alone: bool) -> None:
@@ -221,7 +243,8 @@ def new_future() -> "Future[Any]":
     return future
 
 
-def _settle(future: "Future[Any]", function: Callable[[], Any]) -> None:
+def settle(future: "Future[Any]", function: Callable[[], Any]) -> None:
+    """Give a future what a function returns or raises."""
     try:
         result = function()
     except Exception as error:

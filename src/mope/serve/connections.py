@@ -150,7 +150,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """End the connection, once its request is answered; that of an open page at once."""
         super().shutdown()
-        if not self._is_idle() and self.scope["path"].startswith(_ALIVE):
+        # The scope may be that of the next request, of whose head not even the path has come.
+        if not self._is_idle() and self.cycle.scope["path"].startswith(_ALIVE):
             self.transport.close()
 
     def pause_writing(self) -> None:

@@ -1,11 +1,9 @@
 """From rows to predictions: threads that read rows, and threads that run the model."""
 
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,6 +18,8 @@ from mope.predictors import Share, predict_together
 from mope.serve.batching import Batcher, new_future
 from mope.serve.limits import Turns
 from mope.serve.metrics import Metrics
+from mope.serve.queue import Lane
+from mope.serve.reading import ReadPool
 from mope.serve.rows import Row
 from mope.serve.served import Sample, Served
 from mope.serve.settings import ServeSettings
@@ -36,6 +36,11 @@ class Engine:
         metrics: counts rows and batches.
         cpu: whether models run on the processor.
         thread: whether the models have a thread of their own; else the caller's `work` is the one.
+
+    Attributes:
+        pool: reads rows.
+        loads: the thread that loads runs, so that nobody waits for who waits for one.
+        files: the thread that looks at runs' files.
     """
 
     def __init__(self, settings: ServeSettings, metrics: Metrics, cpu: bool = True, thread: bool = True):
@@ -45,7 +50,6 @@ class Engine:
         self._threads = torch.get_num_threads()
         # On a CPU several batches of one thread each get further than one of all threads.
         self._models = min(self._threads, _MODELS) if cpu else 1
-        self._one = threading.Lock()  # at a time, of models that aren't for several threads
         self.open()
         metrics.follow_queue(lambda: len(self.batcher))
 
@@ -54,7 +58,10 @@ class Engine:
         if self._is_open:
             return
         settings = self.settings
-        self.pool = _readers(max(2, min(4, os.cpu_count() or 1)))
+        self.pool = ReadPool(max(2, min(4, os.cpu_count() or 1)))
+        self.loads, self.files = (
+            ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("mope-load", "mope-list")
+        )
         self.batcher: Batcher[Sample, Prediction] = Batcher(
             self._run, settings.batch, settings.queue, threads=self._models, own=self._own
         )
@@ -68,12 +75,20 @@ class Engine:
         """End the threads; what still waits is refused."""
         self._is_open = False
         self.batcher.close()
-        self.pool.shutdown(wait=False)  # rows that are being read still have their futures to settle
+        self.pool.close()
+        for threads in (self.loads, self.files):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def ask(
+        self, served: Served, parse: Callable[[], list[Row]], caller: str | None = None
+    ) -> "Future[list[Future[Prediction]]]":
+        """`submit`, once it is the turn of the run and the caller: parsing takes a while, too."""
+        return self.pool.submit(served.lane_of(caller), partial(self.submit, served, parse, caller))
 
     def submit(
         self, served: Served, parse: Callable[[], list[Row]], caller: str | None = None
     ) -> "list[Future[Prediction]]":
-        """Read a run's rows, here and in the pool, and let the model run them.
+        """Read a run's rows, here and in the pool, and let the model run them; see `ask`.
 
         Args:
             served: the run.
@@ -86,11 +101,12 @@ class Engine:
         Raises:
             Refusal: what `parse` raises; or the queue is full.
         """
+        lane = served.lane_of(caller)
         self.batcher.announce(1)
         try:
             rows = parse()
             with self.turns.taken(caller, len(rows)):
-                self.batcher.reserve(len(rows), served.lane)
+                self.batcher.reserve(len(rows), lane)
         finally:
             self.batcher.announce(-1)
         futures: list[Future[Prediction]] = [new_future() for _ in rows]
@@ -98,50 +114,58 @@ class Engine:
             for future in futures:
                 future.add_done_callback(partial(self._give_turn, caller))
         for place in range(1, len(rows)):
-            self.pool.submit(self._read, served, rows[place], futures[place], f"Row {place + 1}, ")
+            read = partial(self._read, served, lane, rows[place], futures[place], f"Row {place + 1}, ")
+            self.pool.submit(lane, read).add_done_callback(partial(self._drop, lane, futures[place]))
         if rows:
             # The first one here: a row that comes alone needn't change threads.
-            self._read(served, rows[0], futures[0], "Row 1, " if len(rows) > 1 else "")
+            self._read(served, lane, rows[0], futures[0], "Row 1, " if len(rows) > 1 else "")
         return futures
+
+    def _drop(self, lane: Lane, future: "Future[Prediction]", job: "Future[None]") -> None:
+        """Refuse a row that isn't read any more."""
+        if (refusal := job.exception()) is not None:
+            self.batcher.release(lane)
+            future.set_exception(refusal)
 
     def _give_turn(self, caller: str, _: "Future[Prediction]") -> None:
         self.turns.give(caller, 1)
 
-    def _read(self, served: Served, row: Row, future: "Future[Prediction]", name: str) -> None:
+    def _read(self, served: Served, lane: Lane, row: Row, future: "Future[Prediction]", name: str) -> None:
         try:
             sample = served.sample(row, name)
         except BadCell as error:
-            self.batcher.release(served.lane)
+            self.batcher.release(lane)
             self.metrics.rows.labels("unusable").inc()
             future.set_result(Prediction(error=str(error)))
         except Exception as error:
-            self.batcher.release(served.lane)
+            self.batcher.release(lane)
             future.set_exception(error)
         else:
-            self.batcher.put(sample, future, served.lane)
+            self.batcher.put(sample, future, lane)
 
     def _run(self, samples: Sequence[Sample], alone: bool) -> list[Prediction]:
         """Predictions of rows, whichever of the group's runs they are for."""
         started = time.perf_counter()
-        may = all(sample.served.reentrant for sample in samples)
         if self._models > 1:
-            torch.set_num_threads(self._threads if alone or not may else 1)  # of this thread
+            one_of_several = not (alone or samples[0].served.lane.serial)
+            torch.set_num_threads(1 if one_of_several else self._threads)  # of this thread
         places: dict[int, list[int]] = {}
         for place, sample in enumerate(samples):
             places.setdefault(id(sample.served), []).append(place)
         shares = [_share([samples[place] for place in some]) for some in places.values()]
         try:
-            with nullcontext() if may else self._one:
-                found = predict_together(shares)
+            found = predict_together(shares)
         except Exception:
             self.metrics.errors.labels("forward").inc()
             raise
         self.metrics.forward.observe(time.perf_counter() - started)
         self.metrics.batches.observe(len(samples))
-        self.metrics.rows.labels("predicted").inc(len(samples))
         predictions: dict[int, Prediction] = {}
         for some, one in zip(places.values(), found, strict=True):
             predictions.update(zip(some, one, strict=True))
+        failed = sum(prediction.error is not None for prediction in predictions.values())
+        for outcome, count in (("predicted", len(samples) - failed), ("unusable", failed)):
+            self.metrics.rows.labels(outcome).inc(count)
         return [predictions[place] for place in range(len(samples))]
 
     def attention(self, served: Served, row: Row) -> Any:
@@ -159,22 +183,3 @@ def _share(samples: Sequence[Sample]) -> Share:
     batch = collate([sample.inputs for sample in samples], predictor.readers, None)
     sizes = [sample.size for sample in samples if sample.size is not None]
     return Share(predictor, batch, sizes or None)
-
-
-def _readers(count: int) -> ThreadPoolExecutor:
-    """Threads that read rows, each by itself.
-
-    A thread that runs a parallel region of OpenMP gets helpers of its own, which then spin for some 20 ms and
-    take the processor from the model. PyTorch's setting is of the thread that makes it, and of later ones.
-    """
-    pool = ThreadPoolExecutor(count, thread_name_prefix="mope-read")
-    threads, all_there = torch.get_num_threads(), threading.Barrier(count)
-
-    def settle() -> None:
-        all_there.wait()
-        torch.set_num_threads(1)
-
-    for future in [pool.submit(settle) for _ in range(count)]:
-        future.result()
-    torch.set_num_threads(threads)
-    return pool

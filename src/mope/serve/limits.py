@@ -18,8 +18,14 @@ from mope.serve.settings import ServeSettings
 RETRY_SECONDS = 1
 """What a full server tells callers to wait."""
 
+CALLER = "mope_caller"
+"""Where a request's state says whose token it named."""
+
 BODIES = 16
 """So many of the largest bodies may be held at once, of all requests together."""
+
+_BODIES_OF_A_CALLER = 2
+"""So many a caller may have at least, however many callers share them."""
 
 BYTES_PER_SECOND = 4096
 """What a body, and an answer on its way, makes at least, after some seconds that each is given."""
@@ -42,6 +48,11 @@ class Refusal(HTTPException):
 def busy(message: str) -> Refusal:
     """A refusal for now: 503 with Retry-After."""
     return Refusal(503, "queue", message, {"Retry-After": str(RETRY_SECONDS)})
+
+
+def closing() -> Refusal:
+    """The refusal of who comes too late."""
+    return busy("The server is closing.")
 
 
 def said(error: HTTPException) -> JSONResponse:
@@ -89,12 +100,14 @@ class Turns:
 class BodyLimit:
     """ASGI middleware: no body is larger than the limit, whatever its header says of it, or comes too slowly.
 
-    The bodies of all requests together have a limit too, since they are in memory until they are read.
+    The bodies of all requests together have a limit too, since they are in memory until they are read; where
+    callers have tokens of their own, each has a share of it.
     """
 
     def __init__(self, app: ASGIApp, settings: ServeSettings, on_refusal: Any):
         self.app, self.settings, self.on_refusal = app, settings, on_refusal
-        self.held = 0
+        self.held = Counter[str | None]()  # bytes by caller
+        self.share = max(_BODIES_OF_A_CALLER, BODIES // max(1, len(settings.tokens)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -102,6 +115,7 @@ class BodyLimit:
             return
         taken = 0
         started = ended = False
+        caller: str | None = scope.get("state", {}).get(CALLER)
         pace = _Pace(self.settings.body_seconds)
 
         async def take() -> Message:
@@ -111,13 +125,13 @@ class BodyLimit:
                 ended = not message.get("more_body", False)
                 size = len(message.get("body", b""))
                 try:
-                    self._check(taken + size, self.held + size)
+                    self._check(taken + size, size, caller)
                 except Refusal:
                     if message.get("more_body", False):
                         await self._drain(receive)
                     raise
                 taken += size
-                self.held += size
+                self.held[caller] += size
             return message
 
         async def watch(message: Message) -> None:
@@ -128,7 +142,7 @@ class BodyLimit:
         try:
             length = _length(scope)
             try:
-                self._check(length, self.held)
+                self._check(length, 0, caller)
             except Refusal:
                 if length <= BODIES * self.settings.bytes:
                     await self._drain(receive)
@@ -140,7 +154,8 @@ class BodyLimit:
             self.on_refusal(refusal)
             await said(refusal)(scope, receive, send)
         finally:
-            self.held -= taken
+            self.held[caller] -= taken
+            self.held += Counter()  # without those that have none
 
     async def _drain(self, receive: Receive) -> None:
         """Take and forget some of a body that is refused: many callers listen only after they have spoken."""
@@ -153,7 +168,8 @@ class BodyLimit:
                     if not message.get("more_body", False):
                         return
 
-    def _check(self, size: int, held: int) -> None:
+    def _check(self, size: int, more: int, caller: str | None) -> None:
+        """Refuse a body of a size, or bytes more of it that don't go beside what is held."""
         limit = self.settings.bytes
         if size > limit:
             raise Refusal(
@@ -162,17 +178,24 @@ class BodyLimit:
                 f"The body is larger than {self.settings.megabytes:g} MB.",
                 {"Connection": "close"},
             )
-        if held > BODIES * limit:
+        if self.held.total() + more > BODIES * limit:
             raise busy("The server is reading all it can hold: try again in a second.")
+        if caller is not None and self.held[caller] + more > self.share * limit:
+            most = f"{self.share * self.settings.megabytes:g} MB"
+            raise busy(f"Your token's requests hold {most} at most: try again in a second.")
 
 
 class _Pace:
-    """How long a body may take: some seconds, and one more for each 4,096 bytes that came."""
+    """How long a body may take: it has some seconds, and each 4,096 bytes that came give one back.
+
+    Bytes give no more than those seconds, or a large body could stop for hours before its last byte. Time in
+    which nobody asks for the body, as while its run is loaded, isn't the caller's and doesn't count.
+    """
 
     def __init__(self, seconds: float):
         self.seconds, self.loop = seconds, asyncio.get_running_loop()
-        self.end = self.loop.time() + seconds
-        self.was_late = False
+        self.last = self.loop.time()  # when it was waited for last
+        self.end = self.last + seconds
 
     async def wait(self, receive: Receive) -> Message:
         """The next part of the body.
@@ -180,18 +203,17 @@ class _Pace:
         Raises:
             Refusal: 408, it didn't come in time.
         """
-        end, now = self.end, self.loop.time()
-        if now > end and not self.was_late:
-            # It may be the server that was late to look: what has come by now is taken, once.
-            self.was_late, end = True, now + 1
+        self.end += self.loop.time() - self.last
         try:
-            async with asyncio.timeout_at(end):
+            async with asyncio.timeout_at(self.end):
                 message = await receive()
         except TimeoutError:
-            rate = f"{BYTES_PER_SECOND:,} bytes"
-            text = f"The body came too slowly: it has {self.seconds:g} seconds, and one more for each {rate}."
+            seconds, rate = f"{self.seconds:g} seconds", f"{BYTES_PER_SECOND:,} bytes"
+            text = f"The body came too slowly: it has {seconds}, and each {rate} give one back."
             raise Refusal(408, "slow", text, {"Connection": "close"}) from None
-        self.end += len(message.get("body", b"")) / BYTES_PER_SECOND
+        self.last = self.loop.time()
+        earned = len(message.get("body", b"")) / BYTES_PER_SECOND
+        self.end = min(self.end + earned, self.last + self.seconds)
         return message
 
 
@@ -253,7 +275,7 @@ class Closing:
             await self.app(scope, receive, watch)
         except asyncio.CancelledError:
             if scope["type"] == "http" and not started:
-                await said(busy("The server is closing."))(scope, receive, send)
+                await said(closing())(scope, receive, send)
 
 
 def _length(scope: Scope) -> int:

@@ -19,7 +19,7 @@ from mope.media.values import VALUES
 from mope.predictions import Prediction
 from mope.serve import views
 from mope.serve.engine import Engine
-from mope.serve.limits import Refusal
+from mope.serve.limits import CALLER, Refusal
 from mope.serve.rows import Row
 from mope.serve.security import is_inside
 from mope.serve.served import Served
@@ -130,10 +130,14 @@ class _Page:
                             )
                         )
                     outputs.append(gradio.HTML(elem_id="routing", visible=self.has_routing))
+
+            def answer(request: gradio.Request, *values: Any) -> list[Any]:
+                return self.answer(*values, caller=getattr(request.state, CALLER, None))
+
             events = [button.click, *(w.submit for w in widgets if isinstance(w, gradio.Textbox))]
             gradio.on(
                 events,
-                self.answer,
+                answer,
                 widgets,
                 outputs,
                 api_visibility="private",
@@ -203,8 +207,12 @@ class _Page:
             label=self.settings.data.label, num_top_classes=min(_TOP, count), elem_id="answer", buttons=[]
         )
 
-    def answer(self, *values: Any) -> list[Any]:
+    def answer(self, *values: Any, caller: str | None = None) -> list[Any]:
         """What the page shows for what its widgets hold.
+
+        Args:
+            values: of the widgets.
+            caller: whose page it is, where callers have tokens of their own.
 
         Raises:
             gradio.Error: the row can't be used, or the server is full.
@@ -225,7 +233,7 @@ class _Page:
                 raise gradio.Error(f"{name}: not a file that was uploaded here", print_exception=False)
         try:
             # In a thread of the engine's: see there what others would cost.
-            (future,) = self.engine.pool.submit(self.engine.submit, self.served, lambda: [row]).result()
+            (future,) = self.engine.ask(self.served, lambda: [row], caller).result()
             prediction = future.result()
             shown = [] if prediction.error else self._shown(row, prediction)
         except Refusal as refusal:

@@ -1,5 +1,7 @@
 """The runs of a server: loaded when they are asked for, replaced and taken out while it serves."""
 
+import gc
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +15,7 @@ from mope.hub import find_run, is_on_hub
 from mope.predictor import Predictor
 from mope.predictors import named_runs
 from mope.run import CONFIG, METRICS, WEIGHTS, read_metrics, read_run
+from mope.serve.failures import RETRY_SECONDS, Failures
 from mope.serve.limits import Refusal
 from mope.serve.served import Served, describe
 from mope.serve.settings import ServeSettings
@@ -76,7 +79,8 @@ class Runs:
 
     A run is loaded when it is asked for first. Where its files change it is loaded anew, and takes the place
     of the old one at once; who began with the old one gets its answer from that. What can't be loaded is
-    said, and the old one stays. Of more than `most` in memory the least recently used is dropped.
+    said, and the old one stays; after a while it is tried again. Of more than `most` in memory the least
+    recently used is dropped.
 
     Args:
         sources: run folders or repositories by name.
@@ -106,8 +110,9 @@ class Runs:
         self._sources, self._folders = dict(sources), list(folders)
         self._settings, self._device, self._most, self._report = settings, device, most, report
         self._held: OrderedDict[str, _Held] = OrderedDict()
-        self._failed: dict[str, State] = {}
+        self._failed, self._unread = Failures(report), Failures(report)
         self._described: dict[str, tuple[Any, dict[str, Any]]] = {}
+        self._dropped = False
         self._lock, self._loading = threading.Lock(), threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -146,43 +151,63 @@ class Runs:
             if (source := self._find().get(name)) is None:
                 raise _unknown(name)
             state = state_of(source)
-            # What failed is tried again once its files are others.
-            if self._failed.get(name) != state:
+            if (left := self._failed.left(name, state)) <= 0:
                 try:
                     return self._load(name, source, state)
                 except Exception as error:
-                    self._failed[name] = state
-                    self._report(f"The run '{name}' can't be loaded: {_cause(error)}")
+                    self._failed.add(name, state, f"The run '{name}' can't be loaded: {_cause(error)}")
+                    left = RETRY_SECONDS
         text = f"The run '{_cut(name)}' can't be loaded: the server's log says why."
-        raise Refusal(503, "run", text)
+        raise Refusal(503, "run", text, {"Retry-After": str(math.ceil(left))})
 
     def _load(self, name: str, source: str | Path, state: State) -> Served:
+        evicted = False
         with self._lock:
             while len(self._held) >= self._most and name not in self._held:
                 self._held.popitem(last=False)
+                evicted = True
+        if evicted:  # before another takes memory
+            self._collect()
         predictor = Predictor(
             source, device=self._device, batch_size=self._settings.batch, compile=self._compile
         )
         served = Served(name, predictor, self._settings)  # what changed meanwhile differs at the next look
         with self._lock:
+            replaced = self._held.pop(name, None) is not None
             self._held[name] = _Held(state, served)
+        if replaced:
+            self._collect()
+        self._failed.forget(name)
         return served
+
+    def _collect(self) -> None:
+        """Give back the memory of runs that were dropped: some encoders' layers refer to themselves.
+
+        Where a request still goes on with one, the next look gives it back.
+        """
+        self._dropped = True
+        gc.collect()
 
     def look(self) -> None:
         """Load anew what has changed, and drop what is gone."""
+        if self._dropped:
+            self._dropped = False
+            gc.collect()
         with self._lock:
-            held = dict(self._held)
+            states = {name: held.state for name, held in self._held.items()}
         there = self._find()
-        for name, (state, _) in held.items():
+        for name, state in states.items():
             if name not in there or not (found := state_of(there[name])):
                 with self._lock:
                     self._held.pop(name, None)
                 self._report(f"The run '{name}' is gone.")
-            elif found != state and found != self._failed.get(name):
+                self._dropped = True
+            elif found != state and self._failed.left(name, found) <= 0:
                 self._replace(name, there[name], found)
-        for known in (self._failed, self._described):
-            for name in set(known) - set(there):
-                known.pop(name, None)
+        for failures in (self._failed, self._unread):
+            failures.keep(there)
+        for name in set(self._described) - set(there):
+            self._described.pop(name, None)
 
     def _replace(self, name: str, source: str | Path, state: State) -> None:
         try:
@@ -190,13 +215,10 @@ class Runs:
                 if self.held(name) is None:
                     return  # dropped meanwhile
                 self._load(name, source, state)
-            self._failed.pop(name, None)
             self._report(f"The run '{name}' was replaced.")
         except Exception as error:  # whatever is wrong with it, the others are served
-            self._failed[name] = state  # said once, until it changes again
-            self._report(
-                f"The run '{name}' has changed and can't be loaded, so the old one stays: {_cause(error)}"
-            )
+            line = f"The run '{name}' has changed and can't be loaded, so the old one stays: {_cause(error)}"
+            self._failed.add(name, state, line)
 
     def describe(self, name: str) -> dict[str, Any]:
         """What `/v1/runs` says of a run.
@@ -218,13 +240,23 @@ class Runs:
             is_held = name in self._held
         known = self._described.get(name)
         if known is None or known[0] != state:
-            try:
-                found = _described(name, find_run(source))
-            except Exception as error:
-                self._report(f"The run '{name}' can't be read: {_cause(error)}")
-                found = {"name": name, "error": "It can't be read: the server's log says why."}
+            if (found := self._read(name, source, state)) is None:
+                why = "It can't be read: the server's log says why."
+                return {"name": name, "error": why, "in_memory": is_held}
             self._described[name] = known = (state, found)
         return {**known[1], "in_memory": is_held}
+
+    def _read(self, name: str, source: str | Path, state: Any) -> dict[str, Any] | None:
+        """What its files say of a run; None where they can't be read, or couldn't a moment ago."""
+        if self._unread.left(name, state) > 0:
+            return None
+        try:
+            found = _described(name, find_run(source))
+        except Exception as error:
+            self._unread.add(name, state, f"The run '{name}' can't be read: {_cause(error)}")
+            return None
+        self._unread.forget(name)
+        return found
 
     def open(self) -> None:
         """Begin to look for changes."""

@@ -12,14 +12,11 @@ from urllib.parse import parse_qs
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mope.serve.limits import Refusal, busy, said
+from mope.serve.limits import CALLER, Refusal, busy, said
 from mope.serve.settings import ServeSettings, is_loopback
 
 UPLOADS = 16
 """So many of the largest bodies may wait in the page's folder to be removed."""
-
-CALLER = "mope_caller"
-"""Where a request's state says whose token it named."""
 
 _COOKIE = "mope_token"
 _OPEN = ("/healthz",)

@@ -34,7 +34,7 @@ class Served:
     Attributes:
         kinds: of its inputs, by name.
         parser: makes rows of requests.
-        lane: where its rows wait.
+        lane: where its rows wait, of callers without a name.
 
     Raises:
         UserError: a package that reads the run's inputs isn't installed.
@@ -48,7 +48,11 @@ class Served:
             if isinstance(reader, ImageReader):
                 reader.cache = None  # strangers' pictures aren't kept, and it is for one thread
         self.parser = RowParser({key: predictor.settings.inputs[key] for key in self.kinds}, settings)
-        self.lane = Lane(name, self._group())
+        self.lane = Lane(name, self._group(), serial=not self.reentrant)
+
+    def lane_of(self, caller: str | None) -> Lane:
+        """Where a caller's rows wait."""
+        return self.lane._replace(caller=caller)
 
     def _group(self) -> Hashable:
         predictor = self.predictor
@@ -56,7 +60,7 @@ class Served:
             return self.name, id(self)
         fusion = predictor.model.fusion
         encoders = frozenset(id(fusion.encoder(key).encoder) for key in fusion.encoders)
-        return predictor.device, predictor.precision, encoders
+        return predictor.device, predictor.arithmetic, encoders
 
     @property
     def reentrant(self) -> bool:

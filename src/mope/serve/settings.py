@@ -68,14 +68,16 @@ class ServeSettings:
         host: name or address to listen at.
         port: 0 for any that is free.
         token: what callers must name; None for none, which only loopback may do without.
-        tokens: or tokens of several callers, by the callers' names; each may have `queue` rows in the works.
+        tokens: or tokens of several callers, by the callers' names; each has queues and turns of its own, and
+            `queue` rows in the works at most.
         page: whether there is a page for people.
         megabytes: largest body of a request, in 2**20 bytes.
         pixels: of an image, or of a video's frame.
         seconds: of audio or video.
         characters: of a text.
         rows: per request.
-        queue: rows that wait for the model, of a run; of all together eight times as many.
+        queue: rows that wait for the model, of a run, where there are `tokens` of a run and a caller; of all
+            together eight times as many.
         batch: rows per forward pass.
         connections: open at the same time.
         address_connections: of one client's address, of IPv6 of one /64 network; None for 256, but any number
@@ -83,7 +85,7 @@ class ServeSettings:
         header_bytes: of a request's address and headers.
         headers: of a request.
         header_seconds: from a request's first byte, or the connection's, to the end of its headers.
-        body_seconds: for a body, beside one more for each 4,096 bytes; and for an answer to be taken.
+        body_seconds: for a body, of which each 4,096 bytes give one back; and for an answer to be taken.
         grace_seconds: for requests that are there when the server is told to end.
 
     Raises:
