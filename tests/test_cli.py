@@ -1,6 +1,7 @@
 """The command line, as a user calls it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from mope.cli import main
 from mope.config import Config
+from mope.model import FusionModel
 
 SWIN = "configs/snli_ve_swin.yaml"
 
@@ -45,6 +47,37 @@ def test_train_evaluate_predict(config_file, tables, tmp_path, capsys):
         == 0
     )
     assert json.loads(capsys.readouterr().out)["test"] == metrics
+
+
+def test_rows_are_read_as_the_run_s_own(config, tables, tmp_path, capsys):
+    """Its encoding, its trust and its folder, where no flag says otherwise."""
+    folder = tmp_path / "moved"
+    shutil.copytree(tables, folder)
+    model = FusionModel.build(config.with_settings({"data.encoding": "utf-16"}), ["red", "green", "blue"])
+    model.save_pretrained(tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").write_text("{}")
+    table = folder / "test.csv"
+    text = table.read_text()
+    table.write_text(text, encoding="utf-16")
+    for more in ([], ["--out", str(tmp_path / "p.csv")]):
+        assert main(["predict", str(tmp_path / "run"), str(table), "--rows", "2", *more]) == 0
+    table.write_text(text, encoding="utf-8")
+    assert main(["predict", str(tmp_path / "run"), str(table), "--rows", "2", "--encoding", "utf-8"]) == 0
+    settings = {"data.trusted": False, "data.test": str(table)}
+    FusionModel.build(config.with_settings(settings), ["red", "green", "blue"]).save_pretrained(
+        tmp_path / "run"
+    )
+    table.write_text(text.replace("test_0.png", "../tables/test_0.png"))
+    capsys.readouterr()
+    for more in ([], ["--out", str(tmp_path / "q.csv")]):
+        main(["predict", str(tmp_path / "run"), str(table), "--rows", "2", *more])
+        assert "leaves the table's folder" in "".join(capsys.readouterr())
+    table.write_text(text)
+    (folder / "elsewhere").mkdir()
+    for picture in folder.glob("test_*.png"):
+        picture.rename(folder / "elsewhere" / picture.name)
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    assert main(["evaluate", str(tmp_path / "run"), "--folder", str(folder / "elsewhere")]) == 0
 
 
 def test_params_of_the_paper_s_main_setting(capsys):

@@ -65,6 +65,31 @@ def test_every_kind_of_rows_trains_and_predicts_the_same(rows, run, config, tabl
     assert metrics == evaluate(config.output, report=lambda line: None)
 
 
+def test_columns_may_be_called_as_the_inputs(rows, run, tables):
+    """The tiny table has its pictures in `picture`; the input is `image`."""
+    expected = [one.probabilities for one in run.predict(tables / "test.csv")]
+    renamed = [
+        {"image": row["picture"], "text": row["question"], "colour": row["colour"]} for row in rows["test"]
+    ]
+    for name, source in _sources(renamed).items():
+        if name != "columns":
+            found = run.predict(source, folder=tables)
+            assert [one.probabilities for one in found] == expected, name
+
+
+def test_a_dataset_is_predicted_as_any_other_rows_are(rows, run, tables):
+    """What the run's config says of its tables holds: here, that none is trusted."""
+    run.settings.data.folder, run.settings.data.trusted = str(tables), False
+    there = datasets.Dataset.from_list(rows["test"])
+    assert run.predict_dataset(there)["predicted_label"] == run.predict(there).labels
+    elsewhere = [{**rows["test"][0], "picture": str(tables / rows["test"][0]["picture"])}]
+    assert "leaves the table's folder" in run.predict(elsewhere)[0].error
+    outside = datasets.Dataset.from_list([{**rows["test"][0], "picture": "../secret.png"}])
+    found = run.predict_dataset(outside)["predicted_error"][0]
+    assert found == run.predict(outside)[0].error
+    assert found is not None
+
+
 def test_cells_as_people_hold_them(rows, run, tables):
     row = rows["test"][0]
     path = tables / row["picture"]

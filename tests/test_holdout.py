@@ -1,5 +1,7 @@
 """Rows held out for validation."""
 
+from datetime import date
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,6 +56,10 @@ def test_rows_about_one_picture_are_held_out_together(config):
         row["picture"] = f"{number}.png"
         row["asker"] = number % 10
     rest, held, said = held_out(MemoryTable(people), config, share=0.1, group="asker")
+    assert not {(n - 1) % 10 for n in held} & {(n - 1) % 10 for n in rest}
+    assert "(10 groups)" in said
+    days = [{**row, "asker": date(2026, 11, 1 + row["asker"])} for row in people]
+    rest, held, said = held_out(MemoryTable(days), config, share=0.1, group="asker")
     assert not {(n - 1) % 10 for n in held} & {(n - 1) % 10 for n in rest}
     assert "(10 groups)" in said
     with pytest.raises(UserError, match="no column 'nobody'"):

@@ -9,6 +9,7 @@ from torchmetrics.classification import MulticlassCalibrationError
 
 from mope.errors import UserError
 from mope.tasks import Classification, MultiLabel, ReferringSegmentation, Regression, label_text
+from mope.tasks.base import sorted_labels
 from mope.tasks.measures import calibration_error
 from mope.tasks.metrics import compute_metrics, deciding_metric
 
@@ -65,6 +66,24 @@ def test_multilabel():
     assert task.loss(logits, targets) == functional.binary_cross_entropy_with_logits(logits, targets)
     # Logits within 0..1 must not be taken for probabilities: 0.4 is above the threshold, not below it.
     assert compute_metrics(task, logits, targets)["f1_micro"] == pytest.approx(2 * 2 / (2 * 2 + 1))
+
+
+def test_what_isn_t_there_is_no_label():
+    nan = float("nan")
+    many = MultiLabel(["a", "b"], ";")
+    for cell in (nan, [], [""], [None, nan], " "):
+        assert many.encode(cell) == [], cell
+    assert many.encode(["a", None, "", "b"]) == [0, 1]
+    with pytest.raises(ValueError, match="the label is empty"):
+        Classification(["a", "nan"]).encode(nan)
+
+
+def test_labels_are_in_one_order_whatever_order_a_set_has():
+    """Of equal numbers as well: each process's set has another."""
+    assert sorted_labels(dict.fromkeys(["1.0", "10", "2", "1", "01"])) == ["01", "1", "1.0", "2", "10"]
+    assert sorted_labels(dict.fromkeys(["1", "01", "10", "2", "1.0"])) == ["01", "1", "1.0", "2", "10"]
+    assert sorted_labels({"10", "nan", "2"}) == ["10", "2", "nan"]
+    assert sorted_labels({"b", "10", "2"}) == ["10", "2", "b"]
 
 
 def test_regression_learns_in_standard_units_and_speaks_in_its_own():

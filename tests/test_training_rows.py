@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy
+import pandas
 import pytest
 from datasets import Dataset
 from PIL import Image
@@ -44,6 +45,23 @@ def test_datasets_in_memory_and_rows_held_out(config, tables):
     assert result["validation"]["accuracy"] >= 0
     with pytest.raises(UserError, match="names no test rows"):
         evaluate(config.output, report=quiet)
+
+
+def test_labels_that_are_rare_may_be_held_out(config, tables):
+    """A label whose only row is held out is known, in every draw; rows without a label name none."""
+    rows = [{**row, "picture": str(tables / row["picture"])} for row in open_table(tables / "train.csv")]
+    for number in range(10):
+        rows[number]["colour"] = f"rare {number}"
+    config = changed(config, data={"train": None, "validation": None, "test": None, "bad_rows": "skip"})
+    for seed in range(5):
+        config.training.seed = seed
+        model, _ = prepare(config, {"train": Dataset.from_list(rows)}, quiet)
+        assert len(model.task.labels) == 13
+    frame = pandas.DataFrame(rows).astype({"colour": object})
+    frame.loc[0, "colour"] = float("nan")
+    model, _ = prepare(config, {"train": Dataset.from_list([*rows[1:], {**rows[0], "colour": None}])}, quiet)
+    assert len(model.task.labels) == 12
+    assert len(prepare(config, {"train": frame}, quiet)[0].task.labels) == 12
 
 
 def test_training_reads_headers_and_finds_broken_pixels_on_the_way(config, tables, tmp_path, monkeypatch):

@@ -195,7 +195,7 @@ class Predictor:
         """Rows with labels, one after another: as `table`, but files are never held."""
         own = self.settings.data
         if data is None and own.test is not None and own.split_column is None:
-            data, folder = own.test, own.folder
+            data, folder = own.test, folder or own.folder
         if not isinstance(data, str | Path | IterableDataset):
             return Stream(self.table(data, folder))
         return Stream(data, own.trusted, own.encoding, folder, own.limits)
@@ -321,7 +321,7 @@ class Predictor:
         Raises:
             UserError: a column is missing, or there is one already that would be added.
         """
-        table = Table(dataset)
+        table = as_table(dataset, self.settings, self.readers)
         found = as_dataset(self.predict(table), self.model.task.classes, routing)
         found = found.rename_columns({name: f"predicted_{name}" for name in found.column_names})
         if twice := sorted(set(found.column_names) & set(dataset.column_names)):

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from mope.logs import say
 from mope.predictions import PredictedRows
 from mope.predictor import Predictor
 from mope.remote import RemotePath, rebased
-from mope.run import CONFIG, WEIGHTS
+from mope.run import CONFIG, WEIGHTS, read_run
 from mope.versions import installed
 
 _PART_ROWS = 10_000
@@ -98,6 +98,24 @@ class Wanted:
         }
 
 
+def as_the_run(wanted: Wanted, run: str | Path) -> Wanted:
+    """What is wanted, with the table read as the run's own are where nothing else is said.
+
+    A run whose tables aren't trusted trusts no other, within its own limits.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    own = read_run(find_run(run))[0].data
+    limits = own.limits if wanted.trusted and not own.trusted else wanted.limits
+    return replace(
+        wanted,
+        trusted=wanted.trusted and own.trusted,
+        encoding=wanted.encoding or own.encoding,
+        limits=limits,
+    )
+
+
 def _resolved(path: str) -> str:
     return str(Path(path).resolve())
 
@@ -155,6 +173,7 @@ def predict_file(
     out = Path(out)
     require_engine(engine)
     require_free(out, overwrite or resume)
+    wanted = as_the_run(wanted, run)
     stream = _open(table, out, wanted, report)
     keep = Keep.of(wanted.keep, stream)
     with _explained(out), Parts(out, wanted.identity(find_run(run), table, out), resume, overwrite) as parts:

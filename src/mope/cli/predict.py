@@ -161,10 +161,12 @@ def _loading(options: argparse.Namespace) -> dict[str, Any]:
 
 def _table(options: argparse.Namespace) -> Any:
     """The rows that are named, held."""
+    from mope.bulk.run import Wanted, as_the_run
     from mope.data.table import open_table
 
-    trusted, limits = not options.untrusted, limits_of(options)
-    table = open_table(options.file, trusted, options.encoding, options.folder, limits)
+    said = Wanted(trusted=not options.untrusted, encoding=options.encoding, limits=limits_of(options))
+    how = as_the_run(said, options.run)
+    table = open_table(options.file, how.trusted, how.encoding, options.folder, how.limits)
     if table.note is not None and options.out is None:  # of a table that is predicted into a file it was said
         print(table.note, file=sys.stderr)
     if options.rows is None:

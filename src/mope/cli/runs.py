@@ -110,6 +110,8 @@ def evaluate(options: argparse.Namespace) -> None:
 
     load_plugins(options)
     name = "test" if options.data is None else str(options.data)
+    if options.data is not None and name.isidentifier():  # a folder's; bare words are what training wrote
+        name = f"./{name}"
     if not is_on_hub(options.run):
         read_metrics(Path(options.run))  # to which is added: whether it is whole is known at once
     result = run(

@@ -1,6 +1,6 @@
 """Batches of rows in their order, read by processes that read ahead no further than a few batches."""
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -100,15 +100,29 @@ def _as_table(rows: Any, config: Config, readers: Mapping[str, Reader], folder: 
         if table.note is not None and table is not rows:
             say(table.note)
         return table
+    columns = {name: reader.columns for name, reader in readers.items()}
+    tables = {name for name in columns if config.inputs[name].kind == "table"}
     if isinstance(rows, datasets.Dataset):
+        rows = _renamed(rows, columns, tables)
         return open_table(rows, data.trusted, folder=folder or data.folder, limits=data.limits)
     found = frame_rows(rows)
     home = home_of(folder or data.folder or "", data.trusted, data.limits)
     if isinstance(found, datasets.Dataset):
-        return Table(found, home)
-    columns = {name: reader.columns for name, reader in readers.items()}
-    tables = {name for name in columns if config.inputs[name].kind == "table"}
+        return Table(_renamed(found, columns, tables), home)
     return MemoryTable([by_input(row, columns, tables) for row in found], home)
+
+
+def _renamed(
+    rows: datasets.Dataset, columns: Mapping[str, Sequence[str]], tables: Collection[str]
+) -> datasets.Dataset:
+    """Rows whose columns are called as the inputs, by the inputs' columns."""
+    there = rows.column_names
+    names = {
+        name: own[0]
+        for name, own in columns.items()
+        if name not in tables and name in there and own[0] not in there
+    }
+    return rows.rename_columns(names) if names else rows
 
 
 def one_after_another(

@@ -77,7 +77,7 @@ def groups_of(table: Table, config: Config) -> list[int]:
 
 
 def _keys(table: Table, column: str) -> Iterator[Any]:
-    """What a column's cells are known by: None for one that is missing, or can't be told from others."""
+    """What a column's cells are known by: None for one that is missing."""
     if column not in table.columns:
         return
     for cell in table.values(column):
@@ -89,7 +89,7 @@ def _keys(table: Table, column: str) -> Iterator[Any]:
         elif isinstance(value, str):
             yield posixpath.normpath(value)
         else:
-            yield value if isinstance(value, int | float | bool) else None
+            yield value if isinstance(value, int | float | bool) else str(value)  # such as a date
 
 
 def _strata(table: Table, config: Config) -> list[str]:

@@ -11,6 +11,7 @@ from mope.data.check import RowCheck, check_rows, usable
 from mope.data.stream import Stream
 from mope.data.table import SPLITS, Table, open_table
 from mope.errors import UserError, shown
+from mope.media.cells import is_missing
 from mope.tasks import Task, label_text, sorted_labels, split_labels
 
 Report = Callable[[str], None]
@@ -87,7 +88,7 @@ def label_names(config: Config, train: Table | Stream) -> list[str]:
     elif isinstance(train, Stream):
         raise UserError(f"The labels of {train.name} aren't known beforehand: list them in data.labels.")
     else:
-        values = [value for value in train.column(data.label) if value is not None]
+        values = [value for value in train.column(data.label) if not is_missing(value)]
         if config.task == "classification" and any(isinstance(value, list | tuple) for value in values):
             raise UserError(
                 f"{train.name}: the column '{data.label}' holds lists: set task to multilabel, or give one "

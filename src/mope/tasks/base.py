@@ -1,5 +1,6 @@
 """What every task is: how a label is read, what the loss is, and what a prediction says."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mope.media.cells import is_missing
 from mope.media.values import value_text
 
 if TYPE_CHECKING:
@@ -20,19 +22,23 @@ def label_text(value: Any) -> str:
 
 
 def sorted_labels(labels: set[str]) -> list[str]:
-    """Labels in order: by number if all are numbers, else by text."""
+    """Labels in order: by number if all are numbers, else by text. Equal numbers are in their texts' order,
+    which a set has another of in each process."""
     try:
-        return sorted(labels, key=float)
+        numbers = {label: float(label) for label in labels}
     except ValueError:
         return sorted(labels)
+    if any(map(math.isnan, numbers.values())):
+        return sorted(labels)
+    return sorted(labels, key=lambda label: (numbers[label], label))
 
 
 def split_labels(value: Any, separator: str) -> list[str]:
     """The labels of a multi-label cell: a list, or text with separators; empty for none."""
-    if value is None:
+    if is_missing(value):
         return []
     if isinstance(value, list | tuple):
-        return [label_text(v) for v in value]
+        return [text for part in value if not is_missing(part) and (text := label_text(part))]
     return [text for part in str(value).split(separator) if (text := label_text(part))]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mope.errors import UserError, shown
+from mope.media.cells import is_missing
 from mope.tasks.base import Task, label_text, split_labels
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Classification(_Weighted):
     lower_is_better = frozenset({"calibration_error"})
 
     def encode(self, value: Any, folder: Path = Path()) -> int:
-        if value is None or not (text := label_text(value)):
+        if is_missing(value) or not (text := label_text(value)):
             raise ValueError("the label is empty")
         return self._class(text)
 

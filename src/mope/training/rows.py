@@ -29,21 +29,25 @@ Rows = RowDataset | StreamDataset
 
 def _sources(
     config: Config, tables: Mapping[str, Any] | None, report: Report
-) -> tuple[Table | Stream, Table]:
-    """Training rows, a table or a stream, and validation rows, unchecked."""
+) -> tuple[Table | Stream, Table, Table | Stream]:
+    """Training rows, a table or a stream, and validation rows, unchecked; and the rows that name the labels.
+
+    Of these are also what is held out of the training rows, or a rare label among them would be unknown.
+    """
     stream, splits = open_stream(config, tables), open_splits(config, tables)
     for source in (stream, splits.get("train"), splits.get("validation")):
         if source is not None and source.note is not None:
             report(source.note)
+    whole = stream or splits.get("train")
     if stream is None:
         splits = hold_out(splits, config, report)
     train = stream or splits.get("train")
-    if train is None:
+    if train is None or whole is None:
         raise UserError("There are no train rows: name a table in data.train.")
     if "validation" not in splits:
         hint = "; none are held out of a stream" if stream else ""
         raise UserError(f"There are no validation rows: name a table in data.validation{hint}.")
-    return train, splits["validation"]
+    return train, splits["validation"], whole
 
 
 def prepare(
@@ -55,13 +59,13 @@ def prepare(
     """
     needed = needed_inputs(config)
     label = config.data.label
-    train, validation = _sources(config, tables, report)
+    train, validation, whole = _sources(config, tables, report)
     for source in (train, validation):
         source.require(*_required(needed.values()), label)
     config = find_fields(config, train)
     needed = needed_inputs(config)
     columns = cells_of(needed.values())
-    model = FusionModel.build(config, label_names(config, train))
+    model = FusionModel.build(config, label_names(config, whole))
     task = model.task
     if isinstance(train, Table):
         train = draw(train, config.data.train_rows, config.training.seed)

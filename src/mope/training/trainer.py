@@ -220,8 +220,10 @@ class FusionTrainer(Trainer):
             self.report(epoch_line(logs, self.state.epoch, epochs, self.args.metric_for_best_model))
         super().log(logs, start_time)
         if ended:
-            used = {} if self._importance is None else {"used": effective_experts(self._importance).tolist()}
-            self.state.log_history[-1].update(self._record.routing() | used)
+            entry: dict[str, Any] = self.state.log_history[-1]
+            entry.update(self._record.routing())
+            if self._importance is not None:
+                entry["used"] = effective_experts(self._importance).tolist()
             self._record = EpochRecord()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
