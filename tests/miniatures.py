@@ -120,7 +120,9 @@ def mustard(root: Path, clip: bytes = b"a clip") -> None:
     }
     write(root / "data" / "sarcasm_data.json", clips)
     places = [[*range(first, first + 4)] for first in range(0, 20, 4)]
-    folds = [([n for n in range(20) if n not in test], test) for test in places]
+    folds = [
+        (numpy.array([n for n in range(20) if n not in test]), numpy.array(test)) for test in places
+    ]  # as scikit-learn gives them
     (root / "data" / "split_indices.p").write_bytes(pickle.dumps(folds, protocol=2))
     for name in list(clips)[1:]:
         file = root / "utterances_final" / f"{name}.mp4"

@@ -203,6 +203,48 @@ def test_a_pickle_runs_no_code(tmp_path):
         assert read_pickle(file) == content
 
 
+def test_pickled_arrays_of_numbers_are_lists(tmp_path):
+    file, numbers = tmp_path / "a.p", numpy.arange(6).reshape(2, 3)
+    arrays = [numbers, numbers.T, numbers.astype(">f4"), numbers > 2, numbers[0]]
+    for protocol in range(5):
+        content = pickle.dumps(arrays, protocol=protocol)
+        for name in (b"numpy._core.multiarray", b"numpy.core.multiarray"):
+            # In the protocols from 4 on a name has its length before it.
+            if protocol < 4 or name in content:
+                file.write_bytes(content.replace(b"numpy._core.multiarray", name))
+                assert read_pickle(file) == [array.tolist() for array in arrays]
+
+    class OfPython2:
+        """An array whose bytes are a text."""
+
+        def __reduce__(self):
+            make, arguments, state = numpy.array([1, 200], "u1").__reduce__()
+            return make, arguments, (*state[:4], "\x01\xc8")
+
+    file.write_bytes(pickle.dumps(OfPython2(), protocol=2))
+    assert read_pickle(file) == [1, 200]
+
+
+def test_a_pickled_array_has_no_bytes_that_are_addresses(tmp_path):
+    class Type:
+        """A type of which NumPy itself believes that its bytes are an object's address."""
+
+        def __reduce__(self):
+            fields = {"a": (numpy.dtype("O"), 0)}
+            return numpy.dtype, ("V8", False, True), (3, "|", None, ("a",), fields, 8, 1, 0)
+
+    class Array:
+        def __reduce__(self):
+            make, arguments, _ = numpy.zeros(1).__reduce__()
+            return make, arguments, (1, (1,), Type(), False, b"AAAAAAAA")
+
+    file = tmp_path / "a.p"
+    for content in (Array(), numpy.array([1, "x"], object), numpy.zeros(2, "M8[s]"), numpy.zeros(2, "i4,i4")):
+        file.write_bytes(pickle.dumps(content, protocol=2))
+        with pytest.raises(UserError, match=r"it holds an array of '\w+', not of numbers"):
+            read_pickle(file)
+
+
 def test_what_prepare_says_when_it_cannot(tmp_path, capsys):
     food101(tmp_path / "raw")
     (tmp_path / "raw" / "texts" / "test_titles.csv").unlink()
