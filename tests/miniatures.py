@@ -187,14 +187,14 @@ def vqav2(root: Path) -> None:
 
 
 def nlvr(root: Path) -> None:
-    for split, count in (("train", 20), ("dev", 3)):
+    for split, count in (("train", 40), ("dev", 3)):
         lines = []
         for n in range(count):
             label = "true" if n % 2 else "false"
-            identifier = f"{n}-0"
-            lines.append(
-                {"sentence": "There is a box.", "label": label, "identifier": identifier, "directory": n % 3}
-            )
+            # A sentence was written for up to four pictures, which were presented together.
+            identifier = f"{n // 4}-{n % 4}"
+            sentence = f"There are {n // 4} boxes."
+            lines.append({"sentence": sentence, "label": label, "identifier": identifier, "directory": n % 3})
             for order in range(6):
                 picture(root / split / "images" / str(n % 3) / f"{split}-{identifier}-{order}.png")
         write(root / split / f"{split}.json", "\n".join(map(json.dumps, lines)))

@@ -46,7 +46,7 @@ def test_tables_can_be_used_and_the_manifest_counts_them(made):
         assert not find_problems(table, images)
         assert dataset.label in table.columns
     assert any("as published" in line for line in warnings)
-    assert sum(entry["rows"] for entry in manifest["splits"].values()) < 200
+    assert sum(entry["rows"] for entry in manifest["splits"].values()) < 300
 
 
 @pytest.mark.parametrize("made", list(MINIATURES), indirect=True)
@@ -154,13 +154,14 @@ def test_vqa_keeps_frequent_answers(made):
 
 
 @pytest.mark.parametrize("made", ["nlvr"], indirect=True)
-def test_nlvr_keeps_the_box_orders_of_an_example_together(made):
+def test_nlvr_keeps_all_pictures_of_a_sentence_together(made):
     tables, _, _ = made
-    names = {split: {row["identifier"] for row in table} for split, table in tables.items()}
-    assert not names["train"] & names["validation"]
+    for column in ("identifier", "sentence"):
+        found = {split: {row[column] for row in table} for split, table in tables.items()}
+        assert not found["train"] & found["validation"]
     assert {split: len(table) for split, table in tables.items()} == {
-        "train": 108,
-        "validation": 12,
+        "train": 216,
+        "validation": 24,
         "test": 18,
     }
 
@@ -172,16 +173,20 @@ def test_nlvr_from_parquet_writes_its_pictures(tmp_path):
     for split, count in (("train", 20), ("dev", 2)):
         rows = []
         for n in range(count):
+            name = f"{n // 2}-{n % 2}"
             for order in range(6):
                 picture(tmp_path / "p.png", 10 * (n % 4) + order)
                 image = {"bytes": (tmp_path / "p.png").read_bytes(), "path": "x.png"}
-                rows.append({"identifier": f"{split}{n}", "sentence": "s", "label": "true", "image": image})
+                rows.append({"identifier": name, "sentence": name[0], "label": "true", "image": image})
         Dataset.from_list(rows).to_parquet(str(tmp_path / "raw" / f"{split}.parquet"))
     prepare("nlvr", tmp_path / "raw", tmp_path / "out", lambda line: None)
     table = open_table(tmp_path / "out" / "test.jsonl")
     assert len(table) == 12
     assert not find_problems(table, {"image": "image"})
     assert len(list((tmp_path / "out" / "images").iterdir())) == 24  # the same picture once
+    train, validation = (open_table(tmp_path / "out" / f"{split}.jsonl") for split in ("train", "validation"))
+    assert (len(train), len(validation)) == (108, 12)
+    assert not set(train.column("sentence")) & set(validation.column("sentence"))
 
 
 def test_a_pickle_runs_no_code(tmp_path):
