@@ -86,7 +86,7 @@ def test_food101_titles_keep_their_commas(made):
 def test_mm_imdb_leaves_rare_genres_out(made):
     tables, manifest, _ = made
     assert [row["genres"] for row in tables["train"]] == [["Drama"], ["Comedy", "Family"]]
-    assert tables["train"][0]["text"] == "A man."
+    assert tables["train"][0]["text"] == "A longer plot."
     assert manifest["dropped"] == {"rare genres alone": 1, "no plot": 1, "missing film": 1}
 
 
