@@ -120,7 +120,9 @@ def mustard(root: Path, clip: bytes = b"a clip") -> None:
     }
     write(root / "data" / "sarcasm_data.json", clips)
     places = [[*range(first, first + 4)] for first in range(0, 20, 4)]
-    folds = [([n for n in range(20) if n not in test], test) for test in places]
+    folds = [
+        (numpy.array([n for n in range(20) if n not in test]), numpy.array(test)) for test in places
+    ]  # as scikit-learn gives them
     (root / "data" / "split_indices.p").write_bytes(pickle.dumps(folds, protocol=2))
     for name in list(clips)[1:]:
         file = root / "utterances_final" / f"{name}.mp4"
@@ -185,14 +187,14 @@ def vqav2(root: Path) -> None:
 
 
 def nlvr(root: Path) -> None:
-    for split, count in (("train", 20), ("dev", 3)):
+    for split, count in (("train", 40), ("dev", 3)):
         lines = []
         for n in range(count):
             label = "true" if n % 2 else "false"
-            identifier = f"{n}-0"
-            lines.append(
-                {"sentence": "There is a box.", "label": label, "identifier": identifier, "directory": n % 3}
-            )
+            # A sentence was written for up to four pictures, which were presented together.
+            identifier = f"{n // 4}-{n % 4}"
+            sentence = f"There are {n // 4} boxes."
+            lines.append({"sentence": sentence, "label": label, "identifier": identifier, "directory": n % 3})
             for order in range(6):
                 picture(root / split / "images" / str(n % 3) / f"{split}-{identifier}-{order}.png")
         write(root / split / f"{split}.json", "\n".join(map(json.dumps, lines)))

@@ -112,6 +112,13 @@ def test_labels_are_text_as_in_a_csv_file():
     assert config.data.labels == ["1", "true", "no"]
 
 
+def test_weights_are_by_labels_as_in_a_csv_file(tmp_path):
+    file = write(tmp_path, {**GOOD, "data": {"class_weights": {0: 1, True: 5, "no": 2}}})
+    assert Config.load(file).data.class_weights == {"0": 1, "true": 5, "no": 2}
+    typed = Config.load(file, [("data.class_weights", "{0: 1, 1: 5}")])
+    assert typed.data.class_weights == {"0": 1, "1": 5}
+
+
 def test_a_dump_is_the_same_config_again():
     config = Config.parse(GOOD)
     assert Config.parse(yaml.safe_load(config.dump())) == config

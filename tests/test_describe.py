@@ -73,6 +73,18 @@ def test_the_report_is_one_page(config: Config, tmp_path, capsys):
         assert reason in capsys.readouterr().err
 
 
+def test_several_labels_of_a_cell_are_counted_each(config: Config, tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("question,colours\na,red; blue\nb,blue\nc,\n")
+    settings = {"task": "multilabel", "data.label": "colours", "data.separator": ";"}
+    settings |= {"data.train": str(tmp_path / "t.csv"), "data.validation": None, "data.test": None}
+    content = config.with_settings(settings).model_dump()
+    content["fusion"] = {"method": "unimodal", "main": "text"}
+    del content["inputs"]["image"]
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(content))
+    assert main(["data", "describe", str(tmp_path / "base.yaml"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["splits"]["train"]["labels"] == {"blue": 2, "red": 1}
+
+
 def test_pictures_need_not_be_square(config: Config, tables):
     from mope.data.readers import build_readers
     from mope.errors import UserError

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import onnx
@@ -20,7 +21,10 @@ from mope.cli import main
 from mope.config import Config
 from mope.errors import UserError
 from mope.export import export_run, formats
+from mope.export.description import describe
 from mope.methods import find_method
+from mope.model import FusionModel
+from mope.predictor import Predictor
 from mope.scenes.build import SceneSettings, build_scenes
 
 
@@ -291,6 +295,19 @@ def test_mistakes(config, tables, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="names no test rows: say which with --data FILE"):
         export_run(config.output, "torch")
     assert not list(Path(config.output).glob("model.[op]*"))
+
+
+def test_a_file_says_above_which_probability_each_label_is_decided_for(config):
+    config = config.with_settings({"task": "multilabel", "data.label": "colours"})
+    model = FusionModel.build(config, LABELS[config.task])
+    model.task.threshold.copy_(torch.tensor([0.25, 0.5, 0.75]))
+    model.save_pretrained(config.output)
+    graph = SimpleNamespace(names={}, axes={}, example={}, outputs=["logits"])
+    details = describe(Predictor(config.output, device="cpu"), graph)
+    assert details["labels"] == LABELS["multilabel"]
+    assert details["thresholds"] == [0.25, 0.5, 0.75]
+    save_run(config.with_settings({"task": "classification", "data.label": "colour"}))
+    assert "thresholds" not in describe(Predictor(config.output, device="cpu"), graph)
 
 
 def test_rows_that_cannot_be_read_are_left_out(config, tables, tmp_path):

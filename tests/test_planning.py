@@ -54,6 +54,28 @@ def test_what_is_said_of_a_column_counts():
     assert kinds(rows, zip="left out") == {"zip": "left out", "x": "number"}
 
 
+def test_a_long_table_is_looked_at_from_its_beginning_to_its_end():
+    count = 12_000
+    rows = pandas.DataFrame(
+        {
+            "number": range(count),
+            "shop": ["old"] * 6000 + ["new"] * 6000,
+            "side": ["left", "right"] * 6000,
+            "price": [n % 7 / 2 for n in range(9000)] + [None] * 3000,
+            "weight": [n % 7 / 2 for n in range(count)],
+            "y": [0, 1] * 6000,
+        }
+    )
+    found = {column.name: (column.kind, column.missing) for column in look(open_table(rows), "y")}
+    assert found["number"] == ("left out", False)
+    assert found["shop"] == found["side"] == ("category", False)
+    assert found["price"] == ("number", True)
+    assert found["weight"] == ("number", False)
+    rows.loc[count - 2, "weight"] = None
+    one = {column.name: column.missing for column in look(open_table(rows), "y")}
+    assert one["weight"]
+
+
 @pytest.mark.parametrize(
     ("cells", "task"),
     [

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, IterableDataset
+from datasets import ClassLabel, Dataset, Features, IterableDataset, List
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_tester import write_tar
@@ -203,6 +203,18 @@ def test_every_kind_of_source_gives_the_same_rows(tmp_path):
         assert {"text", "label"} <= set(stream.columns)
         with pytest.raises(UserError, match=r"has no column 'x': it has .*text"):
             stream.require("x")
+
+
+def test_labels_of_a_dataset_are_names_alone_and_in_lists():
+    label = ClassLabel(names=["cat", "dog"])
+    rows = {"one": [1, -1, 0], "many": [[0, 1], [], [1]]}
+    whole = Dataset.from_dict(rows, Features({"one": label, "many": List(label)}))
+    streams = [Stream(source) for source in (whole, whole.to_iterable_dataset(num_shards=2))]
+    for stream in streams:
+        found = [item.read(None) for item in stream.items()]
+        assert [row["one"] for row in found] == ["dog", None, "cat"]
+        assert [row["many"] for row in found] == [["cat", "dog"], [], ["dog"]]
+        assert stream.types == streams[0].types
 
 
 def test_what_is_wrong_with_a_file_is_said_where_it_is_met(tmp_path):

@@ -139,11 +139,12 @@ def data_describe(options: argparse.Namespace) -> None:
     if options.out and not options.out.endswith(".html"):
         raise UserError(f"Can't write {options.out}: name an .html file.")
     columns = {column: kind for kind in KINDS for column in getattr(options, kind) or []}
-    label = options.label
+    label, separator = options.label, None
     if _is_config(options):
         from mope.config import Config
 
         config = Config.load(options.file)
+        separator = config.data.separator if config.task == "multilabel" else None
         tables = open_splits(config, streamed=True)
         if not tables:
             raise UserError(f"The config {options.file} names no tables.")
@@ -158,7 +159,7 @@ def data_describe(options: argparse.Namespace) -> None:
         tables, columns = {Path(options.file).stem: table}, columns or guessed
     for table in tables.values():
         table.require(*columns, *([label] if label else []))
-    content = describe(tables, columns, label)
+    content = describe(tables, columns, label, separator=separator)
     if options.out:
         write_report(content, tables, columns, label, Path(options.out))
     if options.json:

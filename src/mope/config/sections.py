@@ -28,6 +28,11 @@ def _labels(value: Any) -> Any:
     return [_label(v) for v in value] if isinstance(value, list) else value
 
 
+def _by_label(value: Any) -> Any:
+    """The same of what is given by label."""
+    return {_label(key): of_it for key, of_it in value.items()} if isinstance(value, dict) else value
+
+
 def _label(value: Any) -> Any:
     return ("true" if value else "false") if isinstance(value, bool) else str(value)
 
@@ -210,7 +215,9 @@ class DataConfig(Section):
     """The labels in order; null for those of the training rows, sorted."""
     separator: str = "|"
     """Multi-label: what separates labels in a text cell."""
-    class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
+    class_weights: Annotated[Literal["none", "balanced"] | dict[str, float], BeforeValidator(_by_label)] = (
+        "none"
+    )
     """Weight of each class in the loss: equal, inverse to its frequency, or by label."""
     train_rows: PositiveInt | None = None
     """Use only this many training rows, drawn by seed; null for all. Of a stream: rows per epoch."""

@@ -22,7 +22,7 @@ from mope.media.images import open_image
 from mope.media.texts import open_text
 from mope.media.values import VALUES, is_nothing
 from mope.media.video import open_video
-from mope.tasks import label_text
+from mope.tasks import label_text, split_labels
 
 SAMPLES = 24
 _SHEET = (6, 112)  # samples per line, side in pixels
@@ -77,7 +77,11 @@ def _note(cell: Any, kind: str, folder: Path) -> dict[str, Any]:
 
 
 def describe(
-    tables: Mapping[str, Table], columns: Mapping[str, str], label: str | None = None, workers: int = 1
+    tables: Mapping[str, Table],
+    columns: Mapping[str, str],
+    label: str | None = None,
+    workers: int = 1,
+    separator: str | None = None,
 ) -> dict[str, Any]:
     """Look at every row of tables.
 
@@ -86,6 +90,7 @@ def describe(
         columns: kind of each input's column.
         label: the label's column.
         workers: processes that read.
+        separator: what separates the labels of a cell of text; None where it is one label.
 
     Returns:
         `splits`, by name: `rows`, `labels` (counts, most frequent first), `columns` (kind, missing and broken
@@ -97,7 +102,7 @@ def describe(
         notes = _read(table, columns, workers)
         splits[split] = {
             "rows": len(table),
-            "labels": _labels(table, label),
+            "labels": _labels(table, label, separator),
             "columns": {
                 column: _summary([note[column] for note in notes], kind) for column, kind in columns.items()
             },
@@ -118,12 +123,13 @@ def _read(table: Table, columns: Mapping[str, str], workers: int) -> list[dict[s
     return notes
 
 
-def _labels(table: Table, label: str | None) -> dict[str, int]:
+def _labels(table: Table, label: str | None, separator: str | None) -> dict[str, int]:
     if label is None:
         return {}
     counts: Counter[str] = Counter()
     for value in table.column(label):
-        counts.update(map(label_text, value) if isinstance(value, list) else [label_text(value)])
+        several = separator is not None or isinstance(value, list)
+        counts.update(split_labels(value, separator or "") if several else [label_text(value)])
     return dict(counts.most_common())
 
 

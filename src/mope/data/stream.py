@@ -13,7 +13,7 @@ from datasets import Value
 
 from mope.config import Config, MediaLimits
 from mope.data.arrowfiles import parquet_features, parquet_length, parquet_rows, read_folder
-from mope.data.frames import name_of, named_feature
+from mope.data.frames import label_of, name_of, named_feature
 from mope.data.shards import find_files, is_shard, read_shard
 from mope.data.table import READ, Table, no_table, require
 from mope.data.textfiles import SEPARATORS, CsvFile, jsonl_rows, open_text_file
@@ -185,7 +185,8 @@ class Stream:
                 yield from part.rows_at(range(start, min(start + 256, len(part))))
         elif isinstance(part, datasets.IterableDataset):
             # By batches, for a worker would be given only some of the shards else; we share out the rows.
-            labels = {n: f for n, f in (part.features or {}).items() if isinstance(f, datasets.ClassLabel)}
+            features = (part.features or {}).items()
+            labels = {name: inner for name, f in features if (inner := label_of(f)) is not None}
             for batch in part.iter(batch_size=32):
                 columns = {
                     column: [name_of(labels[column], cell) for cell in cells] if column in labels else cells

@@ -1,6 +1,6 @@
 """NLVR (Suhr et al. 2017)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mope.datasets.base import Dropped, Published, Rows, held_out, read_jsonl
@@ -11,7 +11,8 @@ class Nlvr(Published):
 
     From the published JSON and PNG files, or from Parquet files with the pictures in them. Without the
     published test split the dev split stands for it. A tenth of the training examples is held out for
-    validation, all box orders of an example together, by a hash of its identifier.
+    validation, all examples of a presentation together, by a hash of it: a sentence was written for up to
+    four pictures that were presented together, and `n-m` identifies the picture `m` of the presentation `n`.
     """
 
     name = "nlvr"
@@ -30,7 +31,7 @@ class Nlvr(Published):
         if (folder / "train.parquet").is_file():
             return self._embedded(folder)
         train = list(read_jsonl(self.need(folder, "train/train.json", "train.json")))
-        held = held_out(sorted({example["identifier"] for example in train}), round(len(train) / 10))
+        held = _held_out(example["identifier"] for example in train)
         tables = {"train": "train", "validation": "train", "test": "test"}
         if not (folder / "test" / "test.json").is_file():
             tables["test"] = "dev"
@@ -39,7 +40,7 @@ class Nlvr(Published):
             file = self.need(folder, f"{theirs}/{theirs}.json", f"{theirs}.json")
             for example in read_jsonl(file):
                 identifier = example["identifier"]
-                if theirs == "train" and (identifier in held) != (ours == "validation"):
+                if theirs == "train" and (_presentation(identifier) in held) != (ours == "validation"):
                     continue
                 if "label" not in example:
                     dropped.add("no label", identifier)
@@ -66,14 +67,24 @@ class Nlvr(Published):
             name: pyarrow.parquet.read_table(self.need(folder, f"{name}.parquet"))
             for name in ("train", "dev")
         }
-        names = sorted(set(tables["train"].column("identifier").to_pylist()))
-        held = held_out(names, round(len(names) / 10))
+        held = _held_out(tables["train"].column("identifier").to_pylist())
 
         def rows(name: str, keep: bool | None) -> Rows:
             for batch in tables[name].to_batches(1000):
                 for row in batch.to_pylist():
-                    if keep is not None and (row["identifier"] in held) != keep:
+                    if keep is not None and (_presentation(row["identifier"]) in held) != keep:
                         continue
                     yield {**row, "image": row["image"]["bytes"]}
 
         return {"train": rows("train", False), "validation": rows("train", True), "test": rows("dev", None)}
+
+
+def _presentation(identifier: str) -> str:
+    """What an identifier has in common with the others of its sentence."""
+    return identifier.rsplit("-", 1)[0]
+
+
+def _held_out(identifiers: Iterable[str]) -> set[str]:
+    """A tenth of the presentations."""
+    names = sorted(set(map(_presentation, identifiers)))
+    return held_out(names, round(len(names) / 10))

@@ -8,6 +8,7 @@ from mope.encoders.preparation import image_settings
 from mope.export.graph import Graph
 from mope.media.video import FRAMES
 from mope.predictor import Predictor
+from mope.tasks.labels import MultiLabel
 from mope.versions import installed
 
 
@@ -15,8 +16,9 @@ def describe(predictor: Predictor, graph: Graph) -> dict[str, Any]:
     """What a file's user must know: the task, its labels, and how inputs are made.
 
     Returns:
-        `mope` (the version), `task`, `labels`, `main`; `modalities` by input name, with how a cell is made
-        into tensors; `inputs` and `outputs` by name, with `shape`, whose free axes are names.
+        `mope` (the version), `task`, `labels`, `main`; of a multilabel run `thresholds`, the probability
+        above which each label is decided for, in the labels' order; `modalities` by input name, with how a
+        cell is made into tensors; `inputs` and `outputs` by name, with `shape`, whose free axes are names.
     """
     settings, task = predictor.settings, predictor.model.task
     logits: list[Any] = ["batch", *_size(predictor)] if task.dense else ["batch", task.outputs]
@@ -32,6 +34,7 @@ def describe(predictor: Predictor, graph: Graph) -> dict[str, Any]:
         "task": settings.task,
         "labels": task.labels,
         "main": settings.fusion.main,
+        **({"thresholds": task.threshold.tolist()} if isinstance(task, MultiLabel) else {}),
         "modalities": {
             name: _modality(predictor, name, reader) for name, reader in predictor.readers.items()
         },

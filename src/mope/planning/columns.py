@@ -1,8 +1,10 @@
 """What each column of a table is for, by its cells, and why."""
 
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import mean
 from typing import Any
 
@@ -34,7 +36,7 @@ class Column:
         name: its name.
         kind: one of `KINDS`, "label" or "left out".
         why: in a few words.
-        missing: whether some of its cells are empty.
+        missing: whether some of its cells are empty; not looked for in a column that is left out.
     """
 
     name: str
@@ -61,80 +63,83 @@ def look(table: Table, label: str, kinds: Mapping[str, str] | None = None) -> li
             raise UserError(f"'{name}' can't be '{kind}': take one of {', '.join(KINDS)}, or '{OUT}'.")
     if label in kinds:
         raise UserError(f"'{label}' is the label, which has no kind: leave it out of kinds.")
-    sample = table.select(range(min(len(table), _LOOKED_AT)))
+    sample = table.select(_spread(len(table)))
     found = []
     for name in table.columns:
         if name == label:
             found.append(Column(name, "label", ""))
             continue
-        cells = sample.column(name)
-        column = _look(name, cells)
+        kind, why = _look(name, sample.column(name), len(table) / len(sample))
         if name in kinds:
-            column = Column(name, kinds[name], "as you say", column.missing)
-        found.append(column)
+            kind, why = kinds[name], "as you say"
+        missing = kind != OUT and any(map(is_missing, table.values(name)))
+        found.append(Column(name, kind, why, missing))
     return found
 
 
-def _look(name: str, cells: Sequence[Any]) -> Column:
+def _spread(rows: int) -> list[int]:
+    """The places that are looked at: one of each of as many stretches, drawn, for every n-th may be alike."""
+    count, draw = min(rows, _LOOKED_AT), random.Random(0)
+    edges = [place * rows // count for place in range(count + 1)]
+    return [draw.randrange(start, end) for start, end in pairwise(edges)]
+
+
+def _look(name: str, cells: Sequence[Any], each: float) -> tuple[str, str]:
+    """What a column is for, and why.
+
+    Args:
+        name: the column's.
+        cells: of the rows that are looked at.
+        each: how many rows one of these stands for.
+    """
     values = [cell for cell in cells if not is_missing(cell)]
-    missing = len(values) < len(cells)
     if not values:
-        return Column(name, OUT, "all cells are empty")
-
-    def taken(kind: str, why: str) -> Column:
-        return Column(name, kind, why, missing)
-
+        return OUT, "all cells are empty"
     if all(isinstance(value, bytes | dict) for value in values):
         kind = next((k for k, ends in SUFFIXES.items() if f".{name}".endswith(ends)), "image")
-        return taken(kind, "content of files")
+        return kind, "content of files"
     if any(isinstance(value, list | dict | bytes) for value in values):
-        return taken(OUT, "cells are lists or mappings")
+        return OUT, "cells are lists or mappings"
     texts = [str(value) for value in values]
     for kind, ends in SUFFIXES.items():
         named = sum(text.lower().endswith(ends) for text in texts)
         if 2 * named > len(texts):
-            return taken(
-                kind, f"names of {ends[0]} files and the like" if kind != "image" else "names of pictures"
-            )
+            return kind, f"names of {ends[0]} files and the like" if kind != "image" else "names of pictures"
     known = [value for value in values if not is_nothing(value)]
     try:
         different = len({open_category(value) for value in known})
     except BadCell:
-        return taken(OUT, f"cells of a type that isn't read, {type(known[0]).__name__}")
+        return OUT, f"cells of a type that isn't read, {type(known[0]).__name__}"
     if different <= 1:
-        return taken(OUT, f"always {texts[0][:30]!r}" if known else "all cells are empty")
-    return _plain(name, known, different, missing)
+        return OUT, f"always {texts[0][:30]!r}" if known else "all cells are empty"
+    return _plain(name, known, different, each)
 
 
-def _plain(name: str, values: Sequence[Any], different: int, missing: bool) -> Column:
+def _plain(name: str, values: Sequence[Any], different: int, each: float) -> tuple[str, str]:
     """What a column of numbers, dates or texts is for."""
-
-    def taken(kind: str, why: str) -> Column:
-        return Column(name, kind, why, missing)
-
     kind = kind_of(values)
     if kind == "number":
         numbers = [open_number(value) for value in values]
         whole = all(number is not None and number.is_integer() for number in numbers)
-        if whole and different == len(values) and len(values) > 10 and _is_index(name, numbers):
-            return taken(OUT, "an id: another whole number in each row")
-        return taken("number", f"numbers, {different:,} different")
+        if whole and different == len(values) and len(values) > 10 and _is_index(name, numbers, each):
+            return OUT, "an id: another whole number in each row"
+        return "number", f"numbers, {different:,} different"
     if kind == "date":
-        return taken("date", "dates")
+        return "date", "dates"
     if all(isinstance(value, bool) for value in values):
-        return taken("category", "true or false")
+        return "category", "true or false"
     words = mean(len(str(value).split()) for value in values)
     if words <= _WORDS and different <= MOST_VALUES and len(values) >= _REPEATS * different:
-        return taken("category", f"{different} different names")
+        return "category", f"{different} different names"
     if words == 1 and different > 0.95 * len(values) and len(values) > 10:
-        return taken(OUT, "an id: another word in each row")
-    return taken("text", f"texts of {words:.0f} words in the mean")
+        return OUT, "an id: another word in each row"
+    return "text", f"texts of {words:.0f} words in the mean"
 
 
-def _is_index(name: str, numbers: Sequence[float | None]) -> bool:
-    """Whether whole numbers, each there once, only number the rows, or are called so."""
+def _is_index(name: str, numbers: Sequence[float | None], each: float) -> bool:
+    """Whether whole numbers, each there once in so many rows, only number the rows, or are called so."""
     found = sorted(number for number in numbers if number is not None)
-    dense = found[-1] - found[0] < 2 * len(found)
+    dense = found[-1] - found[0] < 2 * len(found) * each
     words = name.lower().replace("-", "_").split("_")
     return dense or "id" in words or "index" in words or name.lower().startswith("unnamed")
 
