@@ -76,6 +76,8 @@ def test_rows_are_read_as_the_run_s_own(config, tables, tmp_path, capsys):
     (folder / "elsewhere").mkdir()
     for picture in folder.glob("test_*.png"):
         picture.rename(folder / "elsewhere" / picture.name)
+    assert main(["predict", str(tmp_path / "run"), str(tmp_path / "run" / "config.yaml")]) == 2
+    assert "is no table this library reads" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path / "run")]) == 2
     assert main(["evaluate", str(tmp_path / "run"), "--folder", str(folder / "elsewhere")]) == 0
 
@@ -196,7 +198,7 @@ def test_data_scenes(tmp_path, capsys):
         (["train", "CONFIG", "--data.train", "none.csv"], "There is no table none.csv"),
         (["train", "CONFIG", "--inputs.image.column", "photo"], "no column 'photo'"),
         (["evaluate", "nowhere"], "nowhere holds no finished run"),
-        (["predict", "nowhere", "CONFIG"], "is no table this library reads"),
+        (["predict", "nowhere", "CONFIG"], "nowhere holds no finished run"),
         (["predict", "nowhere", "none.csv", "--out", "x.txt"], "Can't write x.txt"),
         (
             ["params", SWIN, "--data.labels", "null", "--data.train", "null"],
