@@ -85,7 +85,6 @@ def bench_experts(settings: ExpertsSettings) -> dict[str, Any]:
         "forward",
         device,
     )
-    forward = turns.medians
     routing = take_turns(
         {str(k): _routing(model, batch, settings) for k, model in models.items()},
         5 * settings.repeats,
@@ -100,10 +99,10 @@ def bench_experts(settings: ExpertsSettings) -> dict[str, Any]:
         rows.append(
             {
                 "k": k,
-                "forward_seconds": forward[str(k)],
+                "forward_seconds": turns.medians[str(k)],
                 "forward_ratio": turns.ratio(str(k), str(ks[0])).median,
                 "routing_seconds": routing[str(k)],
-                "routing_share": routing[str(k)] / forward[str(k)],
+                "routing_share": routing[str(k)] / turns.medians[str(k)],
                 "experts_mebibytes": stored,
                 "training_mebibytes": _STATES * stored,
                 "step_mebibytes": peak,
