@@ -9,12 +9,14 @@ if it is named; `make results` lays them out.
 """
 
 import argparse
+import csv
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from typing import Any
 import torch
 
 from mope.bench.models import SIZES
-from mope.bench.turns import Ratio
+from mope.bench.turns import Ratio, Turns, in_turn
 from mope.config import Config
 from mope.device import describe_machine, has_fast_bf16, pick_device
 from mope.model import FusionModel
@@ -81,6 +83,8 @@ def main() -> int:
     parser.add_argument("--before", help="another checkout of the repository, for first")
     parser.add_argument("--rows", type=int, default=ROWS, help=f"of explain ({ROWS})")
     options = parser.parse_args()
+    if "first" in options.figures and not options.before:
+        parser.error("first takes --before, another checkout")
     KEPT.mkdir(parents=True, exist_ok=True)
     for figure in [*COMMANDS, "explain", *(["first"] if options.before else [])]:
         file = KEPT / f"{figure}.json"
@@ -144,7 +148,7 @@ def first_answer(run: str, before: Path, turns: int = 7) -> dict[str, Any]:
     table = str(Predictor(run, device="cpu").settings.data.test)
     seconds: dict[str, list[float]] = {"before": [], "now": []}
     for turn in range(-1, turns):  # the first reads the disk
-        for name, folder in (("before", before), ("now", Path())):
+        for name, folder in in_turn([("before", before), ("now", Path())], turn):
             environment = {**os.environ, "PYTHONPATH": str((folder / "src").absolute())}
             started = time.perf_counter()
             subprocess.run(
@@ -155,11 +159,13 @@ def first_answer(run: str, before: Path, turns: int = 7) -> dict[str, Any]:
             )
             if turn >= 0:
                 seconds[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    found = Turns(seconds)
+    ratio = found.ratio("now", "before")
     commit = subprocess.run(
         ["git", "-C", str(before), "rev-parse", "HEAD"], check=True, capture_output=True, text=True
     ).stdout.strip()
-    return {"before_commit": commit, "seconds": medians, "ratio": medians["now"] / medians["before"]}
+    kept = {"before_commit": commit, "seconds": found.medians}
+    return {**kept, "ratio": ratio.median, "interval": ratio.interval}
 
 
 def explaining(rows: int, folder: Path = Path("runs/bench-explain")) -> dict[str, Any]:
@@ -172,23 +178,26 @@ def explaining(rows: int, folder: Path = Path("runs/bench-explain")) -> dict[str
         _swin_run(data, run)
     predictor, table = Predictor(run), data / "test.csv"
     predictor.predict(_first(table, 8), data)
-    seconds = []
-    for _ in range(2):  # one before and one after
-        started = time.perf_counter()
-        predictor.predict(_first(table, rows), data)
-        seconds.append(time.perf_counter() - started)
-        if len(seconds) == 1:
-            started = time.perf_counter()
-            command = [sys.executable, "-m", "mope", "explain", str(run), "--rows", str(rows)]
-            subprocess.run([*command, "--json"], check=True, capture_output=True)
-            explained = time.perf_counter() - started
-    one = statistics.mean(seconds)
+    command = [sys.executable, "-m", "mope", "explain", str(run), "--rows", str(rows), "--json"]
+
+    def one_pass() -> Any:
+        return predictor.predict(_first(table, rows), data)
+
+    def explain() -> Any:
+        return subprocess.run(command, check=True, capture_output=True)
+
+    before, explained, after = _seconds(one_pass), _seconds(explain), _seconds(one_pass)
+    one = statistics.mean((before, after))
     return {"rows": rows, "seconds": {"one_pass": one, "explain": explained}, "ratio": explained / one}
 
 
-def _first(table: Path, rows: int) -> list[dict[str, Any]]:
-    import csv
+def _seconds(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
 
+
+def _first(table: Path, rows: int) -> list[dict[str, Any]]:
     with table.open(newline="", encoding="utf-8") as stream:
         return [row for row, _ in zip(csv.DictReader(stream), range(rows), strict=False)]
 

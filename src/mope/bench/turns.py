@@ -76,7 +76,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def clock_of(device: torch.device) -> str:
-    """Which time is taken: "processor" of one thread of a CPU, which others don't lengthen; "wall" else.
+    """Which time is taken: "processor" of a CPU's one thread, without waiting for others; else "wall".
 
     Several threads wait for each other by spinning, which is processor time as well.
     """
