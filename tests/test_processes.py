@@ -202,8 +202,13 @@ def test_in_float64_any_number_of_processes_trains_as_one_to_nine_digits(
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_processes(steady, tables, tmp_path):
-    """It is cut off within its second epoch; two processes begin, one goes on."""
+def test_a_run_goes_on_with_another_number_of_processes(steady, tables, tmp_path, monkeypatch):
+    """It is cut off within its second epoch; two processes begin, one goes on.
+
+    In float64: in float32 the bias before the mapper's norm, whose gradient is roundings alone, moves by
+    AdamW's whole steps, and evaluation sees it for as long as the norm's running mean lags behind.
+    """
+    monkeypatch.setenv("IN_FLOAT64", "1")
     base = Config.parse(
         tiny_run(steady, tables, tmp_path / "whole", epochs=3, batch_size=5, save_minutes=1e-9)
     )
@@ -215,10 +220,10 @@ def test_a_run_goes_on_with_another_number_of_processes(steady, tables, tmp_path
     assert not (tmp_path / "broken" / "metrics.json").exists()
     (found,) = run([broken], tmp_path / "again", 1)[0]
     assert len(found["losses"]) == 30 - 13
-    assert found["losses"] == pytest.approx(expected["losses"][13:], rel=1e-5, abs=1e-5)
+    assert found["losses"] == pytest.approx(expected["losses"][13:], rel=1e-9, abs=1e-9)
     for entry, other in zip(found["history"], expected["history"], strict=True):
-        assert entry["eval_loss"] == pytest.approx(other["eval_loss"], abs=1e-4)
-        assert entry["train_task_loss"] == pytest.approx(other["train_task_loss"], abs=1e-5)
+        for value in ("eval_loss", "train_task_loss"):
+            assert entry[value] == pytest.approx(other[value], abs=1e-8), value
 
 
 @pytest.fixture(scope="module")
