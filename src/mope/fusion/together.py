@@ -10,7 +10,7 @@ from torch.nn import functional
 from mope.encoders import EncoderOutput
 from mope.encoders.tuning import Call
 from mope.fusion.base import Batch, Fusion, FusionOutput, InRounds
-from mope.prompts import MixedPrompts
+from mope.prompts import MixedPrompts, prompt_shape
 
 _IDS, _MASK = "input_ids", "attention_mask"
 
@@ -52,11 +52,20 @@ def _run(calls: Sequence[Call]) -> list[EncoderOutput]:
     for place, call in enumerate(calls):
         groups.setdefault(_group(call, place), []).append(place)
     found: dict[int, EncoderOutput] = {}
-    for places in groups.values():
+    for together in groups.values():
+        places = _by_shape(together, calls)
         some = [calls[place] for place in places]
         outputs = [some[0].run()] if len(some) == 1 else _run_as_one(some)
         found.update(zip(places, outputs, strict=True))
     return [found[place] for place in range(len(calls))]
+
+
+def _by_shape(places: Sequence[int], calls: Sequence[Call]) -> list[int]:
+    """Those whose prompts can be stacked beside one another."""
+    shapes: dict[Hashable, list[int]] = {}
+    for place in places:
+        shapes.setdefault(prompt_shape(calls[place].prompts), []).append(place)
+    return [place for some in shapes.values() for place in some]
 
 
 def _group(call: Call, place: int) -> Hashable:

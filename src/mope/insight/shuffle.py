@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mope.data.dataset import RowDataset
@@ -91,10 +92,35 @@ def shuffle_inputs(
         if len(columns := predictor.readers[name].columns) > 1:
             parts |= {(f"{name}.{column}",): [column] for column in columns}
     outcomes = _Outcomes(predictor, table, plain)
-    return [
-        _loss(task, metric, inputs, plain, outcomes.moved(columns), resamples)
-        for inputs, columns in parts.items()
-    ]
+    measure = _Resampled(task, metric, len(plain[0]), resamples)
+    value, resampled = measure(plain)
+    losses = []
+    for inputs, columns in parts.items():
+        found, others = measure(outcomes.moved(columns))
+        low, high = numpy.percentile(others - resampled, [2.5, 97.5])
+        losses.append(Loss(inputs, metric, found, found - value, float(low), float(high)))
+    return losses
+
+
+class _Resampled:
+    """A metric of rows, and of the same random draws of them each time.
+
+    Args:
+        task, metric: what is measured.
+        rows: how many rows there are.
+        resamples: how many draws, of as many rows each.
+    """
+
+    def __init__(self, task: Task, metric: str, rows: int, resamples: int):
+        self.task, self.metric = task, metric
+        generator = numpy.random.default_rng(0)
+        self.draws = [generator.integers(0, rows, rows) for _ in range(resamples)]
+
+    def __call__(self, outcome: tuple[Tensor, Tensor]) -> tuple[float, NDArray[numpy.floating]]:
+        """The metric of an outcome, see `Predictor.outcomes`, and of each draw."""
+        logits, targets = outcome
+        drawn = [compute_metrics(self.task, logits[rows], targets[rows])[self.metric] for rows in self.draws]
+        return compute_metrics(self.task, logits, targets)[self.metric], numpy.array(drawn)
 
 
 class _Outcomes:
@@ -162,25 +188,3 @@ def _moved(predictor: "Predictor", table: Table, columns: Sequence[str]) -> Tabl
     if not set(own) & set(columns):
         return moved
     return _OtherPictures(predictor, Shuffled(table, [c for c in columns if c not in own]), moved)
-
-
-def _loss(
-    task: Task,
-    metric: str,
-    inputs: tuple[str, ...],
-    plain: tuple[Tensor, Tensor],
-    moved: tuple[Tensor, Tensor],
-    resamples: int,
-) -> Loss:
-    def of(outcome: tuple[Tensor, Tensor], rows: Any) -> float:
-        return compute_metrics(task, outcome[0][rows], outcome[1][rows])[metric]
-
-    generator = numpy.random.default_rng(0)
-    everything = numpy.arange(len(plain[0]))
-    differences = []
-    for _ in range(resamples):
-        rows = generator.integers(0, len(everything), len(everything))
-        differences.append(of(moved, rows) - of(plain, rows))
-    low, high = numpy.percentile(differences, [2.5, 97.5])
-    value = of(moved, everything)
-    return Loss(inputs, metric, value, value - of(plain, everything), float(low), float(high))

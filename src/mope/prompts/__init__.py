@@ -9,7 +9,7 @@ from mope.prompts.fusion import BoundPrompts, FusionPrompts, Joining
 from mope.prompts.importance import importance, importance_loss, variation
 from mope.prompts.kept import KeptPrompts, Projects
 from mope.prompts.mapper import Mapper
-from mope.prompts.mixed import MixedPrompts
+from mope.prompts.mixed import MixedPrompts, prompt_shape
 from mope.prompts.offsets import Offsets, Start, make_offsets
 from mope.prompts.router import KeyInit, Router, Similarity
 from mope.prompts.source import Projected, PromptFunction, PromptSource
@@ -36,5 +36,6 @@ __all__ = [
     "importance_loss",
     "make_offsets",
     "prompt_bound",
+    "prompt_shape",
     "variation",
 ]

@@ -1,6 +1,6 @@
 """The decomposed prompts of the main encoder (Eq. 2)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -106,6 +106,16 @@ class FusionPrompts(nn.Module):
         return (self.static is not None) + (self.experts is not None and not self.added)
 
     @property
+    def shape(self) -> Hashable:
+        """What prompts have in common that `StackedPrompts` can give at once; None for those that learn, and for
+        none."""
+        if self.training or not sum(self.lengths):
+            return None
+        first = None if self.experts is None else tuple(self.experts.prompts[0].shape)
+        router = None if self.router is None else self.router.shape
+        return self.length, self.static is None, first, self.added, len(self.mappers), router
+
+    @property
     def reads_features(self) -> bool:
         """Whether any prompt depends on the complementary features."""
         return len(self.mappers) > 0 or (self.router is not None and len(self.router.cross) > 0)
@@ -177,6 +187,10 @@ class BoundPrompts(PromptSource):
     def scores(self) -> list[Tensor]:
         return [self._scores[layer] for layer in sorted(self._scores)]
 
+    def take(self, layer: int, scores: Tensor) -> None:
+        """Note a layer's routing scores (B, k)."""
+        self._scores[layer] = scores
+
     def __call__(self, layer: int, x0: Tensor) -> Tensor | None:
         """Prompts (B, P, d_i) of one layer, in the order `[P_s, P_d, P_m]`; None if no part is on."""
         return self._prompts(layer, x0)
@@ -195,7 +209,8 @@ class BoundPrompts(PromptSource):
             # In full precision: autocast would also round every expert anew in each pass, to mix a few.
             with torch.autocast(x0.device.type, enabled=False):
                 if prompts.router is not None:
-                    self._scores[layer] = scores = prompts.router(layer, self.cross, x0.float())
+                    scores = prompts.router(layer, self.cross, x0.float())
+                    self.take(layer, scores)
                 else:
                     scores = x0.new_ones(x0.shape[0], 1, dtype=torch.float32)
                 mixed = prompts.experts(layer, scores)

@@ -1,12 +1,15 @@
 """Prompts of several sources in one pass, each for its own rows."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mope.prompts.fusion import BoundPrompts
 from mope.prompts.source import Projected, PromptSource
+from mope.prompts.stacked import StackedPrompts
 
 
 class MixedPrompts(PromptSource):
@@ -14,6 +17,7 @@ class MixedPrompts(PromptSource):
 
     A source with fewer prompts than the longest, or none, gets room behind them that its rows don't see:
     minus infinity on the attention logits. So each row attends to what it would without the others.
+    Neighbours of one shape are asked at once, see `StackedPrompts`.
 
     Args:
         sources: none of them `lives_on`; None for rows without prompts.
@@ -21,7 +25,7 @@ class MixedPrompts(PromptSource):
     """
 
     def __init__(self, sources: Sequence[PromptSource | None], counts: Sequence[int]):
-        self.sources, self.counts = sources, list(counts)
+        self.sources, self.counts = _stack(sources, counts)
         self._bias: dict[int, Tensor | None] = {}
         self._known: dict[int, int] = {}
 
@@ -74,6 +78,28 @@ class MixedPrompts(PromptSource):
             hidden = (0, longest - length)
             found.append(functional.pad(own.float(), hidden, value=float("-inf")).expand(rows, -1))
         return _cat(found)
+
+
+def prompt_shape(source: PromptSource | None) -> Hashable:
+    """What neighbours of a batch have in common whose prompts can be stacked; None for what can't be."""
+    return source.prompts.shape if isinstance(source, BoundPrompts) else None
+
+
+def _stack(
+    sources: Sequence[PromptSource | None], counts: Sequence[int]
+) -> tuple[list[PromptSource | None], list[int]]:
+    """Sources, of which neighbours of one shape have become one; and how many rows each has."""
+    found: list[PromptSource | None] = []
+    rows: list[int] = []
+    for shape, group in groupby(zip(sources, counts, strict=True), lambda pair: prompt_shape(pair[0])):
+        pairs = list(group)
+        alike = [source for source, _ in pairs if isinstance(source, BoundPrompts)]
+        if shape is not None and len(alike) > 1:
+            own = [count for _, count in pairs]
+            pairs = [(StackedPrompts(alike, own), sum(own))]
+        found += [source for source, _ in pairs]
+        rows += [count for _, count in pairs]
+    return found, rows
 
 
 def _padded(part: Tensor, length: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The multimodal router of every layer (Eq. 3)."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,20 @@ class Router(nn.Module):
             [_norm(dim) for dim in layer_dims] if standardise and intra_dim else []
         )
 
+    @property
+    def shape(self) -> Hashable:
+        """What routers have in common that one computation can stand for, each with its own tensors."""
+        return (
+            self.experts,
+            self.temperature,
+            self.top,
+            self.cosine,
+            self.cross_dim,
+            len(self.cross),
+            tuple(cast(nn.Linear, project).out_features for project in self.intra),
+            len(self.intra_norms),
+        )
+
     def embed(self, psi: Mapping[str, Tensor]) -> Tensor:
         """What the complementary features alone give to the routing of every layer, in one product each.
 
@@ -155,7 +169,10 @@ class Router(nn.Module):
             logits = logits + self.noise(layer)
         elif self.training:
             logits = logits + self.draw(x0.shape[0], device=x0.device)
-        scores = logits.expand(x0.shape[0], -1).softmax(dim=-1)
+        return self.keep_top(logits.expand(x0.shape[0], -1).softmax(dim=-1))
+
+    def keep_top(self, scores: Tensor) -> Tensor:
+        """Scores (..., k) without all but the `top` largest of each row."""
         if self.top is None:
             return scores
         kept = torch.zeros_like(scores).scatter_(-1, scores.topk(self.top, dim=-1).indices, 1.0)

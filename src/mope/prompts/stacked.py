@@ -1,0 +1,133 @@
+"""Prompts of several models of one shape, in as few steps per layer as those of one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mope.prompts.fusion import BoundPrompts
+from mope.prompts.source import Projected, PromptSource
+
+
+class StackedPrompts(PromptSource):
+    """Asks `BoundPrompts` of one `shape` at once: what each model learned for a layer is stacked, (M, ...),
+    and its rows, filled up to the most that one has, meet it in a batched product.
+
+    One after the other, sixteen routers are sixteen times as many small steps in each layer, which take more
+    time than their arithmetic.
+
+    Args:
+        sources: M of one `shape`, which isn't None.
+        counts: how many rows each has, in the order of the batch.
+    """
+
+    def __init__(self, sources: Sequence[BoundPrompts], counts: Sequence[int]):
+        self.sources, self.counts = list(sources), list(counts)
+        self._most = max(counts)
+        each = [source.prompts for source in sources]
+        self._shape = each[0]
+        self._static = [prompts.static for prompts in each if prompts.static is not None]
+        self._experts = [prompts.experts.prompts for prompts in each if prompts.experts is not None]
+        self._routers = [prompts.router for prompts in each if prompts.router is not None]
+        self._places: Tensor | None = None
+        if min(counts) < self._most:
+            places = [place * self._most + row for place, count in enumerate(counts) for row in range(count)]
+            self._places = torch.tensor(places, device=next(each[0].parameters()).device)
+        if self._routers:
+            cross = [
+                functional.pad(source.cross.expand(-1, count, -1), (0, 0, 0, self._most - count))
+                for source, count in zip(sources, counts, strict=True)
+            ]
+            self._cross = torch.stack(cross, dim=1)
+
+    def __call__(self, layer: int, x0: Tensor) -> Tensor | None:
+        return self._prompts(layer, x0)
+
+    def kept(self, layer: int, x0: Tensor) -> Projected | None:
+        found = [source.kept(layer, x0) for source in self.sources]
+        known = [one for one in found if one is not None]
+        if len(known) < len(found):
+            return None
+        return Projected(
+            self._to_rows(torch.cat([one.keys for one in known]).unsqueeze(1)),
+            self._to_rows(torch.cat([one.values for one in known]).unsqueeze(1)),
+        )
+
+    def rest(self, layer: int, x0: Tensor) -> Tensor | None:
+        return self._prompts(layer, x0, static=False)
+
+    def bias(self, layer: int) -> Tensor | None:
+        found = [source.bias(layer) for source in self.sources]
+        known = next((bias for bias in found if bias is not None), None)
+        if known is None:
+            return None
+        rows = [
+            known.new_zeros(count, known.shape[1]) if bias is None else bias.expand(count, -1)
+            for bias, count in zip(found, self.counts, strict=True)
+        ]
+        return torch.cat(rows)
+
+    def _prompts(self, layer: int, x0: Tensor, static: bool = True) -> Tensor | None:
+        parts = []
+        if static and self._static:
+            parts.append(self._to_rows(_stacked([prompts[layer] for prompts in self._static]).unsqueeze(1)))
+        if self._experts:
+            with torch.autocast(x0.device.type, enabled=False):
+                mixed = self._mix(layer, x0.float())
+            if self._shape.added:
+                parts[-1] = parts[-1] + mixed
+            else:
+                parts.append(mixed.to(x0.dtype))
+        mapped = zip(*(source.mapped for source in self.sources), strict=True)
+        parts += [torch.cat([by_layer[layer] for by_layer in each]) for each in mapped]
+        return torch.cat(parts, dim=1).to(x0.dtype) if parts else None
+
+    def _mix(self, layer: int, x0: Tensor) -> Tensor:
+        """Each row's dynamic prompt, (B, l, d_i)."""
+        experts = _stacked([prompts[layer] for prompts in self._experts])
+        if not self._routers:
+            return self._to_rows(experts)
+        scores = self._route(layer, self._by_model(x0))
+        for source, part, count in zip(self.sources, scores, self.counts, strict=True):
+            source.take(layer, part[:count])
+        return self._to_rows((scores @ experts.flatten(2)).unflatten(-1, experts.shape[2:]))
+
+    def _route(self, layer: int, x0: Tensor) -> Tensor:
+        """What `Router.forward` gives each model's rows: x0 (M, n, d_i) to scores (M, n, k)."""
+        first, found = self._routers[0], self._cross[layer]
+        own: Tensor | None = None
+        if first.intra:
+            if first.intra_norms:
+                norms: list[Any] = [router.intra_norms[layer] for router in self._routers]
+                mean = _stacked([norm.running_mean for norm in norms]).unsqueeze(1)
+                variance = _stacked([norm.running_var for norm in norms]).unsqueeze(1)
+                x0 = (x0 - mean) * (variance + norms[0].eps).rsqrt()
+            projects: list[Any] = [router.intra[layer] for router in self._routers]
+            own = x0 @ _stacked([project.weight for project in projects]).mT
+        keys = _stacked([router.keys[layer] for router in self._routers])
+        if first.cosine:
+            query = found if own is None else torch.cat([found, own], dim=-1)
+            keys, query = functional.normalize(keys, dim=-1), functional.normalize(query, dim=-1)
+            found = query @ keys.mT / first.temperature
+        elif own is not None:
+            keys = keys[..., len(first.cross) * first.cross_dim :]
+            found = found + own @ keys.mT / first.temperature
+        return first.keep_top(found.softmax(dim=-1))
+
+    def _by_model(self, rows: Tensor) -> Tensor:
+        """(B, d) -> (M, n, d), filled up with zeros."""
+        if self._places is not None:
+            filled = rows.new_zeros(len(self.counts) * self._most, rows.shape[1])
+            rows = filled.index_copy_(0, self._places, rows)
+        return rows.unflatten(0, (len(self.counts), self._most))
+
+    def _to_rows(self, values: Tensor) -> Tensor:
+        """(M, n or 1, ...) -> (B, ...)."""
+        rows = values.expand(-1, self._most, *[-1] * (values.ndim - 2)).flatten(0, 1)
+        return rows if self._places is None else rows[self._places]
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(tensors))
