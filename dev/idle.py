@@ -5,7 +5,7 @@ if it is named; `make results` lays them out.
 
     python dev/idle.py runs/demo
     python dev/idle.py runs/demo serve runs100
-    python dev/idle.py runs/demo first --before ../earlier    # beside another checkout of the repository
+    python dev/idle.py runs/demo first --before ../earlier    # where `make demo` was run, too
 """
 
 import argparse
@@ -40,7 +40,7 @@ COMMANDS = {
     },
     "step": ["step"],
     "serve": ["serve", "{run}", "--rounds", "15"],
-    "runs100": ["serve", "{run}", "--runs", "100"],
+    "runs100": ["serve", "{run}", "--runs", "100", "--rounds", "15"],
 }
 """`mope bench` commands by figure; `{run}` is the demo's run."""
 
@@ -144,7 +144,8 @@ def _bench(words: list[str]) -> dict[str, Any]:
 
 
 def first_answer(run: str, before: Path, turns: int = 7) -> dict[str, Any]:
-    """Seconds from the start of `mope predict` until it ends, with one row, here and in another checkout."""
+    """Seconds from the start of `mope predict` until it ends, with one row, here and in another checkout,
+    each with its own run of that name, since an earlier state can't read a later one's."""
     table = str(Predictor(run, device="cpu").settings.data.test)
     seconds: dict[str, list[float]] = {"before": [], "now": []}
     for turn in range(-1, turns):  # the first reads the disk
@@ -155,6 +156,7 @@ def first_answer(run: str, before: Path, turns: int = 7) -> dict[str, Any]:
                 [sys.executable, "-m", "mope", "predict", run, table, "--rows", "1"],
                 check=True,
                 capture_output=True,
+                cwd=folder,
                 env=environment,
             )
             if turn >= 0:
