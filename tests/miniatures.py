@@ -191,9 +191,10 @@ def nlvr(root: Path) -> None:
         lines = []
         for n in range(count):
             label = "true" if n % 2 else "false"
-            # A sentence was written for up to four pictures, which were presented together.
-            identifier = f"{n // 4}-{n % 4}"
-            sentence = f"There are {n // 4} boxes."
+            # A sentence was written for several pictures, which were presented together; that of others may
+            # have the same words.
+            identifier = f"{n // 2}-{n % 2}"
+            sentence = f"There are {n // 4} boxes." if n % 4 < 2 else f"there are {n // 4} boxes"
             lines.append({"sentence": sentence, "label": label, "identifier": identifier, "directory": n % 3})
             for order in range(6):
                 picture(root / split / "images" / str(n % 3) / f"{split}-{identifier}-{order}.png")

@@ -156,9 +156,8 @@ def test_vqa_keeps_frequent_answers(made):
 @pytest.mark.parametrize("made", ["nlvr"], indirect=True)
 def test_nlvr_keeps_all_pictures_of_a_sentence_together(made):
     tables, _, _ = made
-    for column in ("identifier", "sentence"):
-        found = {split: {row[column] for row in table} for split, table in tables.items()}
-        assert not found["train"] & found["validation"]
+    found = {split: {row["sentence"].lower().strip(".") for row in table} for split, table in tables.items()}
+    assert not found["train"] & found["validation"]
     assert {split: len(table) for split, table in tables.items()} == {
         "train": 216,
         "validation": 24,

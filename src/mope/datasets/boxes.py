@@ -1,5 +1,6 @@
 """NLVR (Suhr et al. 2017)."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -11,8 +12,8 @@ class Nlvr(Published):
 
     From the published JSON and PNG files, or from Parquet files with the pictures in them. Without the
     published test split the dev split stands for it. A tenth of the training examples is held out for
-    validation, all examples of a presentation together, by a hash of it: a sentence was written for up to
-    four pictures that were presented together, and `n-m` identifies the picture `m` of the presentation `n`.
+    validation, all examples of a sentence together, by a hash of its words: it was written for up to four
+    pictures, and several people wrote some sentences.
     """
 
     name = "nlvr"
@@ -31,7 +32,7 @@ class Nlvr(Published):
         if (folder / "train.parquet").is_file():
             return self._embedded(folder)
         train = list(read_jsonl(self.need(folder, "train/train.json", "train.json")))
-        held = _held_out(example["identifier"] for example in train)
+        held = _held_out(example["sentence"] for example in train)
         tables = {"train": "train", "validation": "train", "test": "test"}
         if not (folder / "test" / "test.json").is_file():
             tables["test"] = "dev"
@@ -40,7 +41,7 @@ class Nlvr(Published):
             file = self.need(folder, f"{theirs}/{theirs}.json", f"{theirs}.json")
             for example in read_jsonl(file):
                 identifier = example["identifier"]
-                if theirs == "train" and (_presentation(identifier) in held) != (ours == "validation"):
+                if theirs == "train" and (_words(example["sentence"]) in held) != (ours == "validation"):
                     continue
                 if "label" not in example:
                     dropped.add("no label", identifier)
@@ -67,24 +68,24 @@ class Nlvr(Published):
             name: pyarrow.parquet.read_table(self.need(folder, f"{name}.parquet"))
             for name in ("train", "dev")
         }
-        held = _held_out(tables["train"].column("identifier").to_pylist())
+        held = _held_out(tables["train"].column("sentence").to_pylist())
 
         def rows(name: str, keep: bool | None) -> Rows:
             for batch in tables[name].to_batches(1000):
                 for row in batch.to_pylist():
-                    if keep is not None and (_presentation(row["identifier"]) in held) != keep:
+                    if keep is not None and (_words(row["sentence"]) in held) != keep:
                         continue
                     yield {**row, "image": row["image"]["bytes"]}
 
         return {"train": rows("train", False), "validation": rows("train", True), "test": rows("dev", None)}
 
 
-def _presentation(identifier: str) -> str:
-    """What an identifier has in common with the others of its sentence."""
-    return identifier.rsplit("-", 1)[0]
+def _words(sentence: str) -> str:
+    """A sentence without its case and punctuation."""
+    return " ".join(re.findall(r"\w+", sentence.casefold()))
 
 
-def _held_out(identifiers: Iterable[str]) -> set[str]:
-    """A tenth of the presentations."""
-    names = sorted(set(map(_presentation, identifiers)))
-    return held_out(names, round(len(names) / 10))
+def _held_out(sentences: Iterable[str]) -> set[str]:
+    """A tenth of them, each once."""
+    different = sorted(set(map(_words, sentences)))
+    return held_out(different, round(len(different) / 10))
