@@ -48,11 +48,15 @@ ROWS = 500
 """Of `mope explain`."""
 
 _OVER_BARE = "prompted over bare forward pass, batch 8, 13 prompts: "
+_ROUTING = "routing and mixing, share of the forward pass: "
 LINES = (
     ("prompts-swin-b", ("inference",), _OVER_BARE + "Swin-B, 224 pixels", "1.04"),
     ("prompts-vit-b", ("inference",), _OVER_BARE + "ViT-B, 224 pixels", "1.02"),
     ("prompts-bert-base", ("inference",), _OVER_BARE + "BERT-base, 64 tokens", "1.04"),
     ("prompts-dinov2-s", ("inference",), _OVER_BARE + "DINOv2-small, 112 pixels", "1.05"),
+    ("prompts-swin-b", ("routing", "4, clusters"), _ROUTING + "Swin-B, MoPE-clusters, k=4", "-"),
+    ("prompts-swin-b", ("routing", "4"), _ROUTING + "as published, k=4", "-"),
+    ("prompts-swin-b", ("routing", "128"), _ROUTING + "as published, k=128", "-"),
     (
         "prompts-swin-b",
         ("training", "time"),
@@ -130,6 +134,8 @@ def _measured(kept: dict[str, Any], place: tuple[str, ...]) -> str:
         return str(Ratio(part["time_ratio"], part["time_interval"]))
     if place == ("training", "memory"):
         return f"{kept['training']['memory_ratio']:.3f}"
+    if place[:1] == ("routing",):
+        return f"{kept['routing'][place[1]]:.2%}"
     for key in place:
         kept = kept[key]
     interval = kept["intervals"]["ratio"] if "intervals" in kept else kept.get("interval")
