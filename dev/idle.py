@@ -89,6 +89,8 @@ def main() -> int:
     options = parser.parse_args()
     if "first" in options.figures and not options.before:
         parser.error("first takes --before, another checkout")
+    if options.before and Path(options.run).is_absolute():
+        parser.error("with --before the run is a path that both checkouts have, such as runs/demo")
     KEPT.mkdir(parents=True, exist_ok=True)
     for figure in [*COMMANDS, "explain", *(["first"] if options.before else [])]:
         file = KEPT / f"{figure}.json"

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mope.prompts import BoundPrompts, FusionPrompts, MixedPrompts
+from mope.prompts import BoundPrompts, FusionPrompts, MixedPrompts, Projected
 from mope.prompts.stacked import StackedPrompts
 
 DIMS, FEATURES = [6, 6, 8], {"text": 5, "sound": 3}
@@ -78,6 +78,42 @@ def test_each_model_s_rows_get_what_it_gives_alone(shape, counts, seed, data):
             continue
         for one, count, part in zip(biases, counts, bias.split(counts), strict=True):
             same(part, torch.zeros_like(part) if one is None else one.expand(count, -1))
+    compare_scores(alone, together)
+
+
+class Projects:
+    """An encoder whose keys and values of prompts are multiples of them."""
+
+    def project_prompts(self, layer: int, prompts: torch.Tensor) -> Projected:
+        return Projected(2 * prompts, 3 * prompts)
+
+    def projecting(self, layer: int) -> list:
+        return []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("counts", [[1, 1], [3, 1, 2]])
+@torch.no_grad()
+def test_what_is_kept_of_static_prompts_is_each_model_s_own(counts, dtype):
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        sources = []
+        for count in counts:
+            prompts = FusionPrompts([6, 6], {"text": 5}, length=2).eval().requires_grad_(False)
+            prompts.settle(Projects())
+            sources.append(prompts.bind({"text": torch.randn(count, 5)}))
+        mixed = MixedPrompts(sources, counts)
+        for layer in range(2):
+            x0 = torch.randn(sum(counts), 6, dtype=dtype)
+            kept, rest = mixed.kept(layer, x0), mixed.rest(layer, x0)
+            assert kept is not None
+            whole = torch.cat([one(layer, rows) for one, rows in zip(sources, x0.split(counts), strict=True)])
+            torch.testing.assert_close(kept.keys, 2 * whole[:, :2])
+            torch.testing.assert_close(kept.values, 3 * whole[:, :2])
+            torch.testing.assert_close(rest, whole[:, 2:])
+
+
+def compare_scores(alone: list[BoundPrompts], together: list[BoundPrompts]) -> None:
     for one, other in zip(alone, together, strict=True):
         assert len(one.scores) == len(other.scores)
         for scores, others in zip(one.scores, other.scores, strict=True):

@@ -112,14 +112,15 @@ class _Resampled:
     """
 
     def __init__(self, task: Task, metric: str, rows: int, resamples: int):
-        self.task, self.metric = task, metric
-        generator = numpy.random.default_rng(0)
-        self.draws = [generator.integers(0, rows, rows) for _ in range(resamples)]
+        self.task, self.metric, self.rows, self.resamples = task, metric, rows, resamples
 
     def __call__(self, outcome: tuple[Tensor, Tensor]) -> tuple[float, NDArray[numpy.floating]]:
         """The metric of an outcome, see `Predictor.outcomes`, and of each draw."""
         logits, targets = outcome
-        drawn = [compute_metrics(self.task, logits[rows], targets[rows])[self.metric] for rows in self.draws]
+        generator, drawn = numpy.random.default_rng(0), []
+        for _ in range(self.resamples):
+            rows = generator.integers(0, self.rows, self.rows)
+            drawn.append(compute_metrics(self.task, logits[rows], targets[rows])[self.metric])
         return compute_metrics(self.task, logits, targets)[self.metric], numpy.array(drawn)
 
 

@@ -107,8 +107,8 @@ class FusionPrompts(nn.Module):
 
     @property
     def shape(self) -> Hashable:
-        """What prompts have in common that `StackedPrompts` can give at once; None for those that learn, and for
-        none."""
+        """What prompts have in common that `StackedPrompts` can give at once; None for those that learn, and
+        where there are none."""
         if self.training or not sum(self.lengths):
             return None
         first = None if self.experts is None else tuple(self.experts.prompts[0].shape)

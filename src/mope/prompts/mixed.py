@@ -45,7 +45,7 @@ class MixedPrompts(PromptSource):
             for one, count in zip(known, self.counts, strict=True)
         ]
         self._known[layer] = known[0].keys.shape[1]
-        return Projected(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
+        return Projected(*(_cat(list(parts)) for parts in zip(*rows, strict=True)))
 
     def rest(self, layer: int, x0: Tensor) -> Tensor | None:
         return self._prompts(layer, x0, self._known.pop(layer))
@@ -109,4 +109,6 @@ def _padded(part: Tensor, length: int) -> Tensor:
 
 def _cat(parts: list[Tensor]) -> Tensor:
     """Rows of all parts, in the dtype of the first."""
+    if len(parts) == 1:
+        return parts[0]
     return torch.cat([part.to(parts[0].dtype) for part in parts])

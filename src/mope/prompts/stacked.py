@@ -12,8 +12,8 @@ from mope.prompts.source import Projected, PromptSource
 
 
 class StackedPrompts(PromptSource):
-    """Asks `BoundPrompts` of one `shape` at once: what each model learned for a layer is stacked, (M, ...),
-    and its rows, filled up to the most that one has, meet it in a batched product.
+    """Asks `BoundPrompts` of one `shape` at once: what the models' routers learned for a layer is stacked,
+    (M, ...), and each one's rows, filled up to the most that one has, meet it in a batched product.
 
     One after the other, sixteen routers are sixteen times as many small steps in each layer, which take more
     time than their arithmetic.
@@ -51,8 +51,7 @@ class StackedPrompts(PromptSource):
         if len(known) < len(found):
             return None
         return Projected(
-            self._to_rows(torch.cat([one.keys for one in known]).unsqueeze(1)),
-            self._to_rows(torch.cat([one.values for one in known]).unsqueeze(1)),
+            self._for_rows([one.keys for one in known]), self._for_rows([one.values for one in known])
         )
 
     def rest(self, layer: int, x0: Tensor) -> Tensor | None:
@@ -63,16 +62,12 @@ class StackedPrompts(PromptSource):
         known = next((bias for bias in found if bias is not None), None)
         if known is None:
             return None
-        rows = [
-            known.new_zeros(count, known.shape[1]) if bias is None else bias.expand(count, -1)
-            for bias, count in zip(found, self.counts, strict=True)
-        ]
-        return torch.cat(rows)
+        return self._for_rows([torch.zeros_like(known[:1]) if bias is None else bias for bias in found])
 
     def _prompts(self, layer: int, x0: Tensor, static: bool = True) -> Tensor | None:
         parts = []
         if static and self._static:
-            parts.append(self._to_rows(_stacked([prompts[layer] for prompts in self._static]).unsqueeze(1)))
+            parts.append(self._for_rows([prompts[layer].unsqueeze(0) for prompts in self._static]))
         if self._experts:
             with torch.autocast(x0.device.type, enabled=False):
                 mixed = self._mix(layer, x0.float())
@@ -85,14 +80,16 @@ class StackedPrompts(PromptSource):
         return torch.cat(parts, dim=1).to(x0.dtype) if parts else None
 
     def _mix(self, layer: int, x0: Tensor) -> Tensor:
-        """Each row's dynamic prompt, (B, l, d_i)."""
-        experts = _stacked([prompts[layer] for prompts in self._experts])
+        """Each row's dynamic prompt, (B, l, d_i). To stack experts would copy all to mix a few."""
+        experts = [prompts[layer] for prompts in self._experts]
         if not self._routers:
-            return self._to_rows(experts)
+            return self._for_rows(experts)
         scores = self._route(layer, self._by_model(x0))
-        for source, part, count in zip(self.sources, scores, self.counts, strict=True):
-            source.take(layer, part[:count])
-        return self._to_rows((scores @ experts.flatten(2)).unflatten(-1, experts.shape[2:]))
+        parts = [part[:count] for part, count in zip(scores, self.counts, strict=True)]
+        for source, part in zip(self.sources, parts, strict=True):
+            source.take(layer, part)
+        mixed = [part @ one.flatten(1) for part, one in zip(parts, experts, strict=True)]
+        return torch.cat(mixed).unflatten(-1, experts[0].shape[1:])
 
     def _route(self, layer: int, x0: Tensor) -> Tensor:
         """What `Router.forward` gives each model's rows: x0 (M, n, d_i) to scores (M, n, k)."""
@@ -123,10 +120,13 @@ class StackedPrompts(PromptSource):
             rows = filled.index_copy_(0, self._places, rows)
         return rows.unflatten(0, (len(self.counts), self._most))
 
-    def _to_rows(self, values: Tensor) -> Tensor:
-        """(M, n or 1, ...) -> (B, ...)."""
-        rows = values.expand(-1, self._most, *[-1] * (values.ndim - 2)).flatten(0, 1)
-        return rows if self._places is None else rows[self._places]
+    def _for_rows(self, values: Sequence[Tensor]) -> Tensor:
+        """One of each model, (1, ...), or of each of its rows: (B, ...)."""
+        rows = [
+            value.expand(count, *[-1] * (value.ndim - 1))
+            for value, count in zip(values, self.counts, strict=True)
+        ]
+        return torch.cat(rows)
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:
