@@ -1,12 +1,15 @@
 """Miniatures of published data sets, true to their authors' files, oddities and all."""
 
+import gzip
 import io
 import json
 import pickle
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy
+import yaml
 from PIL import Image
 
 
@@ -201,6 +204,49 @@ def nlvr(root: Path) -> None:
         write(root / split / f"{split}.json", "\n".join(map(json.dumps, lines)))
 
 
+def debian_apps(root: Path) -> None:
+    def program(package: str, n: int, categories: list[str], **other) -> dict:
+        icon = {"name": f"{package}_{package}{n}.png", "width": 64, "height": 64}
+        small, large = {**icon, "width": 48, "height": 48}, {**icon, "name": "x.png", "scale": 2}
+        return {
+            "Type": "desktop-application",
+            "ID": f"org.{package}.{n}",
+            "Package": package,
+            "Name": {"de": "Name", "C": f"{package} {n}"},
+            "Summary": {"de": "Was es tut", "C": f"It does {n} things"},
+            "Categories": ["GTK", *categories],
+            "Icon": {"cached": [small, large, icon], "stock": package},
+            **other,
+        }
+
+    kinds = [["Game"], ["Audio", "AudioVideo", "Video"], ["Office"]]
+    programs = [program(f"package{p}", n, kinds[p % 3]) for p in range(20) for n in range(2)]
+    several, bare = (
+        program("several", 0, ["Game", "Office"]),
+        program("bare", 0, ["Game"], Icon={"stock": "x"}),
+    )
+    others = [
+        {"File": "DEP-11", "Origin": "debian-trixie-main"},
+        {"Type": "addon", "ID": "addon", "Package": "package0"},
+        several,
+        program("none", 0, []),
+        bare,
+        program("copy", 0, ["Game"]),
+        program("wordless", 0, ["Game"], Summary={"de": "Wortlos"}),
+        None,
+    ]
+    root.mkdir(parents=True, exist_ok=True)
+    with gzip.open(root / "Components-amd64.yml.gz", "wt", encoding="utf-8") as stream:
+        yaml.safe_dump_all([*others[:3], *programs, *others[3:]], stream, explicit_start=True)
+    with tarfile.open(root / "icons-64x64.tar.gz", "w:gz") as archive:
+        for shade, one in enumerate([*programs, several, others[5], others[6]]):
+            name = f"{one['Package']}_{one['Package']}{one['ID'][-1]}.png"
+            # The copy's picture is that of the first program.
+            picture(root / name, 3 * (0 if one["Package"] == "copy" else shade))
+            archive.add(root / name, f"./{name}")
+            (root / name).unlink()
+
+
 MINIATURES = {
     "food101": food101,
     "mm-imdb": mm_imdb,
@@ -210,4 +256,5 @@ MINIATURES = {
     "refcoco+": refcoco("refcoco+"),
     "vqav2": vqav2,
     "nlvr": nlvr,
+    "debian-apps": debian_apps,
 }

@@ -153,6 +153,44 @@ def test_vqa_keeps_frequent_answers(made):
     assert len(tables["test"]) == 2
 
 
+@pytest.mark.parametrize("made", ["debian-apps"], indirect=True)
+def test_a_package_s_programs_are_in_one_split(made):
+    tables, manifest, _ = made
+    assert {split: len(table) for split, table in tables.items()} == {
+        "train": 24,
+        "validation": 4,
+        "test": 12,
+    }
+    for column in ("package", "image"):
+        found = [value for table in tables.values() for value in set(table.column(column))]
+        assert len(found) == len(set(found))
+    assert {row["category"] for table in tables.values() for row in table} == {"AudioVideo", "Game", "Office"}
+    assert all(row["summary"].startswith("It does") for table in tables.values() for row in table)
+    assert manifest["dropped"] == {
+        "several main categories": 1,
+        "no main category": 1,
+        "no icon": 1,
+        "another package's icon": 1,
+        "no summary": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("Components-amd64.yml.gz", "isn't gzipped YAML|lists no program"),
+        ("icons-64x64.tar.gz", "isn't a gzipped tar archive"),
+    ],
+)
+@pytest.mark.parametrize("content", [b"", b"no archive"])
+def test_a_broken_file_of_debian_s_is_said(tmp_path, file, said, content):
+    MINIATURES["debian-apps"](tmp_path / "raw")
+    (tmp_path / "raw" / file).write_bytes(content)
+    with pytest.raises(UserError, match=f"{file} ({said})"):
+        prepare("debian-apps", tmp_path / "raw", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("made", ["nlvr"], indirect=True)
 def test_nlvr_keeps_all_pictures_of_a_sentence_together(made):
     tables, _, _ = made

@@ -1,5 +1,6 @@
 """Published data sets: from the files as their authors publish them to a table per split."""
 
+from mope.datasets.apps import DebianApps
 from mope.datasets.base import PUBLISHED, Published, prepare
 from mope.datasets.boxes import Nlvr
 from mope.datasets.entailment import SnliVe
@@ -18,6 +19,7 @@ for dataset in (
     RefCoco("refcoco+"),
     VqaV2(),
     Nlvr(),
+    DebianApps(),
 ):
     PUBLISHED[dataset.name] = dataset
 
