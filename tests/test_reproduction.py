@@ -194,7 +194,7 @@ def test_a_table_from_its_published_files_to_the_verdicts(tmp_path, weights, mon
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["table11"], "There is no configs/studies/table11.yaml: there are clusters, directions, facts"),
+        (["table11"], "There is no configs/studies/table11.yaml: there are apps, clusters, directions"),
         (["nowhere.yaml"], "nowhere.yaml"),
         (["table1", "--set", "nowhere"], "no data set 'nowhere': there are food101"),
         (["table1", "--set", "all"], "one data set at a time"),
