@@ -154,6 +154,13 @@ def test_a_study_uses_each_gpu_by_its_own_name(study, monkeypatch, tmp_path):
     assert [runner._devices.get() for _ in range(runner.workers)] == ["0", "1"]
 
 
+def test_runs_take_no_more_threads_than_openmp_may(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    for allowed, expected in ((8, [8, 4, 1]), (1, [1, 1, 1])):
+        monkeypatch.setattr("torch.get_num_threads", lambda allowed=allowed: allowed)
+        assert [LocalRunner(workers=workers)._threads for workers in (1, 2, 16)] == expected
+
+
 @pytest.mark.slow
 def test_a_run_that_fails_is_said_and_the_others_go_on(study, tmp_path, capsys):
     rows = [

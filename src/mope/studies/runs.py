@@ -135,7 +135,8 @@ class LocalRunner(Runner):
         super().__init__()
         gpus = torch.cuda.device_count()
         self.workers = workers or gpus or (_cpu_workers() if pick_device().type == "cpu" else 1)
-        self._threads = max(1, (os.cpu_count() or 1) // self.workers)
+        # PyTorch's own number is at most OMP_NUM_THREADS: more threads than are free wait for one another.
+        self._threads = max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // self.workers))
         self._plugins = tuple(plugins)
         # Each run takes a device and gives it back, so that no GPU waits while another has two runs.
         self._devices: SimpleQueue[str | None] = SimpleQueue()
