@@ -213,7 +213,7 @@ def debian_apps(root: Path) -> None:
             "ID": f"org.{package}.{n}",
             "Package": package,
             "Name": {"de": "Name", "C": f"{package} {n}"},
-            "Summary": {"de": "Was es tut", "C": f"It does {n} things"},
+            "Summary": {"de": "Was es tut", "C": f"The {n}. of {package}'s programs"},
             "Categories": ["GTK", *categories],
             "Icon": {"cached": [small, large, icon], "stock": package},
             **other,
@@ -221,6 +221,9 @@ def debian_apps(root: Path) -> None:
 
     kinds = [["Game"], ["Audio", "AudioVideo", "Video"], ["Office"]]
     programs = [program(f"package{p}", n, kinds[p % 3]) for p in range(20) for n in range(2)]
+    # One program in two packages.
+    programs[2]["Summary"] = {"C": "Plays, and sings"}
+    programs[30]["Summary"] = {"C": "plays and sings."}
     several, bare = (
         program("several", 0, ["Game", "Office"]),
         program("bare", 0, ["Game"], Icon={"stock": "x"}),
@@ -232,6 +235,8 @@ def debian_apps(root: Path) -> None:
         program("none", 0, []),
         bare,
         program("copy", 0, ["Game"]),
+        program("gone", 0, ["Game"]),
+        program("text", 0, ["Game"]),
         program("wordless", 0, ["Game"], Summary={"de": "Wortlos"}),
         None,
     ]
@@ -239,12 +244,15 @@ def debian_apps(root: Path) -> None:
     with gzip.open(root / "Components-amd64.yml.gz", "wt", encoding="utf-8") as stream:
         yaml.safe_dump_all([*others[:3], *programs, *others[3:]], stream, explicit_start=True)
     with tarfile.open(root / "icons-64x64.tar.gz", "w:gz") as archive:
-        for shade, one in enumerate([*programs, several, others[5], others[6]]):
+        for shade, one in enumerate([*programs, several, others[5], others[8]]):
             name = f"{one['Package']}_{one['Package']}{one['ID'][-1]}.png"
             # The copy's picture is that of the first program.
             picture(root / name, 3 * (0 if one["Package"] == "copy" else shade))
             archive.add(root / name, f"./{name}")
             (root / name).unlink()
+        (root / "text_text0.png").write_text("no picture")
+        archive.add(root / "text_text0.png", "./text_text0.png")
+        (root / "text_text0.png").unlink()
 
 
 MINIATURES = {

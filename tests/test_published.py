@@ -1,11 +1,13 @@
 """Published data sets, from miniatures that are true to their authors' files, oddities and all."""
 
+import gzip
 import json
 import pickle
 from pathlib import Path
 
 import numpy
 import pytest
+import yaml
 from miniatures import MINIATURES, food101, picture
 
 from mope.cli import main
@@ -13,6 +15,7 @@ from mope.config import Config
 from mope.data.check import find_problems
 from mope.data.table import open_table
 from mope.datasets import PUBLISHED, prepare
+from mope.datasets.apps import read_programs
 from mope.datasets.food import read_titles
 from mope.datasets.pickles import read_pickle
 from mope.errors import UserError
@@ -154,41 +157,65 @@ def test_vqa_keeps_frequent_answers(made):
 
 
 @pytest.mark.parametrize("made", ["debian-apps"], indirect=True)
-def test_a_package_s_programs_are_in_one_split(made):
+def test_programs_that_have_something_in_common_are_in_one_split(made):
     tables, manifest, _ = made
     assert {split: len(table) for split, table in tables.items()} == {
         "train": 24,
-        "validation": 4,
+        "validation": 5,
         "test": 12,
     }
-    for column in ("package", "image"):
-        found = [value for table in tables.values() for value in set(table.column(column))]
-        assert len(found) == len(set(found))
+    split_of = {}
+    for split, table in tables.items():
+        for row in table:
+            for column in ("package", "image", "summary"):
+                value = (column, row[column].lower().replace(",", "").strip("."))
+                assert split_of.setdefault(value, split) == split
+    assert ("summary", "plays and sings") in split_of
     assert {row["category"] for table in tables.values() for row in table} == {"AudioVideo", "Game", "Office"}
-    assert all(row["summary"].startswith("It does") for table in tables.values() for row in table)
     assert manifest["dropped"] == {
         "several main categories": 1,
         "no main category": 1,
-        "no icon": 1,
-        "another package's icon": 1,
+        "no icon": 3,
         "no summary": 1,
     }
 
 
+PROGRAMS, ICONS = "Components-amd64.yml.gz", "icons-64x64.tar.gz"
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return (
+        content[:middle]
+        + bytes(255 - byte for byte in content[middle : middle + 40])
+        + content[middle + 40 :]
+    )
+
+
 @pytest.mark.parametrize(
     ("file", "said"),
-    [
-        ("Components-amd64.yml.gz", "isn't gzipped YAML|lists no program"),
-        ("icons-64x64.tar.gz", "isn't a gzipped tar archive"),
-    ],
+    [(PROGRAMS, "isn't gzipped YAML|lists no program"), (ICONS, "isn't a gzipped tar archive")],
 )
-@pytest.mark.parametrize("content", [b"", b"no archive"])
-def test_a_broken_file_of_debian_s_is_said(tmp_path, file, said, content):
+@pytest.mark.parametrize("broken", [lambda _: b"", lambda _: b"no archive", lambda all_: all_[:-99], flipped])
+def test_a_broken_file_of_debian_s_is_said(tmp_path, file, said, broken):
     MINIATURES["debian-apps"](tmp_path / "raw")
-    (tmp_path / "raw" / file).write_bytes(content)
-    with pytest.raises(UserError, match=f"{file} ({said})"):
+    content = (tmp_path / "raw" / file).read_bytes()
+    (tmp_path / "raw" / file).write_bytes(broken(content))
+    with pytest.raises(UserError, match=f"{file} ({said})") as found:
         prepare("debian-apps", tmp_path / "raw", tmp_path / "out")
+    assert "\n" not in str(found.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "entry", [{"Icon": ["x"]}, {"Icon": {"cached": {"a": 1}}}, {"Name": "plain"}, {"Categories": 3}]
+)
+def test_a_program_described_otherwise_is_said(tmp_path, entry):
+    MINIATURES["debian-apps"](tmp_path)
+    with gzip.open(tmp_path / PROGRAMS, "wt", encoding="utf-8") as stream:
+        yaml.safe_dump({"Type": "desktop-application", **entry}, stream)
+    with pytest.raises(UserError, match="program 1 isn't described as AppStream has it"):
+        list(read_programs(tmp_path / PROGRAMS))
 
 
 @pytest.mark.parametrize("made", ["nlvr"], indirect=True)

@@ -1,9 +1,11 @@
 """Programs of a Debian release: icon, summary and main category (AppStream metadata, "DEP-11")."""
 
 import gzip
-import hashlib
+import io
+import re
 import tarfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,15 +32,16 @@ CATEGORIES = {
 ICON = 64
 """Pixels of the icons that are taken, the smallest size that every program must have."""
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _PROGRAMS, _ICONS = "Components-amd64.yml.gz", f"icons-{ICON}x{ICON}.tar.gz"
 
 
 class DebianApps(Published):
     """What is a program for? Its icon and the line that sums it up, as its authors published them.
 
-    Programs with several main categories are left out, and those with another package's icon. A tenth of
-    the packages is held out for validation and three tenths for testing, by a hash of their names: programs
-    of one package are alike.
+    Programs with several main categories are left out. A tenth of the packages is held out for validation
+    and three tenths for testing, by a hash of their names; packages that have an icon or a summary in common
+    stay together.
     """
 
     name = "debian-apps"
@@ -49,21 +52,20 @@ class DebianApps(Published):
         _PROGRAMS: "AppStream metadata of the programs",
         _ICONS: f"their icons of {ICON} x {ICON} pixels",
     }
-    counts: Mapping[str, int] = {"all": 1699}
+    counts: Mapping[str, int] = {"all": 1752}
     label = "category"
 
     def splits(self, folder: Path, dropped: Dropped) -> dict[str, Rows]:
         icons = read_icons(self.need(folder, _ICONS))
         programs = list(_usable(read_programs(self.need(folder, _PROGRAMS)), icons, dropped))
-        packages = sorted({program.package for program in programs})
-        test = held_out(packages, round(0.3 * len(packages)))
-        validation = held_out([name for name in packages if name not in test], round(0.1 * len(packages)))
+        groups = _groups([(one.package, icons[one.icon], _words(one.summary)) for one in programs])
+        names = sorted(set(groups))
+        test = held_out(names, round(0.3 * len(names)))
+        validation = held_out([name for name in names if name not in test], round(0.1 * len(names)))
 
         def rows(split: str) -> Rows:
-            for one in programs:
-                held = (
-                    "test" if one.package in test else "validation" if one.package in validation else "train"
-                )
+            for one, group in zip(programs, groups, strict=True):
+                held = "test" if group in test else "validation" if group in validation else "train"
                 if held == split:
                     yield {
                         "image": icons[one.icon],
@@ -80,14 +82,14 @@ class Program(NamedTuple):
     """A graphical program.
 
     Attributes:
-        name, summary: in English; None where there is none.
+        name, summary: in English; an empty summary where there is none.
         package: whose it is.
         icon: its file's name; empty for none of the right size.
         categories: main ones, sorted.
     """
 
     name: str
-    summary: str | None
+    summary: str
     package: str
     icon: str
     categories: list[str]
@@ -97,7 +99,7 @@ def read_programs(file: Path) -> Iterator[Program]:
     """The graphical programs of a release.
 
     Raises:
-        UserError: the file isn't gzipped YAML, or lists none.
+        UserError: the file isn't gzipped YAML, lists none, or has one that isn't as AppStream has them.
     """
     found = 0
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -107,8 +109,10 @@ def read_programs(file: Path) -> Iterator[Program]:
                 if isinstance(entry, dict) and entry.get("Type") == "desktop-application":
                     found += 1
                     yield _program(entry)
-    except (OSError, EOFError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file} isn't gzipped YAML: {error}.") from None
+    except (OSError, EOFError, ValueError, zlib.error, yaml.YAMLError) as error:
+        raise UserError(f"{file} isn't gzipped YAML: {' '.join(str(error).split())}.") from None
+    except (AttributeError, TypeError):
+        raise UserError(f"{file}: program {found} isn't described as AppStream has it.") from None
     if not found:
         raise UserError(f"{file} lists no program.")
 
@@ -122,12 +126,17 @@ def _program(entry: Mapping[str, Any]) -> Program:
     ]
     found = {"AudioVideo" if one in ("Audio", "Video") else one for one in entry.get("Categories") or []}
     return Program(
-        str((entry.get("Name") or {}).get("C", entry.get("ID"))),
-        (entry.get("Summary") or {}).get("C"),
+        _english(entry.get("Name")) or str(entry.get("ID")),
+        _english(entry.get("Summary")),
         str(entry.get("Package")),
-        names[0] if names else "",
+        str(names[0]) if names else "",
         sorted(found & CATEGORIES),
     )
+
+
+def _english(texts: Mapping[str, Any] | None) -> str:
+    found = (texts or {}).get("C")
+    return found.strip() if isinstance(found, str) else ""
 
 
 def read_icons(file: Path) -> dict[str, bytes]:
@@ -137,15 +146,17 @@ def read_icons(file: Path) -> dict[str, bytes]:
         UserError: the file isn't a gzipped tar.
     """
     try:
-        with tarfile.open(file, "r:gz") as archive:
-            found = ((member.name, archive.extractfile(member)) for member in archive if member.isfile())
-            return {Path(name).name: stream.read() for name, stream in found if stream is not None}
-    except (OSError, EOFError, tarfile.TarError) as error:
+        # Read whole, so that its checksum is looked at: a damaged archive would seem to be a shorter one.
+        content = io.BytesIO(gzip.decompress(file.read_bytes()))
+        with tarfile.open(fileobj=content, mode="r:") as archive:
+            members = ((member.name, archive.extractfile(member)) for member in archive if member.isfile())
+            files = {Path(name).name: stream.read() for name, stream in members if stream is not None}
+    except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
         raise UserError(f"{file} isn't a gzipped tar archive: {error}.") from None
+    return {name: content for name, content in files.items() if content.startswith(_PNG)}
 
 
 def _usable(programs: Iterator[Program], icons: Mapping[str, bytes], dropped: Dropped) -> Iterator[Program]:
-    owners: dict[bytes, str] = {}
     for one in programs:
         if len(one.categories) != 1:
             dropped.add("no main category" if not one.categories else "several main categories", one.name)
@@ -154,9 +165,31 @@ def _usable(programs: Iterator[Program], icons: Mapping[str, bytes], dropped: Dr
         elif one.icon not in icons:
             dropped.add("no icon", one.name)
         else:
-            # Else a picture would be in two splits.
-            digest = hashlib.sha256(icons[one.icon]).digest()
-            if owners.setdefault(digest, one.package) == one.package:
-                yield one
-            else:
-                dropped.add("another package's icon", one.name)
+            yield one
+
+
+def _words(summary: str) -> str:
+    """A summary without its case and punctuation."""
+    return " ".join(re.findall(r"\w+", summary.casefold()))
+
+
+def _groups(rows: Sequence[tuple[str, bytes, str]]) -> list[str]:
+    """Of each (package, icon, summary) the first package, by name, that it is tied to.
+
+    Rows are tied that have one of the three in common, or are both tied to another.
+    """
+    above: dict[Hashable, Hashable] = {}
+
+    def top(node: Hashable) -> Hashable:
+        while above.setdefault(node, node) != node:
+            node = above[node]
+        return node
+
+    for row in rows:
+        nodes = list(enumerate(row))
+        for node in nodes[1:]:
+            above[top(node)] = top(nodes[0])
+    first: dict[Hashable, str] = {}
+    for package in sorted(package for package, _, _ in rows):
+        first.setdefault(top((0, package)), package)
+    return [first[top((0, package))] for package, _, _ in rows]
