@@ -126,7 +126,10 @@ def table(folder: Path) -> str | None:
         lines.append(f"| {words} | {_measured(kept, place)} | {wanted} |")
     if not said:
         return None
-    note = "Medians of ratios turn by turn, with a 95 % interval where there were six turns or more."
+    note = (
+        "Medians of ratios turn by turn, with a 95 % interval where there were six turns or more; routing's "
+        "shares are of medians, memory and `mope explain` were measured once."
+    )
     return "\n".join([*lines, "", f"{note} {'; '.join(sorted(said))}."]) + "\n"
 
 

@@ -163,8 +163,10 @@ class Study(Section):
             content = of_set(content, data_set, file)
             if quick and not content["quick"]:
                 raise UserError(f"{file} has no quick size on {data_set}: leave out --quick or --set.")
+        if quick and not content.get("quick"):
+            raise UserError(f"{file} has no quick size: leave out --quick.")
         if quick:
-            content = merged(content, content.get("quick") or {})
+            content = merged(content, content["quick"])
         try:
             study = cls.model_validate(content)
         except ValidationError as error:
