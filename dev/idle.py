@@ -89,7 +89,7 @@ def main() -> int:
     options = parser.parse_args()
     if "first" in options.figures and not options.before:
         parser.error("first takes --before, another checkout")
-    if options.before and Path(options.run).is_absolute():
+    if options.before and "first" in (options.figures or ["first"]) and Path(options.run).is_absolute():
         parser.error("with --before the run is a path that both checkouts have, such as runs/demo")
     KEPT.mkdir(parents=True, exist_ok=True)
     for figure in [*COMMANDS, "explain", *(["first"] if options.before else [])]:

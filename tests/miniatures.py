@@ -223,7 +223,7 @@ def debian_apps(root: Path) -> None:
     programs = [program(f"package{p}", n, kinds[p % 3]) for p in range(20) for n in range(2)]
     # One program in two packages.
     programs[2]["Summary"] = {"C": "Plays, and sings"}
-    programs[30]["Summary"] = {"C": "plays and sings."}
+    programs[28]["Summary"] = {"C": "plays and sings."}
     several, bare = (
         program("several", 0, ["Game", "Office"]),
         program("bare", 0, ["Game"], Icon={"stock": "x"}),

@@ -1,4 +1,4 @@
-"""Fuse separately pre-trained encoders into one multimodal model by training under 1 % of its parameters."""
+"""Fuse separately pre-trained encoders into one multimodal model by training about 1 % of its parameters."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = _Parser(
         prog="mope",
-        description="Fuse separately pre-trained encoders into one model, training under 1 % of it.",
+        description="Fuse separately pre-trained encoders into one model, training about 1 % of it.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     parser.add_argument(

@@ -39,9 +39,9 @@ _PROGRAMS, _ICONS = "Components-amd64.yml.gz", f"icons-{ICON}x{ICON}.tar.gz"
 class DebianApps(Published):
     """What is a program for? Its icon and the line that sums it up, as its authors published them.
 
-    Programs with several main categories are left out. A tenth of the packages is held out for validation
-    and three tenths for testing, by a hash of their names; packages that have an icon or a summary in common
-    stay together.
+    Programs with several main categories are left out. Packages that have an icon or a summary in common
+    stay together: of these groups a tenth is held out for validation and three tenths for testing, by a hash
+    of the first one's name.
     """
 
     name = "debian-apps"
@@ -124,11 +124,13 @@ def _program(entry: Mapping[str, Any]) -> Program:
         for icon in icons
         if icon.get("width") == icon.get("height") == ICON and icon.get("scale", 1) == 1
     ]
+    if not isinstance(entry.get("Package"), str) or not isinstance(entry.get("Categories") or [], list):
+        raise TypeError
     found = {"AudioVideo" if one in ("Audio", "Video") else one for one in entry.get("Categories") or []}
     return Program(
         _english(entry.get("Name")) or str(entry.get("ID")),
         _english(entry.get("Summary")),
-        str(entry.get("Package")),
+        entry["Package"],
         str(names[0]) if names else "",
         sorted(found & CATEGORIES),
     )

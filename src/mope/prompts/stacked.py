@@ -1,4 +1,4 @@
-"""Prompts of several models of one shape, in as few steps per layer as those of one."""
+"""Prompts of several models of one shape, routed in as few steps per layer as those of one."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +32,7 @@ class StackedPrompts(PromptSource):
         self._experts = [prompts.experts.prompts for prompts in each if prompts.experts is not None]
         self._routers = [prompts.router for prompts in each if prompts.router is not None]
         self._places: Tensor | None = None
-        if min(counts) < self._most:
+        if self._routers and min(counts) < self._most:
             places = [place * self._most + row for place, count in enumerate(counts) for row in range(count)]
             self._places = torch.tensor(places, device=next(each[0].parameters()).device)
         if self._routers:
