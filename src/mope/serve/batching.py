@@ -79,7 +79,8 @@ class Batcher(Generic[Sample, Answer]):
 
     def __len__(self) -> int:
         """Samples that are announced or wait."""
-        return self._reserved.total() + len(self._waiting)
+        with self._ready:
+            return self._reserved.total() + len(self._waiting)
 
     def announce(self, requests: int) -> None:
         """Say that so many requests are about to be read; with a negative number, that they were."""
