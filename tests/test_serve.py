@@ -191,6 +191,19 @@ def test_threads_share_what_waits_and_a_call_has_the_model_to_itself():
     batcher.close()
 
 
+def test_what_waits_is_counted_between_changes():
+    """Else a lane that comes or goes meanwhile ends the count, and `/metrics` with it."""
+    batcher = Batcher(lambda samples, alone: samples, size=8, queue=64)
+    batcher.reserve(3)
+    with ThreadPoolExecutor(1) as pool:
+        with batcher._ready:
+            count = pool.submit(len, batcher)
+            time.sleep(0.1)
+            assert not count.done()
+        assert count.result(timeout=60) == 3
+    batcher.close()
+
+
 def test_a_batch_does_not_wait_long_for_rows_that_were_announced():
     batcher = Batcher(lambda samples, alone: samples, size=8, queue=64)
     batcher.announce(1)  # and never read
