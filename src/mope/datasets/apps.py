@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import re
 import tarfile
 import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from mope.datasets.base import Dropped, Published, Rows, held_out
+from mope.datasets.base import Dropped, Published, Rows, held_out, words_of
 from mope.errors import UserError
 
 CATEGORIES = {
@@ -58,7 +57,7 @@ class DebianApps(Published):
     def splits(self, folder: Path, dropped: Dropped) -> dict[str, Rows]:
         icons = read_icons(self.need(folder, _ICONS))
         programs = list(_usable(read_programs(self.need(folder, _PROGRAMS)), icons, dropped))
-        groups = _groups([(one.package, icons[one.icon], _words(one.summary)) for one in programs])
+        groups = _groups([(one.package, icons[one.icon], words_of(one.summary)) for one in programs])
         names = sorted(set(groups))
         test = held_out(names, round(0.3 * len(names)))
         validation = held_out([name for name in names if name not in test], round(0.1 * len(names)))
@@ -168,11 +167,6 @@ def _usable(programs: Iterator[Program], icons: Mapping[str, bytes], dropped: Dr
             dropped.add("no icon", one.name)
         else:
             yield one
-
-
-def _words(summary: str) -> str:
-    """A summary without its case and punctuation."""
-    return " ".join(re.findall(r"\w+", summary.casefold()))
 
 
 def _groups(rows: Sequence[tuple[str, bytes, str]]) -> list[str]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -234,6 +235,11 @@ def read_jsonl(file: Path) -> Iterator[dict[str, Any]]:
                     yield json.loads(line)
             except ValueError as error:
                 raise UserError(f"{file}, line {number}: not JSON ({error}).") from None
+
+
+def words_of(sentence: str) -> str:
+    """A sentence without its case and punctuation, to tell whether two are the same."""
+    return " ".join(re.findall(r"\w+", sentence.casefold()))
 
 
 def held_out(keys: Sequence[str], count: int) -> set[str]:

@@ -1,10 +1,9 @@
 """NLVR (Suhr et al. 2017)."""
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from mope.datasets.base import Dropped, Published, Rows, held_out, read_jsonl
+from mope.datasets.base import Dropped, Published, Rows, held_out, read_jsonl, words_of
 
 
 class Nlvr(Published):
@@ -41,7 +40,7 @@ class Nlvr(Published):
             file = self.need(folder, f"{theirs}/{theirs}.json", f"{theirs}.json")
             for example in read_jsonl(file):
                 identifier = example["identifier"]
-                if theirs == "train" and (_words(example["sentence"]) in held) != (ours == "validation"):
+                if theirs == "train" and (words_of(example["sentence"]) in held) != (ours == "validation"):
                     continue
                 if "label" not in example:
                     dropped.add("no label", identifier)
@@ -73,19 +72,14 @@ class Nlvr(Published):
         def rows(name: str, keep: bool | None) -> Rows:
             for batch in tables[name].to_batches(1000):
                 for row in batch.to_pylist():
-                    if keep is not None and (_words(row["sentence"]) in held) != keep:
+                    if keep is not None and (words_of(row["sentence"]) in held) != keep:
                         continue
                     yield {**row, "image": row["image"]["bytes"]}
 
         return {"train": rows("train", False), "validation": rows("train", True), "test": rows("dev", None)}
 
 
-def _words(sentence: str) -> str:
-    """A sentence without its case and punctuation."""
-    return " ".join(re.findall(r"\w+", sentence.casefold()))
-
-
 def _held_out(sentences: Iterable[str]) -> set[str]:
     """A tenth of them, each once."""
-    different = sorted(set(map(_words, sentences)))
+    different = sorted(set(map(words_of, sentences)))
     return held_out(different, round(len(different) / 10))

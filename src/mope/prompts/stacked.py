@@ -98,12 +98,12 @@ class StackedPrompts(PromptSource):
         if first.intra:
             if first.intra_norms:
                 norms: list[Any] = [router.intra_norms[layer] for router in self._routers]
-                mean = _stacked([norm.running_mean for norm in norms]).unsqueeze(1)
-                variance = _stacked([norm.running_var for norm in norms]).unsqueeze(1)
+                mean = torch.stack([norm.running_mean for norm in norms]).unsqueeze(1)
+                variance = torch.stack([norm.running_var for norm in norms]).unsqueeze(1)
                 x0 = (x0 - mean) * (variance + norms[0].eps).rsqrt()
             projects: list[Any] = [router.intra[layer] for router in self._routers]
-            own = x0 @ _stacked([project.weight for project in projects]).mT
-        keys = _stacked([router.keys[layer] for router in self._routers])
+            own = x0 @ torch.stack([project.weight for project in projects]).mT
+        keys = torch.stack([router.keys[layer] for router in self._routers])
         if first.cosine:
             query = found if own is None else torch.cat([found, own], dim=-1)
             keys, query = functional.normalize(keys, dim=-1), functional.normalize(query, dim=-1)
@@ -127,7 +127,3 @@ class StackedPrompts(PromptSource):
             for value, count in zip(values, self.counts, strict=True)
         ]
         return torch.cat(rows)
-
-
-def _stacked(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(tensors))
