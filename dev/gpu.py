@@ -1,7 +1,7 @@
 """Check on a GPU that every faster way gives what the plain one gives, and say what each takes.
 
 Random weights; no network. Each check is a line that says pass or FAIL, with the largest difference over the
-largest value; the process exits with 1 if one fails. No GPU has run it yet.
+largest value; the process exits with 1 if one fails.
 
     python dev/gpu.py
     python dev/gpu.py --size tiny --device cpu      # what of it needs no GPU

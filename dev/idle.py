@@ -31,7 +31,7 @@ from mope.model import FusionModel
 from mope.predictor import Predictor
 from mope.scenes.build import SceneSettings, build_scenes
 
-KEPT = Path("dev/measured/bench")
+KEPT, GPU = Path("dev/measured/bench"), Path("dev/measured/h100")
 COMMANDS = {
     "prompts-swin-b": ["prompts", "--model", "swin-b", "--repeats", "18"],
     **{
@@ -131,6 +131,41 @@ def table(folder: Path) -> str | None:
         "shares are of medians, memory and `mope explain` were measured once."
     )
     return "\n".join([*lines, "", f"{note} {'; '.join(sorted(said))}."]) + "\n"
+
+
+def gpu_table(folder: Path) -> str:
+    """What a GPU's `bench.jsonl` holds, as Markdown: a line of JSON for each benchmark, and its name."""
+    lines = (folder / "bench.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line) for line in lines]
+    found.sort(key=lambda one: (one["settings"]["precision"] == "fp16", one["settings"]["batch"]))
+    rows = [
+        "| forward pass | bare, ms | prompted, ms | ratio | CUDA graphs: bare, ms | prompted, ms | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in (one for one in found if "inference" in one):
+        part, settings = one["inference"], one["settings"]
+        cells = [f"{settings['model']}, batch {settings['batch']}, {settings['precision']}"]
+        for way, ratio in (("", "ratio"), (" faster", "ratio_faster")):
+            bare = part["bare held" if not way else f"bare{way}"]
+            cells += [f"{1000 * seconds:.2f}" for seconds in (bare, part[f"prompted{way}"])]
+            cells.append(str(Ratio(part[ratio], part["intervals"][ratio])))
+        rows.append(f"| {' | '.join(cells)} |")
+    rows += ["", "| training step | ms | ratio | to |", "|---|---|---|---|"]
+    for one in found:
+        settings = one["settings"]
+        name = f"{settings.get('size', settings.get('model'))}, batch {settings['batch']}"
+        if part := one.get("training"):
+            ratio = Ratio(part["time_ratio"], part["time_interval"])
+            step, to = part["seconds"]["prompted"], f"{part['full'].replace('full', 'full fine-tuning,')}"
+        elif "inference" not in one:
+            ratio = Ratio(one["ratio"], one["interval"])
+            step, to = one["seconds"]["step"], "its encoders' bare passes, forward and backward"
+        else:
+            continue
+        rows.append(f"| {name} | {1000 * step:.1f} | {ratio} | {to} |")
+    machine = found[0]["machine"]
+    note = f"{machine['name']}, PyTorch {machine['torch']}; wall time, medians of ratios turn by turn."
+    return "\n".join([*rows, "", note]) + "\n"
 
 
 def _measured(kept: dict[str, Any], place: tuple[str, ...]) -> str:

@@ -5,12 +5,13 @@
 """
 
 import argparse
+import json
 import shutil
 import sys
 from pathlib import Path
 
 KEPT, RUNS = Path("dev/measured"), Path("runs/studies")
-FILES = ("config.yaml", "metrics.json")
+CONFIG, METRICS = "config.yaml", "metrics.json"
 
 
 def main() -> int:
@@ -30,15 +31,25 @@ def main() -> int:
         if (copy / "metrics.json").is_file() and what == "restore":
             continue
         copy.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            shutil.copy(run / name, copy / name)
-        config = copy / "config.yaml"
-        text = config.read_text(encoding="utf-8")
         # A run's config has whole paths, which here are the root's: they are kept relative to it.
-        config.write_text(text.replace(f"{Path.cwd()}/", ""), encoding="utf-8")
+        text = (run / CONFIG).read_text(encoding="utf-8")
+        (copy / CONFIG).write_text(text.replace(f"{Path.cwd()}/", ""), encoding="utf-8")
+        if what == "keep":
+            (copy / METRICS).write_text(_short(metrics), encoding="utf-8")
+        else:
+            shutil.copy(metrics, copy / METRICS)
         count += 1
     print(f"{what}: {count} runs, to {target}")
     return 0
+
+
+def _short(metrics: Path) -> str:
+    """What a run's metrics say, without what each step did to the experts: Fig. 7 alone draws that."""
+    found = json.loads(metrics.read_text(encoding="utf-8"))
+    if not metrics.relative_to(RUNS).parts[0].startswith("fig7"):
+        for entry in found["history"]:
+            entry.pop("course", None)
+    return json.dumps(found) + "\n"
 
 
 if __name__ == "__main__":

@@ -77,6 +77,8 @@ def _table(folder: Path) -> str | None:
     """The table of a study's folder, of a report's (what its experts do in each layer), or of figures."""
     if folder == idle.KEPT:
         return idle.table(folder)
+    if folder == idle.GPU:
+        return idle.gpu_table(folder)
     if (file := folder / "table.md").is_file():
         return file.read_text(encoding="utf-8").split("\n", 2)[2].strip() + "\n"
     if not (file := folder / "numbers.json").is_file():

@@ -24,6 +24,7 @@ from mope.bench.models import bare_model, hold, machine_of, random_inputs
 from mope.bench.turns import Turns, take_turns
 from mope.device import autocast, frozen_dtype, pick_device
 from mope.encoders import TransformerEncoder, TunedEncoder
+from mope.encoders.families import Insertion
 from mope.graphs import Compile, faster, require_compile
 from mope.prompts import Experts, FusionPrompts, PromptFunction, Router
 
@@ -40,8 +41,9 @@ class BenchSettings:
         experts: k.
         length: l.
         repeats: turns of each variant in inference; training takes a third of them.
-        precision: "auto", "bf16" or "fp32", as in training.
+        precision: "auto", "bf16", "fp16" or "fp32", as in training.
         device: None for the best there is.
+        insertion: how prompts are put in, see `TransformerEncoder`; None for the family's way.
         training: whether to measure training steps too, which takes longest.
         compile: how bare and prompted passes are made faster in two variants more, see `faster`.
     """
@@ -53,6 +55,7 @@ class BenchSettings:
     repeats: int = 15
     precision: str = "auto"
     device: str | None = None
+    insertion: Insertion | None = None
     training: bool = True
     compile: Compile = "none"
 
@@ -72,7 +75,9 @@ class _Bench:
 
     def prompted(self) -> tuple[TunedEncoder, FusionPrompts]:
         """The same model with MoPE's prompts over it, frozen."""
-        encoder = TunedEncoder(TransformerEncoder(copy.deepcopy(self.bare)), "frozen")
+        encoder = TunedEncoder(
+            TransformerEncoder(copy.deepcopy(self.bare), self.settings.insertion), "frozen"
+        )
         encoder.encoder.freeze(self.dtype)
         return encoder, self.prompts(encoder, self.settings.experts)
 

@@ -35,7 +35,14 @@ def add(verbs: Any) -> None:
     verb.add_argument("--batch", type=int, default=8, metavar="N", help="rows per pass (8)")
     verb.add_argument("--experts", type=int, default=4, metavar="K", help="experts per layer (4)")
     verb.add_argument("--repeats", type=int, default=15, metavar="N", help="turns of each variant (15)")
-    verb.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="arithmetic")
+    verb.add_argument(
+        "--precision", choices=("auto", "bf16", "fp16", "fp32"), default="auto", help="arithmetic; fp16: GPUs"
+    )
+    verb.add_argument(
+        "--insertion",
+        choices=("prefix", "tokens"),
+        help="prompts as keys and values, or among a layer's tokens; without it, the family's way",
+    )
     verb.add_argument("--no-training", action="store_true", help="inference and routing only")
     verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
     add_compile(verb)
@@ -115,6 +122,7 @@ def bench_prompts(options: argparse.Namespace) -> None:
         repeats=options.repeats,
         precision=options.precision,
         device=options.device,
+        insertion=options.insertion,
         training=not options.no_training,
         compile=options.compile,
     )
