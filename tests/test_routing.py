@@ -156,7 +156,7 @@ def test_added_experts_begin_as_the_static_prompt_alone():
     torch.testing.assert_close(found[:, :2], prompts.static[2].expand(2, -1, -1))
     for expert in prompts.experts.prompts:
         expert.data.normal_()
-    mixed = prompts.experts(2, prompts.router(2, source.cross, x0))
+    mixed = prompts.experts(2, prompts.router(2, source.embedded, x0))
     torch.testing.assert_close(source(2, x0)[:, :2], prompts.static[2] + mixed)
     # Without a static prompt there is nothing to be added to.
     alone = FusionPrompts(DIMS, FEATURES, parts=["dynamic"], length=2, experts=3, joining="added")

@@ -156,11 +156,12 @@ class BoundPrompts(PromptSource):
         self._hidden = self._hide(missing or {})
         self.mapped = [mapper(psi[name].float()) for name, mapper in prompts.mappers.items()]
         self._scores: dict[int, Tensor] = {}
+        self._cast: dict[tuple[int, int, torch.dtype], Tensor] = {}
         if prompts.router is not None:
             features = {name: feature.float() for name, feature in psi.items()}
             device = next(iter(features.values())).device if features else prompts.router.keys.device
             with torch.autocast(device.type, enabled=False):
-                self.cross = prompts.router.embed(features)
+                self.embedded = prompts.router.embed(features)
 
     def _hide(self, missing: Mapping[str, Tensor]) -> Tensor | None:
         """Minus infinity for the mapped prompts of inputs that aren't there, (B, P); None where all are."""
@@ -201,6 +202,14 @@ class BoundPrompts(PromptSource):
     def rest(self, layer: int, x0: Tensor) -> Tensor | None:
         return self._prompts(layer, x0, static=False)
 
+    def _mapped(self, place: int, layer: int, dtype: torch.dtype) -> Tensor:
+        """A mapped prompt (B, 1, d_i) in a dtype; layers of one width share it, so it is cast once."""
+        prompt = self.mapped[place][layer]
+        key = place, prompt.shape[-1], dtype
+        if key not in self._cast:
+            self._cast[key] = prompt.to(dtype)
+        return self._cast[key]
+
     def _prompts(self, layer: int, x0: Tensor, static: bool = True) -> Tensor | None:
         prompts, parts = self.prompts, []
         if static and prompts.static is not None:
@@ -209,7 +218,7 @@ class BoundPrompts(PromptSource):
             # In full precision: autocast would also round every expert anew in each pass, to mix a few.
             with torch.autocast(x0.device.type, enabled=False):
                 if prompts.router is not None:
-                    scores = prompts.router(layer, self.cross, x0.float())
+                    scores = prompts.router(layer, self.embedded, x0.float())
                     self.take(layer, scores)
                 else:
                     scores = x0.new_ones(x0.shape[0], 1, dtype=torch.float32)
@@ -218,5 +227,5 @@ class BoundPrompts(PromptSource):
                 parts[-1] = parts[-1] + mixed
             else:
                 parts.append(mixed.to(x0.dtype))
-        parts += [by_layer[layer] for by_layer in self.mapped]
+        parts += [self._mapped(place, layer, x0.dtype) for place in range(len(self.mapped))]
         return prompts.dropout(torch.cat(parts, dim=1).to(x0.dtype)) if parts else None

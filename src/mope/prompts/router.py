@@ -1,7 +1,7 @@
 """The multimodal router of every layer (Eq. 3)."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,20 @@ _KEY_INITS = {
     "orthogonal": nn.init.orthogonal_,
     "clusters": nn.init.orthogonal_,  # until `begin` has seen rows
 }
+
+
+class Embedded(NamedTuple):
+    """What the routing of every layer has of a batch before the first layer runs, see `Router.embed`.
+
+    Attributes:
+        cross: what the complementary features give, (L, B, ...).
+        layers: the same by layer, (B, ...) each.
+        keys: by layer, what the rest is multiplied with, (d, k) each.
+    """
+
+    cross: Tensor
+    layers: tuple[Tensor, ...]
+    keys: tuple[Tensor, ...]
 
 
 class Router(nn.Module):
@@ -119,16 +133,26 @@ class Router(nn.Module):
             len(self.intra_norms),
         )
 
-    def embed(self, psi: Mapping[str, Tensor]) -> Tensor:
-        """What the complementary features alone give to the routing of every layer, in one product each.
+    def embed(self, psi: Mapping[str, Tensor]) -> Embedded:
+        """What doesn't depend on a layer's x0, for all layers at once: on a GPU a layer's small steps take as
+        long as large ones.
 
         Args:
             psi: features by name, (B, d_y) each, in float32.
 
         Returns:
-            `psi_y W_y^i K_y^T / tau` of every layer, (L, B, k); the queries `psi_y W_y^i` themselves,
-            (L, B, n d_c), where the cosine needs their length.
+            As `cross` `psi_y W_y^i K_y^T / tau` of every layer, (L, B, k), and as keys `K_x^T`; where the
+            cosine needs the queries' length, the queries `psi_y W_y^i` themselves, (L, B, n d_c), and as keys
+            `K^T / (|K| tau)`.
         """
+        cross, keys = self._of_features(psi), self.keys
+        if self.cosine:
+            keys = functional.normalize(keys, dim=-1) / self.temperature
+        else:
+            keys = keys[..., len(self.cross) * self.cross_dim :]
+        return Embedded(cross, cross.unbind(0), keys.transpose(1, 2).unbind(0))
+
+    def _of_features(self, psi: Mapping[str, Tensor]) -> Tensor:
         batch = next(iter(psi.values())).shape[0] if psi else 1
         queries = [
             project(self.cross_norms[name](psi[name]) if self.cross_norms else psi[name])
@@ -144,25 +168,27 @@ class Router(nn.Module):
             logits = logits + query @ keys.transpose(1, 2)
         return logits / self.temperature
 
-    def forward(self, layer: int, cross: Tensor, x0: Tensor) -> Tensor:
+    def forward(self, layer: int, embedded: Embedded, x0: Tensor) -> Tensor:
         """Routing scores r of one layer. Not under autocast: tau = 0.1 makes a rounding ten times as large.
 
         Args:
             layer: its index, from 0.
-            cross: what `embed` returned.
+            embedded: what `embed` returned.
             x0: global feature entering the layer, (B, d_i), in float32.
 
         Returns:
             Scores (B, k); they sum to 1 unless `top` drops some.
         """
-        found = cross[layer]
+        found, keys = embedded.layers[layer], embedded.keys[layer]
         if self.intra and self.intra_norms:
             x0 = self.intra_norms[layer](x0)
         if self.cosine:
-            logits = self._cosine(layer, found, x0)
+            query = found
+            if self.intra:
+                query = torch.cat([found.expand(x0.shape[0], -1), self.intra[layer](x0)], dim=-1)
+            logits = functional.normalize(query, dim=-1) @ keys
         elif self.intra:
-            keys = self.keys[layer, :, len(self.cross) * self.cross_dim :]
-            logits = torch.addmm(found, self.intra[layer](x0), keys.T, alpha=1 / self.temperature)
+            logits = torch.addmm(found, self.intra[layer](x0), keys, alpha=1 / self.temperature)
         else:
             logits = found
         if self.training and self.noise is not None:
@@ -191,13 +217,6 @@ class Router(nn.Module):
             return found
         left = torch.rand(size, device=device, generator=generator) < self.expert_dropout
         return found.masked_fill(left & ~left.all(dim=-1, keepdim=True), float("-inf"))
-
-    def _cosine(self, layer: int, query: Tensor, x0: Tensor) -> Tensor:
-        """`cos(q, K) / tau` of one layer, (B, k)."""
-        if self.intra:
-            query = torch.cat([query.expand(x0.shape[0], -1), self.intra[layer](x0)], dim=-1)
-        keys = functional.normalize(self.keys[layer], dim=-1)
-        return functional.normalize(query, dim=-1) @ (keys.T / self.temperature)
 
     @torch.no_grad()
     def begin(self, psi: Mapping[str, Tensor], x0: Sequence[Tensor]) -> None:

@@ -37,7 +37,7 @@ class StackedPrompts(PromptSource):
             self._places = torch.tensor(places, device=next(each[0].parameters()).device)
         if self._routers:
             cross = [
-                functional.pad(source.cross.expand(-1, count, -1), (0, 0, 0, self._most - count))
+                functional.pad(source.embedded.cross.expand(-1, count, -1), (0, 0, 0, self._most - count))
                 for source, count in zip(sources, counts, strict=True)
             ]
             self._cross = torch.stack(cross, dim=1)
@@ -103,14 +103,12 @@ class StackedPrompts(PromptSource):
                 x0 = (x0 - mean) * (variance + norms[0].eps).rsqrt()
             projects: list[Any] = [router.intra[layer] for router in self._routers]
             own = x0 @ torch.stack([project.weight for project in projects]).mT
-        keys = torch.stack([router.keys[layer] for router in self._routers])
+        keys = torch.stack([source.embedded.keys[layer] for source in self.sources])
         if first.cosine:
             query = found if own is None else torch.cat([found, own], dim=-1)
-            keys, query = functional.normalize(keys, dim=-1), functional.normalize(query, dim=-1)
-            found = query @ keys.mT / first.temperature
+            found = functional.normalize(query, dim=-1) @ keys
         elif own is not None:
-            keys = keys[..., len(first.cross) * first.cross_dim :]
-            found = found + own @ keys.mT / first.temperature
+            found = found + own @ keys / first.temperature
         return first.keep_top(found.softmax(dim=-1))
 
     def _by_model(self, rows: Tensor) -> Tensor:
