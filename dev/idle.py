@@ -133,10 +133,12 @@ def table(folder: Path) -> str | None:
     return "\n".join([*lines, "", f"{note} {'; '.join(sorted(said))}."]) + "\n"
 
 
-def gpu_table(folder: Path) -> str:
-    """What a GPU's `bench.jsonl` holds, as Markdown: a line of JSON for each benchmark, and its name."""
-    lines = (folder / "bench.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [json.loads(line) for line in lines]
+def gpu_table(folder: Path) -> str | None:
+    """What a GPU's `bench.jsonl` holds, as Markdown: a line for what each call of `bench_prompts` and
+    `bench_step` gave, in one process; None where there is none."""
+    if not (file := folder / "bench.jsonl").is_file():
+        return None
+    found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     found.sort(key=lambda one: (one["settings"]["precision"] == "fp16", one["settings"]["batch"]))
     rows = [
         "| forward pass | bare, ms | prompted, ms | ratio | CUDA graphs: bare, ms | prompted, ms | ratio |",
@@ -164,7 +166,10 @@ def gpu_table(folder: Path) -> str:
             continue
         rows.append(f"| {name} | {1000 * step:.1f} | {ratio} | {to} |")
     machine = found[0]["machine"]
-    note = f"{machine['name']}, PyTorch {machine['torch']}; wall time, medians of ratios turn by turn."
+    note = (
+        f"{machine['name']}, PyTorch {machine['torch']}; wall time, medians of ratios turn by turn. "
+        "Milliseconds compare within a line alone."
+    )
     return "\n".join([*rows, "", note]) + "\n"
 
 

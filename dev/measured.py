@@ -1,6 +1,7 @@
 """Keep what studies measured in the repository, so that it isn't measured again elsewhere.
 
-`python dev/measured.py keep` copies settings and metrics of finished runs in runs/studies to dev/measured.
+`python dev/measured.py keep` copies settings and metrics of finished runs in runs/studies to dev/measured,
+but for what each step did to the experts, which Fig. 7 alone draws.
 `python dev/measured.py restore` puts them back where they aren't: `mope compare` then runs the others alone.
 """
 
@@ -44,7 +45,7 @@ def main() -> int:
 
 
 def _short(metrics: Path) -> str:
-    """What a run's metrics say, without what each step did to the experts: Fig. 7 alone draws that."""
+    """What a run's metrics say, without the experts' course but for Fig. 7."""
     found = json.loads(metrics.read_text(encoding="utf-8"))
     if not metrics.relative_to(RUNS).parts[0].startswith("fig7"):
         for entry in found["history"]:

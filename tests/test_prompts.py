@@ -211,6 +211,34 @@ def test_prompts_start_as_vpt_does_and_drop_out_in_training_only():
     assert torch.equal(deep.eval()(0, x0)[1], deep.prompts[0])
 
 
+def test_layers_of_a_width_share_a_cast_of_the_mapped_prompt():
+    """Under autocast a mapper gives bf16, and layers may be in float32: nothing changes but the steps."""
+    torch.manual_seed(0)
+    prompts = FusionPrompts(DIMS, FEATURES, length=2, experts=1, dropout=0.0)
+    psi = features(3)
+    x0 = [torch.randn(3, dim) for dim in DIMS]
+
+    def run(shared):
+        prompts.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            source = prompts.bind(psi)
+            found = []
+            for layer, feature in enumerate(x0):
+                found.append(source(layer, feature))
+                if not shared:
+                    source._cast.clear()
+        sum(one.square().sum() for one in found).backward()
+        return found, [parameter.grad.clone() for parameter in prompts.mappers.parameters()], source
+
+    found, gradients, source = run(shared=True)
+    assert len(source._cast) == len(set(DIMS)) * len(FEATURES)
+    alone, expected, _ = run(shared=False)
+    assert all(one.dtype == torch.float32 for one in found)
+    assert all(torch.equal(one, other) for one, other in zip(found, alone, strict=True))
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=1e-3 * float(other.abs().max()) + 1e-6)
+
+
 def test_scores_of_two_batches_are_kept_apart():
     prompts = FusionPrompts([8], {"text": 6}, experts=3).eval()
     one, other = prompts.bind({"text": torch.randn(2, 6)}), prompts.bind({"text": torch.randn(4, 6)})

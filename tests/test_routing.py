@@ -345,14 +345,14 @@ def test_expert_dropout_leaves_a_row_without_some_experts_in_training_only():
     router = Router(DIMS, FEATURES, experts=4, expert_dropout=0.5)
     torch.manual_seed(0)
     psi = {name: torch.randn(400, dim) for name, dim in FEATURES.items()}
-    x0, cross = torch.randn(400, DIMS[0]), router.embed(psi)
-    scores = router.train()(0, cross, x0)
+    x0, embedded = torch.randn(400, DIMS[0]), router.embed(psi)
+    scores = router.train()(0, embedded, x0)
     torch.testing.assert_close(scores.sum(dim=1), torch.ones(400))
     without = (scores == 0).float()
     # Each is left out by half of the rows, but for the one row in sixteen that would be left with none.
     torch.testing.assert_close(without.mean(dim=0), torch.full((4,), 0.5 - 0.5**4), atol=0.08, rtol=0)
     assert without.sum(dim=1).max() < 4
-    assert (router.eval()(0, cross, x0) > 0).all()
+    assert (router.eval()(0, embedded, x0) > 0).all()
 
 
 def test_expert_dropout_draws_the_same_noise_beside_it():

@@ -73,7 +73,7 @@ def require_fp16(device: torch.device) -> torch.device:
     """
     if device.type == "cpu":
         raise UserError(
-            "fp16 takes a GPU: set training.precision to auto, which takes bf16 where there is any."
+            "fp16 takes a GPU: take auto as precision (training.precision), which is bf16 where it can be."
         )
     return device
 

@@ -151,9 +151,9 @@ def _routing(model: FusionModel, batch: Batch, settings: ExpertsSettings) -> Cal
 
     @torch.inference_mode()
     def run() -> None:
-        cross = router.embed(psi)
+        embedded = router.embed(psi)
         for layer, feature in enumerate(x0):
-            experts(layer, router(layer, cross, feature.float())).to(feature.dtype)
+            experts(layer, router(layer, embedded, feature.float())).to(feature.dtype)
 
     return run
 

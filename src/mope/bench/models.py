@@ -155,6 +155,7 @@ def machine_of(precision: str, device: torch.device) -> dict[str, Any]:
         "device": device.type,
         "name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "bf16": use_bf16(precision, device),
+        "arithmetic": "bf16" if use_bf16(precision, device) else "fp16" if precision == "fp16" else "fp32",
         "threads": torch.get_num_threads(),
         "clock": clock_of(device),
         "torch": torch.__version__,

@@ -183,9 +183,9 @@ def measure_routing(bench: _Bench, forward: float) -> dict[str, float]:
 
         @torch.inference_mode()
         def route(router: Router = router, mixture: Experts = mixture) -> None:
-            cross = router.embed(bench.psi)
+            embedded = router.embed(bench.psi)
             for layer, feature in enumerate(x0):
-                mixture(layer, router(layer, cross, feature.float())).to(feature.dtype)
+                mixture(layer, router(layer, embedded, feature.float())).to(feature.dtype)
 
         runs[name] = route
     turns = bench.take_turns(runs, 3 * bench.settings.repeats, "routing")

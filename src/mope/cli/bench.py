@@ -41,7 +41,7 @@ def add(verbs: Any) -> None:
     verb.add_argument(
         "--insertion",
         choices=("prefix", "tokens"),
-        help="prompts as keys and values, or among a layer's tokens; without it, the family's way",
+        help="prompts as keys and values, or among a layer's tokens (not swin-b); by default the model's way",
     )
     verb.add_argument("--no-training", action="store_true", help="inference and routing only")
     verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
@@ -288,9 +288,8 @@ def _show(options: argparse.Namespace, result: dict[str, Any], title: str, table
 
 def _machine(options: argparse.Namespace, result: dict[str, Any]) -> str:
     machine = result["machine"]
-    arithmetic = "bf16" if machine["bf16"] else "fp32"
     name = machine["name"] or f"{machine['device']}, {machine['threads']} threads"
     return (
-        f"{options.model}, batch {options.batch}, {name}, {arithmetic}; medians of {options.repeats} turns, "
-        f"{machine['clock']} time."
+        f"{options.model}, batch {options.batch}, {name}, {machine['arithmetic']}; "
+        f"medians of {options.repeats} turns, {machine['clock']} time."
     )

@@ -60,8 +60,9 @@ def project(family: Family, attention: nn.Module, states: Tensor) -> Projected:
         _, keys, values = getattr(attention, family.key)(states).chunk(3, dim=-1)
         return Projected(keys, values)
     kind = states.device.type
-    if states.dtype == torch.float32 and torch.is_autocast_enabled(kind):
-        states = states.to(torch.get_autocast_dtype(kind))  # once, instead of for keys and for values
+    if torch.is_autocast_enabled(kind) and states.dtype == torch.float32 and not states.requires_grad:
+        # Once, instead of for keys and for values; their gradients are added up in float32.
+        states = states.to(torch.get_autocast_dtype(kind))
     return Projected(getattr(attention, family.key)(states), getattr(attention, family.value)(states))
 
 

@@ -11,12 +11,13 @@ from mope.prompts.kept import KeptPrompts, Projects
 from mope.prompts.mapper import Mapper
 from mope.prompts.mixed import MixedPrompts, prompt_shape
 from mope.prompts.offsets import Offsets, Start, make_offsets
-from mope.prompts.router import KeyInit, Router, Similarity
+from mope.prompts.router import Embedded, KeyInit, Router, Similarity
 from mope.prompts.source import Projected, PromptFunction, PromptSource
 
 __all__ = [
     "BoundPrompts",
     "DeepPrompts",
+    "Embedded",
     "Experts",
     "FusionPrompts",
     "Joining",
