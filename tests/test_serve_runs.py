@@ -143,6 +143,15 @@ def test_the_least_recently_used_is_dropped(folder, made, rows, tables):
     assert [runs.describe(name)["in_memory"] for name in ("mope", "static", "words")] == [True, False, True]
 
 
+def test_a_run_that_can_t_be_read_takes_no_other_s_place(folder):
+    runs = Runs({}, [folder], ServeSettings(), device="cpu", most=1)
+    first = runs.get("mope")
+    (folder / "static" / "config.yaml").write_text("task: [")
+    with pytest.raises(Refusal):
+        runs.get("static")
+    assert runs.held("mope") is first
+
+
 def test_a_run_that_can_t_be_loaded_costs_the_others_nothing(client, folder, rows, said):
     (folder / "concat" / WEIGHTS).write_bytes(b"nothing")
     for _ in range(3):  # it is tried once, and said once
