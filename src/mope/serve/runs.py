@@ -161,7 +161,8 @@ class Runs:
         raise Refusal(503, "run", text, {"Retry-After": str(math.ceil(left))})
 
     def _load(self, name: str, source: str | Path, state: State) -> Served:
-        read_run(find_run(source))  # one that can't be read takes no other's place
+        if not is_on_hub(source):
+            read_run(source)  # one that can't be read takes no other's place
         evicted = False
         with self._lock:
             while len(self._held) >= self._most and name not in self._held:
