@@ -147,9 +147,9 @@ def gpu_table(folder: Path) -> str | None:
     for one in (one for one in found if "inference" in one):
         part, settings = one["inference"], one["settings"]
         cells = [f"{settings['model']}, batch {settings['batch']}, {settings['precision']}"]
-        for way, ratio in (("", "ratio"), (" faster", "ratio_faster")):
-            bare = part["bare held" if not way else f"bare{way}"]
-            cells += [f"{1000 * seconds:.2f}" for seconds in (bare, part[f"prompted{way}"])]
+        ways = (("bare held", "prompted", "ratio"), ("bare faster", "prompted faster", "ratio_faster"))
+        for *variants, ratio in ways:
+            cells += [f"{1000 * part[variant]:.2f}" for variant in variants]
             cells.append(str(Ratio(part[ratio], part["intervals"][ratio])))
         rows.append(f"| {' | '.join(cells)} |")
     rows += ["", "| training step | ms | ratio | to |", "|---|---|---|---|"]

@@ -29,7 +29,7 @@ def main() -> int:
         if '"test"' not in metrics.read_text(encoding="utf-8"):
             continue
         copy = target / run.relative_to(source)
-        if (copy / "metrics.json").is_file() and what == "restore":
+        if (copy / METRICS).is_file() and what == "restore":
             continue
         copy.mkdir(parents=True, exist_ok=True)
         # A run's config has whole paths, which here are the root's: they are kept relative to it.

@@ -88,6 +88,11 @@ def arithmetic(precision: str, device: torch.device) -> torch.dtype | None:
     return torch.float16 if precision == "fp16" else frozen_dtype(precision, device)
 
 
+def arithmetic_name(precision: str, device: torch.device) -> str:
+    """What messages call the arithmetic of a precision on a device."""
+    return "bf16" if use_bf16(precision, device) else "fp16" if precision == "fp16" else "fp32"
+
+
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     """Autocast to what the precision says on this device."""
     if precision == "fp16":

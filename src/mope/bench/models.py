@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mope.bench.turns import clock_of
 from mope.config import Config
-from mope.device import frozen_dtype, use_bf16
+from mope.device import arithmetic_name, frozen_dtype, use_bf16
 from mope.encoders.weights import build_backbone, read_architecture
 from mope.methods import Method
 from mope.model import FusionModel
@@ -155,7 +155,7 @@ def machine_of(precision: str, device: torch.device) -> dict[str, Any]:
         "device": device.type,
         "name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "bf16": use_bf16(precision, device),
-        "arithmetic": "bf16" if use_bf16(precision, device) else "fp16" if precision == "fp16" else "fp32",
+        "arithmetic": arithmetic_name(precision, device),
         "threads": torch.get_num_threads(),
         "clock": clock_of(device),
         "torch": torch.__version__,

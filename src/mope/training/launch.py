@@ -22,7 +22,7 @@ from mope.config import Config
 from mope.data.dataset import StreamDataset, collate
 from mope.data.fields import with_fields_of
 from mope.data.splits import Report
-from mope.device import autocast, frozen_dtype, pick_device, reset_peak_memory, use_bf16
+from mope.device import arithmetic_name, autocast, frozen_dtype, pick_device, reset_peak_memory
 from mope.files import cache_folder, replacing
 from mope.heads import LinearHead
 from mope.lock import writing
@@ -292,7 +292,7 @@ def _say_plan(model: FusionModel, datasets: Mapping[str, Rows], device: torch.de
     trainable = sum(count["trainable"] for count in counts)
     share = trainable / sum(count["trainable"] + count["frozen"] for count in counts)
     precision = model.settings.training.precision
-    arithmetic = "bf16" if use_bf16(precision, device) else "fp16" if precision == "fp16" else "fp32"
+    arithmetic = arithmetic_name(precision, device)
     rows = "rows per epoch of a stream" if isinstance(datasets["train"], StreamDataset) else "training rows"
     report(
         f"{len(datasets['train'])} {rows}, {len(datasets['validation'])} validation rows, "
