@@ -2,6 +2,7 @@
 
 import platform
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -29,15 +30,24 @@ def pick_device(named: str | None = None) -> torch.device:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 arithmetic is native to a device, not emulated."""
+    """Whether bf16 arithmetic is native to a device, not emulated, and faster than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        return any(
+        tiles, vectors = (
             getattr(torch.cpu, name, bool)()
             for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         )
+        # Without AMX an Intel Xeon's matrix products take twice as long in bf16 as in float32 (dev/LOG.md).
+        return tiles or (vectors and "AuthenticAMD" in _processor())
     return False
+
+
+@cache
+def _processor() -> str:
+    """What the system says of the processor, its maker included."""
+    info = Path("/proc/cpuinfo")
+    return info.read_text(encoding="utf-8") if info.is_file() else platform.processor()
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -111,11 +121,7 @@ def describe_machine(device: torch.device | None = None, processes: int = 1) -> 
     times = f"{processes} x " if processes > 1 else ""
     if device.type != "cpu":
         return times + (torch.cuda.get_device_name(device) if device.type == "cuda" else "Apple GPU")
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(encoding="utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-        model = names[0] if names else model
+    names = [line.partition(":")[2] for line in _processor().splitlines() if "model name" in line]
+    model = names[0].strip() if names else platform.processor() or platform.machine()
     count = torch.get_num_threads()
     return f"{times}{count} thread{'s' if count > 1 else ''} of {model}"
