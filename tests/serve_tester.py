@@ -5,9 +5,12 @@ import io
 import json
 import logging
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import anyio.from_thread
 import httpx
@@ -165,3 +168,18 @@ def picture(width: int, height: int) -> str:
     stream = io.BytesIO()
     Image.new("RGB", (width, height), "red").save(stream, "PNG")
     return base64.b64encode(stream.getvalue()).decode()
+
+
+@contextmanager
+def command(run: Path, *words: str):
+    """`mope serve` in a process of its own: the process, and its address."""
+    start = [sys.executable, "-m", "mope", "serve", str(run), "--port", "0", "--json", "--no-page"]
+    process = subprocess.Popen(
+        [*start, "--device", "cpu", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        yield process, json.loads(process.stdout.readline())["address"]
+    finally:
+        process.kill()
+        process.communicate(timeout=60)

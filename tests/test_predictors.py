@@ -19,7 +19,7 @@ from mope.config import Config
 from mope.data.dataset import collate
 from mope.data.table import open_table
 from mope.device import Precision, arithmetic, has_fast_bf16
-from mope.encoders.pool import EncoderPool, may_share
+from mope.encoders.pool import EncoderPool, own_because
 from mope.errors import UserError
 from mope.fusion.together import _group
 from mope.predictors import Share, predict_together
@@ -156,7 +156,7 @@ def test_what_shares_is_known_by_its_weights(weights, tables, tmp_path):
     content["inputs"]["text"]["encoder"] = {"weights": str(copy)}
     entry = Config.parse(content).inputs["text"]
     assert pool.get(entry, device, torch.bfloat16) is not first
-    assert may_share(entry)
+    assert own_because(entry) is None
     del first, second
     gc.collect()
     assert not list(pool._by_name)

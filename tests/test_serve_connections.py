@@ -1,18 +1,16 @@
 """Connections that send too little, too much or too slowly, by the dozen; and how a server ends."""
 
-import json
 import select
 import signal
 import socket
 import subprocess
-import sys
 import time
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import httpx
 import pytest
-from serve_tester import ask, check_refusal, connect, quiet, read, serving
+from serve_tester import ask, check_refusal, command, connect, quiet, read, serving
 
 from mope.cli import main
 from mope.serve.settings import ServeSettings, network_of
@@ -268,21 +266,6 @@ def test_who_takes_no_answer_is_not_waited_for(predictor):
                 time.sleep(0.02)
             status, headers, body = read(answer)
             assert (status, len(body)) == (200, int(headers["content-length"]))
-
-
-@contextmanager
-def command(run: Path, *words: str):
-    """`mope serve` in a process of its own: the process, and its address."""
-    start = [sys.executable, "-m", "mope", "serve", str(run), "--port", "0", "--json", "--no-page"]
-    process = subprocess.Popen(
-        [*start, "--device", "cpu", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        yield process, json.loads(process.stdout.readline())["address"]
-    finally:
-        process.kill()
-        process.communicate(timeout=60)
 
 
 def peak(process: subprocess.Popen) -> float:

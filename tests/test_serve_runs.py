@@ -19,8 +19,9 @@ from mope.run import WEIGHTS, add_metrics
 from mope.serve.app import build_runs_app
 from mope.serve.limits import Refusal
 from mope.serve.queue import FairQueue, Lane
-from mope.serve.runs import Runs, find_runs
+from mope.serve.runs import Runs
 from mope.serve.settings import ServeSettings, read_tokens
+from mope.serve.sources import find_runs
 
 pytest_plugins = ["runs_fixtures", "serve_fixtures"]
 

@@ -131,18 +131,20 @@ def test_what_waits_at_the_end_isn_t_read_any_more(shared, rows, stop, monkeypat
     engine, served = shared.state.engine, shared.state.runs.served
     threads = engine.pool.threads
     read, begun = hold_up(served, stop, monkeypatch, threads)
-    loaded = threading.Event()
-    engine.loads.submit(lambda: (loaded.set(), stop.wait(60)))
-    assert loaded.wait(60)
-    load = engine.loads.submit(read.append, "a run")
+    loading = threading.Semaphore(0)
+    for _ in range(engine.loads.threads):
+        engine.load(lambda: (loading.release(), stop.wait(60)))
+    for _ in range(engine.loads.threads):
+        assert loading.acquire(timeout=60)
+    load = engine.load(lambda: read.append("a run"))
     asked = engine.ask(served, lambda: list(rows[:12]))
     for _ in range(threads):
         assert begun.acquire(timeout=60)
     late = engine.ask(served, lambda: list(rows[:1]))
     engine.close()
-    assert load.cancelled()
-    with pytest.raises(Refusal, match="closing"):
-        late.result(60)
+    for waiting in (load, late):
+        with pytest.raises(Refusal, match="closing"):
+            waiting.result(60)
     stop.set()
     for future in asked.result(60):
         with pytest.raises(Refusal, match="closing"):

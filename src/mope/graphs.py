@@ -59,6 +59,9 @@ def _is_capturing() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
+_NOTHING: Any = object()
+
+
 class Cache:
     """What passes would make anew again and again: the latest results, by what they depend on.
 
@@ -79,8 +82,10 @@ class Cache:
             return make()
         # A tensor made in inference mode can't be used in training.
         key = (key, torch.is_inference_mode_enabled())
-        if key in self._entries:
-            return keep_for_graph(self._entries[key])
+        if (
+            found := self._entries.get(key, _NOTHING)
+        ) is not _NOTHING:  # another thread may drop it meanwhile
+            return keep_for_graph(found)
         made = make()
         if not _is_capturing():
             for old in list(self._entries)[: max(0, len(self._entries) - self.size + 1)]:

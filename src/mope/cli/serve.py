@@ -81,7 +81,7 @@ def add_bench(bench: Any) -> None:
 
 def serve(options: argparse.Namespace) -> None:
     """`mope serve RUN ...`: until it is interrupted."""
-    from mope.serve.runs import find_runs
+    from mope.serve.sources import find_runs
 
     runs, folders = find_runs(options.runs)
     is_one = len(runs) == 1 and not folders

@@ -13,11 +13,16 @@ from mope.encoders.inputs import load_input_encoder
 from mope.encoders.sources import state_of
 
 
-def may_share(entry: InputConfig) -> bool:
-    """Whether nothing of an input's encoder is a run's own: it is frozen, with prompts or without."""
+def own_because(entry: InputConfig) -> str | None:
+    """What of an input's encoder is a run's own; None where it is frozen, with prompts or without."""
     settings = entry.encoder
-    trained = settings.tuning not in ("frozen", "prompt") or settings.projection is not None
-    return entry.kind != "table" and settings.weights is not None and not trained
+    if entry.kind == "table":
+        return "a table has an encoder of its own"
+    if settings.weights is None:
+        return "no pre-trained weights"
+    if settings.tuning not in ("frozen", "prompt"):
+        return f"tuning: {settings.tuning}"
+    return None if settings.projection is None else "a projection that is trained"
 
 
 class EncoderPool:
@@ -38,12 +43,12 @@ class EncoderPool:
     def get(self, entry: InputConfig, device: torch.device, dtype: torch.dtype | None) -> Encoder:
         """An input's encoder, on a device, frozen for passes under autocast to `dtype`, in eval mode.
 
-        One that is a run's own, see `may_share`, is loaded as usual, and is nobody else's.
+        One that is a run's own, see `own_because`, is loaded as usual, and is nobody else's.
 
         Raises:
             UserError: it can't be loaded.
         """
-        if not may_share(entry):
+        if own_because(entry) is not None:
             return load_input_encoder(entry)
         with self._lock:
             where = (device, dtype)

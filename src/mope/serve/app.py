@@ -171,12 +171,20 @@ def _add_runs(app: FastAPI, engine: Engine, runs: Runs | OneRun) -> None:
     async def predict(name: str, request: Request, routing: Routing = False) -> Response:
         served = runs.held(name)
         if served is None:
-            served = await asyncio.get_running_loop().run_in_executor(engine.loads, runs.get, name)
+            # A wrong name is said at once, not when loads have come to it.
+            await asyncio.get_running_loop().run_in_executor(engine.files, runs.require, name)
+            load = engine.load(partial(runs.get, name), _caller(request))
+            served = await asyncio.wrap_future(load)
         return await _answer(engine, served, request, routing)
 
     _refuse_others(app, "/v1/runs/{name}/predict", "POST")
     _refuse_others(app, "/v1/runs/{name}", "GET")
     _refuse_others(app, "/v1/runs", "GET")
+
+
+def _caller(request: Request) -> str | None:
+    """Who asks, where callers have tokens of their own."""
+    return getattr(request.state, CALLER, None)
 
 
 async def _answer(engine: Engine, served: Served, request: Request, routing: bool) -> Response:
@@ -192,8 +200,7 @@ async def _answer(engine: Engine, served: Served, request: Request, routing: boo
         parse = partial(list, [row])
     else:
         raise Refusal(415, "media", "The body is application/json or multipart/form-data.")
-    caller = getattr(request.state, CALLER, None)
-    futures = await asyncio.wrap_future(engine.ask(served, parse, caller))
+    futures = await asyncio.wrap_future(engine.ask(served, parse, _caller(request)))
     found = await asyncio.gather(*map(asyncio.wrap_future, futures))
     return JSONResponse(answer_of(found, routing))
 

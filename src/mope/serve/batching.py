@@ -99,8 +99,10 @@ class Batcher(Generic[Sample, Answer]):
             if self._closed:
                 raise closing()
             own = self._reserved[lane.owner] + self._waiting.count(lane)
-            if own + rows > self._queue or len(self) + rows > _FULL * self._queue:
+            if own + rows > self._queue:
                 raise busy(f"The queue is full ({self._queue} rows): try again in a second.")
+            if len(self) + rows > (most := _FULL * self._queue):
+                raise busy(f"The queues of all are full ({most} rows together): try again in a second.")
             self._coming += rows
             self._reserved[lane.owner] += rows
 
@@ -229,9 +231,11 @@ class Batcher(Generic[Sample, Answer]):
             if len(batch) == 1:
                 batch[0][1].set_exception(error)
                 return
-            # One row must not cost the others theirs, whatever is wrong with it.
-            for entry in batch:
-                self._answer([entry], alone)
+            # One row must not cost the others theirs, whatever is wrong with it. By halves it is found in few
+            # passes, and most of the others go on together.
+            middle = len(batch) // 2
+            self._answer(batch[:middle], alone)
+            self._answer(batch[middle:], alone)
             return
         for (_, future), answer in zip(batch, answers, strict=True):
             future.set_result(answer)

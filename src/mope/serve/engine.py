@@ -27,6 +27,9 @@ from mope.serve.settings import ServeSettings
 _MODELS = 4
 """Batches that run at the same time at most. Measured on two cores only; Python's lock sets some bound."""
 
+_LOADS = 4
+"""Runs that are fetched at the same time at most: they are loaded one by one, but a hub may take its time."""
+
 
 class Engine:
     """Models behind a queue.
@@ -39,7 +42,7 @@ class Engine:
 
     Attributes:
         pool: reads rows.
-        loads: the thread that loads runs, so that nobody waits for who waits for one.
+        loads: loads runs, so that nobody waits for who waits for one.
         files: the thread that looks at runs' files.
     """
 
@@ -58,10 +61,8 @@ class Engine:
         if self._is_open:
             return
         settings = self.settings
-        self.pool = ReadPool(max(2, min(4, os.cpu_count() or 1)))
-        self.loads, self.files = (
-            ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("mope-load", "mope-list")
-        )
+        self.pool, self.loads = ReadPool(max(2, min(4, os.cpu_count() or 1))), ReadPool(_LOADS)
+        self.files = ThreadPoolExecutor(1, thread_name_prefix="mope-list")
         self.batcher: Batcher[Sample, Prediction] = Batcher(
             self._run, settings.batch, settings.queue, threads=self._models, own=self._own
         )
@@ -76,14 +77,18 @@ class Engine:
         self._is_open = False
         self.batcher.close()
         self.pool.close()
-        for threads in (self.loads, self.files):
-            threads.shutdown(wait=False, cancel_futures=True)
+        self.loads.close()
+        self.files.shutdown(wait=False, cancel_futures=True)
 
     def ask(
         self, served: Served, parse: Callable[[], list[Row]], caller: str | None = None
     ) -> "Future[list[Future[Prediction]]]":
         """`submit`, once it is the turn of the run and the caller: parsing takes a while, too."""
         return self.pool.submit(served.lane_of(caller), partial(self.submit, served, parse, caller))
+
+    def load(self, get: Callable[[], Served], caller: str | None = None) -> "Future[Served]":
+        """A run that isn't in memory, once it is the caller's turn."""
+        return self.loads.submit(Lane(caller=caller), get)
 
     def submit(
         self, served: Served, parse: Callable[[], list[Row]], caller: str | None = None

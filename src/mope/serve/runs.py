@@ -11,25 +11,24 @@ from typing import Any, NamedTuple
 from mope.device import pick_device
 from mope.errors import UserError
 from mope.graphs import Compile, require_compile
-from mope.hub import find_run, is_on_hub
+from mope.hub import forget_tables, is_on_hub
 from mope.predictor import Predictor
-from mope.predictors import named_runs
-from mope.run import CONFIG, METRICS, WEIGHTS, read_metrics, read_run
+from mope.run import DIGEST, WEIGHTS, read_metrics, read_run
 from mope.serve.failures import RETRY_SECONDS, Failures
 from mope.serve.limits import Refusal
 from mope.serve.served import Served, describe
 from mope.serve.settings import ServeSettings
+from mope.serve.sources import Sources, State, metrics_state_of, state_of
+from mope.weights import read_weights
 
 Report = Callable[[str], None]
 
 _SECONDS = 1.0
 """Between two looks at what is served."""
 
-State = tuple[tuple[int, int, int], ...]
-"""Size, time and inode of a run's files: another one for other contents."""
-
 
 class _Held(NamedTuple):
+    source: str | Path
     state: State
     served: Served
 
@@ -43,24 +42,30 @@ class OneRun:
 
     def __init__(self, served: Served):
         self.served = served
-        self._described = {**_described(served.name, served.predictor.run), "in_memory": True}
+        found = _described(served.name, served.predictor.run)
+        self._described = {**found, "in_memory": True, "passes_with": []}
 
     def held(self, name: str) -> Served | None:
         """The run, if this is its name."""
         return self.served if name == self.served.name else None
 
-    def get(self, name: str) -> Served:
-        """Nothing: there is no other run.
+    def require(self, name: str) -> None:
+        """Make sure that this is the run's name.
 
         Raises:
-            Refusal: 404.
+            Refusal: 404, it isn't.
         """
-        raise _unknown(name)
+        if name != self.served.name:
+            raise _unknown(name)
+
+    def get(self, name: str) -> Served:
+        """The run, see `require`."""
+        self.require(name)
+        return self.served
 
     def describe(self, name: str) -> dict[str, Any]:
-        """What `/v1/runs` says of the run."""
-        if self.held(name) is None:
-            raise _unknown(name)
+        """What `/v1/runs` says of the run, see `require`."""
+        self.require(name)
         return self._described
 
     def describe_all(self) -> list[dict[str, Any]]:
@@ -91,7 +96,7 @@ class Runs:
         report: takes what is said.
 
     Raises:
-        UserError: there is no run.
+        UserError: there is no run, or two have the same name.
     """
 
     def __init__(
@@ -107,7 +112,7 @@ class Runs:
     ):
         if most < 1:
             raise UserError(f"--max-runs is {most}: at least one is held.")
-        self._sources, self._folders = dict(sources), list(folders)
+        self._sources = Sources(sources, folders, report)
         self._settings, self._device, self._most, self._report = settings, device, most, report
         self._held: OrderedDict[str, _Held] = OrderedDict()
         self._failed, self._unread = Failures(report), Failures(report)
@@ -119,17 +124,6 @@ class Runs:
         self.device = pick_device(device)
         self._compile: Compile = compile
         require_compile(compile, self.device)
-        if not self._find():
-            raise UserError(f"There is no finished run in {', '.join(map(str, folders)) or 'what is named'}.")
-
-    def _find(self) -> dict[str, str | Path]:
-        """The runs that are there, by name."""
-        found = dict(self._sources)
-        for folder in self._folders:
-            for run in sorted(folder.iterdir()) if folder.is_dir() else []:
-                if is_run(run):
-                    found.setdefault(run.name, run)
-        return found
 
     def held(self, name: str) -> Served | None:
         """A run that is in memory."""
@@ -139,30 +133,41 @@ class Runs:
             self._held.move_to_end(name)
             return held.served
 
+    def require(self, name: str) -> str | Path:
+        """Where a run is.
+
+        Raises:
+            Refusal: 404, there is none of this name.
+        """
+        if (source := self._sources.find().get(name)) is None:
+            raise _unknown(name)
+        return source
+
     def get(self, name: str) -> Served:
         """A run, loaded if need be.
 
         Raises:
             Refusal: 404, there is no such run; 503, it can't be loaded.
         """
-        with self._loading:  # one at a time: they would take each other's memory and processor
-            if (served := self.held(name)) is not None:
-                return served
-            if (source := self._find().get(name)) is None:
-                raise _unknown(name)
-            state = state_of(source)
-            if (left := self._failed.left(name, state)) <= 0:
-                try:
-                    return self._load(name, source, state)
-                except Exception as error:
-                    self._failed.add(name, state, f"The run '{name}' can't be loaded: {_cause(error)}")
-                    left = RETRY_SECONDS
+        source = self.require(name)
+        state = state_of(source)
+        if (left := self._failed.left(name, state)) <= 0:
+            try:
+                folder = self._sources.folder(source)  # whoever waits for a hub waits alone
+                with self._loading:  # one at a time: they would take each other's memory and processor
+                    if (served := self.held(name)) is not None:
+                        return served
+                    if (left := self._failed.left(name, state)) <= 0:
+                        return self._load(name, source, folder, state)
+            except Exception as error:
+                self._failed.add(name, state, f"The run '{name}' can't be loaded: {_cause(error)}")
+                left = RETRY_SECONDS
         text = f"The run '{_cut(name)}' can't be loaded: the server's log says why."
         raise Refusal(503, "run", text, {"Retry-After": str(math.ceil(left))})
 
-    def _load(self, name: str, source: str | Path, state: State) -> Served:
-        if not is_on_hub(source):
-            read_run(source)  # one that can't be read takes no other's place
+    def _load(self, name: str, source: str | Path, folder: Path, state: State) -> Served:
+        _, facts = read_run(folder)  # what can't be read takes no other's place
+        read_weights(folder / WEIGHTS, facts.get(DIGEST))
         evicted = False
         with self._lock:
             while len(self._held) >= self._most and name not in self._held:
@@ -171,12 +176,14 @@ class Runs:
         if evicted:  # before another takes memory
             self._collect()
         predictor = Predictor(
-            source, device=self._device, batch_size=self._settings.batch, compile=self._compile
+            folder, device=self._device, batch_size=self._settings.batch, compile=self._compile
         )
+        if is_on_hub(source):
+            forget_tables(predictor.settings)
         served = Served(name, predictor, self._settings)  # what changed meanwhile differs at the next look
         with self._lock:
             replaced = self._held.pop(name, None) is not None
-            self._held[name] = _Held(state, served)
+            self._held[name] = _Held(source, state, served)
         if replaced:
             self._collect()
         self._failed.forget(name)
@@ -196,27 +203,27 @@ class Runs:
             self._dropped = False
             gc.collect()
         with self._lock:
-            states = {name: held.state for name, held in self._held.items()}
-        there = self._find()
-        for name, state in states.items():
-            if name not in there or not (found := state_of(there[name])):
+            every = [(name, held.source, held.state) for name, held in self._held.items()]
+        there = self._sources.find()
+        for name, source, state in every:
+            if there.get(name) != source or not (found := state_of(source)):
                 with self._lock:
                     self._held.pop(name, None)
                 self._report(f"The run '{name}' is gone.")
                 self._dropped = True
             elif found != state and self._failed.left(name, found) <= 0:
-                self._replace(name, there[name], found)
+                self._replace(name, Path(source), found)
         for failures in (self._failed, self._unread):
             failures.keep(there)
         for name in set(self._described) - set(there):
             self._described.pop(name, None)
 
-    def _replace(self, name: str, source: str | Path, state: State) -> None:
+    def _replace(self, name: str, folder: Path, state: State) -> None:
         try:
             with self._loading:
                 if self.held(name) is None:
                     return  # dropped meanwhile
-                self._load(name, source, state)
+                self._load(name, folder, folder, state)
             self._report(f"The run '{name}' was replaced.")
         except Exception as error:  # whatever is wrong with it, the others are served
             line = f"The run '{name}' has changed and can't be loaded, so the old one stays: {_cause(error)}"
@@ -228,32 +235,35 @@ class Runs:
         Raises:
             Refusal: 404, there is none of this name.
         """
-        if (source := self._find().get(name)) is None:
-            raise _unknown(name)
-        return self._describe(name, source)
+        return self._describe(name, self.require(name))
 
     def describe_all(self) -> list[dict[str, Any]]:
         """What `/v1/runs` says of all runs, by name."""
-        return [self._describe(name, source) for name, source in sorted(self._find().items())]
+        return [self._describe(name, source) for name, source in sorted(self._sources.find().items())]
 
     def _describe(self, name: str, source: str | Path) -> dict[str, Any]:
-        state = (state_of(source), None if is_on_hub(source) else _stat(Path(source) / METRICS))
+        folder = self._sources.fetched(source)
+        state = (folder, state_of(source), metrics_state_of(source))
         with self._lock:
-            is_held = name in self._held
+            groups = {one: held.served.lane.group for one, held in self._held.items()}
+        is_held = name in groups
         known = self._described.get(name)
         if known is None or known[0] != state:
-            if (found := self._read(name, source, state)) is None:
+            if folder is None:
+                return {"name": name, "error": "It is being fetched from the hub.", "in_memory": False}
+            if (found := self._read(name, folder, state)) is None:
                 why = "It can't be read: the server's log says why."
                 return {"name": name, "error": why, "in_memory": is_held}
             self._described[name] = known = (state, found)
-        return {**known[1], "in_memory": is_held}
+        others = sorted(one for one in groups if is_held and one != name and groups[one] == groups[name])
+        return {**known[1], "in_memory": is_held, "passes_with": others}
 
-    def _read(self, name: str, source: str | Path, state: Any) -> dict[str, Any] | None:
+    def _read(self, name: str, folder: Path, state: Any) -> dict[str, Any] | None:
         """What its files say of a run; None where they can't be read, or couldn't a moment ago."""
         if self._unread.left(name, state) > 0:
             return None
         try:
-            found = _described(name, find_run(source))
+            found = _described(name, folder)
         except Exception as error:
             self._unread.add(name, state, f"The run '{name}' can't be read: {_cause(error)}")
             return None
@@ -264,6 +274,7 @@ class Runs:
         """Begin to look for changes."""
         if self._thread is None:
             self._ended.clear()
+            self._sources.fetch(self._ended)
             self._thread = threading.Thread(target=self._watch, name="mope-runs", daemon=True)
             self._thread.start()
 
@@ -280,52 +291,15 @@ class Runs:
                 self._report(f"The runs can't be looked at: {_cause(error)}")
 
 
-def find_runs(paths: Sequence[str]) -> tuple[dict[str, str | Path], list[Path]]:
-    """Runs by name, and folders of runs, of what a command line names.
-
-    Raises:
-        UserError: a path is neither, or two runs have the same name.
-    """
-    runs: list[str | Path] = []
-    folders: list[Path] = []
-    for path in paths:
-        folder = Path(path)
-        if is_on_hub(path) or (folder / CONFIG).exists():
-            runs.append(path)
-        elif folder.is_dir():
-            folders.append(folder)
-        else:
-            raise UserError(f"There is no run in {path}: name a run's folder, or a folder of runs.")
-    return named_runs(runs) if runs else {}, folders
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run that has been saved."""
-    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
-
-
-def state_of(run: str | Path) -> State:
-    """What a run's files are like; nothing of one that is gone, and of one on the hub, which stays."""
-    if is_on_hub(run):
-        return ((0, 0, 0),)
-    found = [_stat(Path(run) / name) for name in (CONFIG, WEIGHTS)]
-    return () if None in found else tuple(one for one in found if one is not None)
-
-
-def _stat(file: Path) -> tuple[int, int, int] | None:
-    """What a file is like; None of one that isn't there."""
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns, found.st_ino
-
-
 def _described(name: str, run: Path) -> dict[str, Any]:
     config, facts = read_run(run)
-    metrics = read_metrics(run)
+    said = {"name": name, **describe(config, facts["labels"]), "metrics": {}}
+    try:
+        metrics = read_metrics(run)
+    except UserError:  # it predicts without them
+        return {**said, "metrics_error": "They can't be read: mope evaluate says why."}
     shown = {split: metrics[split] for split in ("validation", "test") if split in metrics}
-    return {"name": name, **describe(config, facts["labels"]), "metrics": shown}
+    return {**said, "metrics": shown}
 
 
 def _unknown(name: str) -> Refusal:

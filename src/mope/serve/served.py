@@ -7,7 +7,7 @@ from typing import Any
 
 from mope.config import Config, InputConfig
 from mope.data.readers import ImageReader
-from mope.encoders.pool import may_share
+from mope.encoders.pool import own_because
 from mope.fusion import FUSIONS
 from mope.fusion.base import InRounds
 from mope.media.cells import BadCell
@@ -137,10 +137,8 @@ class Sample:
 def alone_because(config: Config) -> str | None:
     """Why no other run's rows go through the model with those of a run; None if they may."""
     for key, entry in needed_inputs(config).items():
-        if entry.kind == "table":
-            return f"the table '{key}' has an encoder of the run's own"
-        if not may_share(entry):
-            return f"the encoder of '{key}' is the run's own (tuning: {entry.encoder.tuning})"
+        if (why := own_because(entry)) is not None:
+            return f"the encoder of '{key}' is the run's own ({why})"
     if not issubclass(FUSIONS[config.fusion.method], InRounds):
         return f"the fusion '{config.fusion.method}' works among its encoders' layers or tokens"
     return None
