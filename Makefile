@@ -13,7 +13,7 @@ help:
 	@echo "make install   the environment in .venv; afterwards .venv/bin/mope works"
 	@echo "make demo      train, evaluate and predict on the offline demo set"
 	@echo "make demo-segmentation   a phrase and a picture in, a mask out"
-	@echo "make demo-baselines   the demo with one input alone, twice"
+	@echo "make demo-baselines   the demo with one input alone, without experts, and as a linear probe"
 	@echo "make scenes-full   the data of the quick studies"
 	@echo "make check     format, lint, types, and that the documentation builds"
 	@echo "make docs      the documentation as a site"
@@ -66,13 +66,17 @@ demo-segmentation: $(STAMP)
 scenes-full: $(STAMP)
 	$(BIN)/mope data scenes data/scenes/full12 --level full --kinds 12 --size 84 --train 1500 --validation 150 --test 400
 
-# The two rows beside MoPE in the README's table: one input alone.
+# The rows beside MoPE in the README's table: one input alone, a linear probe, and no experts.
 demo-baselines: $(STAMP)
 	$(BIN)/mope data scenes $(SCENES)
 	$(BIN)/mope train configs/demo_image_only.yaml --resume
 	$(BIN)/mope evaluate runs/demo_image_only
 	$(BIN)/mope train configs/demo_text_only.yaml --resume
 	$(BIN)/mope evaluate runs/demo_text_only
+	$(BIN)/mope train configs/demo.yaml --method Probe --output runs/demo_probe --resume
+	$(BIN)/mope evaluate runs/demo_probe
+	$(BIN)/mope train configs/demo.yaml --method P-SeqFuse --output runs/demo_seqfuse --resume
+	$(BIN)/mope evaluate runs/demo_seqfuse
 
 # The README's pictures of the report and the page; takes Debian's chromium.
 screenshots: $(STAMP)

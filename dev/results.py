@@ -19,8 +19,10 @@ from mope.device import pick_device, use_bf16
 ROWS = {
     "runs/demo_image_only": "picture alone (P-ImgOnly)",
     "runs/demo_text_only": "question alone (P-TextOnly)",
+    "runs/demo_probe": "both, as frozen features (Probe)",
+    "runs/demo_seqfuse": "both, without experts (P-SeqFuse)",
+    "runs/demo": "both (MoPE-clusters, k=4)",
 }
-ROWS["runs/demo"] = "**both (MoPE-clusters, k=4)**"
 STUDY, STUDY_END = re.compile(r"<!-- table: (\S+) -->\n"), "<!-- end of table -->\n"
 BEGIN, END = "<!-- results: make results -->\n", "<!-- end of results -->\n"
 
