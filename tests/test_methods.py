@@ -135,6 +135,31 @@ def test_a_method_leaves_where_the_head_begins_to_the_config(base, name):
         assert METHODS[name].apply(base).training.head_start == start
 
 
+def test_a_config_that_names_no_routing_is_the_recipe_s():
+    """`mope train` without a method trains what the tables call MoPE-clusters; the paper's routing stays its
+    own, whatever the defaults are."""
+    content = {"task": "classification", "fusion": {"main": "image"}, "data": {"train": "t", "label": "l"}}
+    content["inputs"] = {
+        "image": {"kind": "image", "column": "i", "encoder": {"weights": "hub:a"}},
+        "text": {"kind": "text", "column": "t", "encoder": {"weights": "hub:b", "tuning": "prompt"}},
+    }
+    default = Config.parse(content)
+    recipe, paper = (METHODS[name].apply(default) for name in ("MoPE-clusters", "MoPE"))
+    assert recipe.fusion.tau == default.fusion.tau
+    free = {"temperature"}  # null means the same
+    assert recipe.fusion.model_dump(exclude=free) == default.fusion.model_dump(exclude=free)
+    assert recipe.training == default.training
+    routing = paper.fusion.model_dump(include={"standardise", "similarity", "keys", "joining", "top"})
+    assert routing == {
+        "standardise": False,
+        "similarity": "dot",
+        "keys": "orthogonal",
+        "joining": "beside",
+        "top": None,
+    }
+    assert (paper.fusion.tau, paper.training.router_factor, paper.fusion.experts) == (0.1, 1.0, 4)
+
+
 def test_what_defines_a_method_isn_t_the_config_s(base):
     base = base.with_settings({"fusion.top": 1, "fusion.expert_dropout": 0.5})
     for name in ("MoPE", "MoPE-k16", "MoPE-clusters", "MoPE-both"):

@@ -369,6 +369,6 @@ _PAPER = (
         "Branches of width 64 in both encoders and the mapper; in the main encoder alone it is 2.6 M.",
     ),
 )
-"""The rows of Tab. I and IX, and Frozen."""
+"""The rows of Tab. I and IX; and beside them Probe, Frozen, MoPE-clusters and MoPE-both."""
 
 METHODS.update({method.name: method for method in _PAPER})
