@@ -39,6 +39,7 @@ COMMANDS = {
         for name in ("vit-b", "bert-base", "dinov2-s")
     },
     "step": ["step"],
+    "compiled": ["step", "--compile"],
     "serve": ["serve", "{run}", "--rounds", "15"],
     "runs100": ["serve", "{run}", "--runs", "100", "--rounds", "15"],
 }
@@ -65,6 +66,7 @@ LINES = (
     ),
     ("prompts-swin-b", ("training", "memory"), "the same, peak memory", "0.50"),
     ("step", (), "the demo's training step over the sum of its bare parts", "1.10"),
+    ("compiled", ("compiled",), "the demo's training step, compiled by torch.compile over plain", "-"),
     ("serve", ("single",), "a row served over the bare forward pass, demo run", "1.10"),
     ("serve", ("parallel",), "64 clients over rows predicted at once, rows per second", "0.90"),
     ("runs100", ("memory",), "100 runs in one server over one, memory", "1.2"),

@@ -188,3 +188,12 @@ def test_the_commands(tmp_path, capsys):
 def test_bad_input_is_said_in_a_sentence(arguments, said, capsys):
     assert main(["bench", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_measured_beside_the_plain_one(capsys):
+    words = ["bench", "step", "--model", "tiny", "--batch", "2", "--repeats", "1", "--compile", "--json"]
+    assert main([*words, "--precision", "fp32", "--device", "cpu"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    seconds = found["seconds"]
+    assert found["compiled"]["ratio"] == pytest.approx(seconds["compiled step"] / seconds["step"])

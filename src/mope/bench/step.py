@@ -42,6 +42,7 @@ class StepSettings:
         repeats: turns of each variant.
         precision: "auto", "bf16" or "fp32", as in training.
         device: None for the best there is.
+        compile: whether the step is measured as `training.compile` has it, too.
     """
 
     size: str = "demo"
@@ -50,6 +51,7 @@ class StepSettings:
     repeats: int = 15
     precision: str = "auto"
     device: str | None = None
+    compile: bool = False
 
 
 def bench_step(settings: StepSettings) -> dict[str, Any]:
@@ -58,7 +60,8 @@ def bench_step(settings: StepSettings) -> dict[str, Any]:
     Returns:
         `settings`, `machine`, median `seconds` of the step and of each encoder by its input's name and
         kernel; `ratio`, the median over turns of the step over the sum of the encoders, each by its faster
-        kernel, and its `interval`, see `Ratio`.
+        kernel, and its `interval`, see `Ratio`. With `compile` there are in `compiled` the `ratio` and the
+        `interval` of the compiled step over the plain one.
 
     Raises:
         UserError: there is no such method, or it doesn't send gradients through both encoders, frozen, which
@@ -72,6 +75,8 @@ def bench_step(settings: StepSettings) -> dict[str, Any]:
     batch = random_batch(settings.size, settings.batch, device)
     dtype = frozen_dtype(settings.precision, device)
     variants: dict[str, Callable[[], None]] = {"step": _step(settings, batch, device)}
+    if settings.compile:
+        variants["compiled step"] = _step(settings, batch, device, compile=True)
     names = list(batch)
     for kernel in _KERNELS:
         for name, model in bare_encoders(settings.size, device).items():
@@ -81,13 +86,17 @@ def bench_step(settings: StepSettings) -> dict[str, Any]:
     seconds = turns.medians
     fastest = [min((f"{name}, {kernel}" for kernel in _KERNELS), key=seconds.__getitem__) for name in names]
     ratio = turns.ratio("step", *fastest)
-    return {
+    found = {
         "settings": asdict(settings),
         "machine": machine_of(settings.precision, device),
         "seconds": seconds,
         "ratio": ratio.median,
         "interval": ratio.interval,
     }
+    if settings.compile:
+        compiled = turns.ratio("compiled step", "step")
+        found["compiled"] = {"ratio": compiled.median, "interval": compiled.interval}
+    return found
 
 
 def _require_prompts(settings: StepSettings) -> None:
@@ -102,10 +111,15 @@ def _require_prompts(settings: StepSettings) -> None:
 
 
 def _step(
-    settings: StepSettings, batch: dict[str, dict[str, Tensor]], device: torch.device
+    settings: StepSettings,
+    batch: dict[str, dict[str, Tensor]],
+    device: torch.device,
+    compile: bool = False,
 ) -> Callable[[], None]:
     """A method's step: forward, backward and AdamW."""
     model = build(find_method(settings.method), settings.size, settings.precision, device).train()
+    if compile:
+        model.compile()
     labels = torch.arange(settings.batch, device=device) % len(LABELS)
     inputs = inputs_of(model, batch)
     optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-3)

@@ -62,6 +62,7 @@ def _add_step(bench: Any) -> None:
     verb.add_argument("--repeats", type=int, default=15, metavar="N", help="turns of each variant (15)")
     verb.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="arithmetic")
     verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
+    verb.add_argument("--compile", action="store_true", help="the step by torch.compile as well")
 
 
 def _add_experts(bench: Any) -> None:
@@ -180,7 +181,13 @@ def bench_step(options: argparse.Namespace) -> None:
     from mope.bench.step import bench_step as run
 
     settings = StepSettings(
-        options.model, options.method, options.batch, options.repeats, options.precision, options.device
+        options.model,
+        options.method,
+        options.batch,
+        options.repeats,
+        options.precision,
+        options.device,
+        options.compile,
     )
     result = run(settings)
     if options.json:
@@ -188,7 +195,10 @@ def bench_step(options: argparse.Namespace) -> None:
         return
     rows = [[name, f"{1000 * value:.1f}"] for name, value in result["seconds"].items()]
     ratio = _ratio(result["ratio"], result["interval"])
-    print_table(["", "ms"], [*rows, ["step over the sum of bare passes", ratio]])
+    rows.append(["step over the sum of bare passes", ratio])
+    if (compiled := result.get("compiled")) is not None:
+        rows.append(["compiled step over the plain one", _ratio(compiled["ratio"], compiled["interval"])])
+    print_table(["", "ms"], rows)
     print(_machine(options, result))
 
 
