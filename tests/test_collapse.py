@@ -134,8 +134,10 @@ def test_collapsed_experts_are_seen(config, temperature, collapsed):
 def test_the_training_asks_the_epoch_that_is_kept(config, monkeypatch):
     asked = []
     monkeypatch.setattr("mope.training.launch.collapse", lambda *given: asked.append(given[:2]))
-    result = train(changed(config, training={"epochs": 3}), report=quiet)
+    rates = dict.fromkeys(("learning_rate", "complementary_learning_rate", "encoder_learning_rate"), 1e-9)
+    result = train(changed(config, fusion=PUBLISHED, training={"epochs": 2, **rates}), report=quiet)
     (history, best), *others = asked
     assert not others
     assert [one["epoch"] for one in history if one["step"] == best] == [result["best_epoch"]]
+    assert result["best_epoch"] < history[-1]["epoch"]  # nothing is learned, so the first is as good
     assert all({"used", "uneven"} <= set(one) for one in history)
