@@ -18,6 +18,7 @@ def use(used: list[float], uneven: list[float] | None = None) -> Use:
 
 def entry(step: int, used: list[float], uneven: list[float] | None = None) -> dict:
     """What is kept of an epoch of ten steps, of four experts."""
+    uneven = uneven or [4 / one - 1 for one in used]
     return {"step": step, "epoch": step / 10, "experts": 4, **use(used, uneven).logged()}
 
 
@@ -89,12 +90,20 @@ def test_only_what_would_change_something_is_advised(config):
     assert "fewer --fusion.experts (they are 4)" in said
     assert f"`mope explain {config.output}`" in said
     assert "--fusion.experts 1, one prompt for all rows" in said
+    untested = changed(config, data={"test": None})  # as of `mope fit`
+    said = collapse([entry(10, [1.0, 1.0])], 10, untested)
+    assert said is not None
+    assert f"`mope explain {config.output} --data TABLE`" in said
+    said = advice(config, experts=4)
     assert "--fusion.top" not in said
     assert "the last one was the best" not in said
     said = advice(config, **PUBLISHED)
     assert "--fusion.keys clusters --fusion.standardise true --fusion.similarity cosine, so that" in said
     assert "temperature (it is 0.1)" in said
     assert "--fusion.keys clusters, so that" in advice(config, keys="learned")
+    said = advice(config, importance_threshold=5.0)  # above what even one expert alone has
+    assert "a smaller --fusion.importance_threshold (it is 5)" in said
+    assert "--fusion.importance_weight" not in said
     assert "--fusion.top null" in advice(config, top=1, experts=4)
     said = advice(config, temperature=1.0, importance_weight=1.0, experts=2)
     assert "What may help" not in said

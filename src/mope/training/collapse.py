@@ -115,20 +115,23 @@ def collapse(history: Sequence[Mapping[str, Any]], best: int | None, config: Con
         )
     if kept is not history[-1]:
         found.append(f"This is of epoch {kept['epoch']:.3g}, whose weights are kept.")
-    if advised := _advice(config, kept is history[-1]):
+    if advised := _advice(config, use, kept is history[-1]):
         found.append(f"What may help: {'; '.join(advised)}.")
+    has_test_rows = config.data.test is not None or config.data.split_column is not None
+    table = "" if has_test_rows else " --data TABLE"
     found.append(
-        f"`mope explain {config.output}` says whether its answers depend on them; a run with "
+        f"`mope explain {config.output}{table}` says whether its answers depend on them; a run with "
         "--fusion.experts 1, one prompt for all rows, is one to compare with."
     )
     return " ".join(found)
 
 
-def _advice(config: Config, still_better: bool) -> list[str]:
+def _advice(config: Config, use: Use, still_better: bool) -> list[str]:
     """What would change something for a run with these settings.
 
     Args:
         config: the settings.
+        use: of the experts.
         still_better: whether the last epoch was the best.
     """
     fusion, found = config.fusion, []
@@ -145,7 +148,9 @@ def _advice(config: Config, still_better: bool) -> list[str]:
         found.append("--fusion.top null, which mixes all experts")
     if fusion.tau < 1:
         found.append(f"a higher --fusion.temperature (it is {fusion.tau:g})")
-    if fusion.importance_weight < 1:
+    if max(use.uneven) <= fusion.importance_threshold:  # there the loss is zero, whatever its weight
+        found.append(f"a smaller --fusion.importance_threshold (it is {fusion.importance_threshold:g})")
+    elif fusion.importance_weight < 1:
         found.append(f"a larger --fusion.importance_weight (it is {fusion.importance_weight:g})")
     if fusion.experts > 2:
         found.append(f"fewer --fusion.experts (they are {fusion.experts})")
