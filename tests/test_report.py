@@ -139,7 +139,10 @@ def test_a_page_says_what_its_units_mean_and_where_good_ends(config, tables):
     file.write_text("\n".join(["picture,question", *lines]) + "\n")
     page = explained(config, "--data", str(file))
     assert "These rows have no column “colour” with the right answers" in page
-    assert "these rows have no right answers." in page or "all rows get nearly the same mixture" in page
+    assert (
+        "question, which takes rows with the right answers." in page
+        or "all rows get nearly the same mixture" in page
+    )
     assert "“Likely” is" not in page
     assert "Tells of" not in page
 

@@ -154,13 +154,10 @@ def test_whether_experts_matter_is_what_one_mixture_for_all_rows_changes():
     assert "a router mixes 4 of them anew for each row" in intro
     assert verdict == f"{same} falls from 0.900 to 0.850 (likely by 0.040 to 0.060): the experts matter."
     assert "what could be told of its label" in use
+    nothing, few = "the experts do nothing that one prompt wouldn't", "or these rows are too few to tell."
     for interval, begins, ends in (
-        ((0.0, 0.0), "stays at 0.900:", "wouldn't, as far as 40 rows tell."),
-        (
-            AROUND,
-            "changes by +0.005 (likely between -0.010 and +0.020):",
-            "wouldn't, as far as 40 rows tell.",
-        ),
+        ((0.0, 0.0), "stays at 0.900:", f"{nothing}."),
+        (AROUND, "changes by +0.005 (likely between -0.010 and +0.020):", f"{nothing}, {few}"),
         (ABOVE, "rises from 0.900 to 0.950 (likely", "one prompt would do better on these rows."),
     ):
         verdict = summary_of(split, labels, of_mixture(interval))[1]
@@ -173,9 +170,11 @@ def test_a_split_alone_is_no_success():
     split = numpy.eye(4)[[0, 1] * 20][:, None].repeat(3, axis=1)
     verdict = summary_of(split, ["left", "right"] * 20)[1]
     assert verdict.startswith("Rows are routed differently; whether answers depend on it is another question")
-    assert verdict.endswith("it wasn't measured here.")
+    assert verdict.endswith("question, which wasn't asked here.")
     found = explanation(experts=experts_of(split, []), targets=None)
-    assert in_words(found, "accuracy", settings_of())[2].endswith("these rows have no right answers.")
+    assert in_words(found, "accuracy", settings_of())[2].endswith(
+        "question, which takes rows with the right answers."
+    )
     verdict, use = summary_of(flat(), ["left", "right"] * 20)[1:]
     assert verdict.startswith("The experts do nothing that one prompt wouldn't")
     assert "In every layer all rows get nearly the same mixture." in use

@@ -136,14 +136,12 @@ def _verdict(found: Explanation, experts: Experts, greater: bool) -> str:
     if loss is None and experts.alike == layers:
         return "The experts do nothing that one prompt wouldn't: all rows get nearly the same mixture."
     if loss is None:
-        why = "these rows have no right answers" if found.targets is None else "it wasn't measured here"
-        return f"Rows are routed differently; whether answers depend on it is another question: {why}."
+        why = "takes rows with the right answers" if found.targets is None else "wasn't asked here"
+        return f"Rows are routed differently; whether answers depend on it is another question, which {why}."
     same = "With the same mixture for every row"
     if not _is_seen(loss):
-        return (
-            f"{same} {_no_change(loss)}: the experts do nothing that one prompt wouldn't, "
-            f"as far as {len(found.table)} rows tell."
-        )
+        hedge = ", or these rows are too few to tell" if loss.low or loss.high else ""
+        return f"{same} {_no_change(loss)}: the experts do nothing that one prompt wouldn't{hedge}."
     if _is_worse(loss, greater):
         return f"{same} {_change(loss)}: the experts matter."
     return f"{same} {_change(loss)}: one prompt would do better on these rows."
