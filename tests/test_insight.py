@@ -14,15 +14,14 @@ from PIL import Image
 
 from mope.cli import main
 from mope.config import Config
-from mope.data.table import MemoryTable, open_table
+from mope.data.table import open_table
 from mope.encoders import TransformerEncoder
 from mope.errors import UserError
 from mope.insight import explain_rows, figures, routing, words
 from mope.insight.answers import confusion_counts, label_scores
 from mope.insight.attention import attention_maps
-from mope.insight.explanation import Experts, Explanation, _information
-from mope.insight.shuffle import Loss, Shuffled
-from mope.insight.summary import in_words
+from mope.insight.explanation import _information
+from mope.insight.shuffle import Shuffled
 from mope.methods import find_method
 from mope.model import FusionModel
 from mope.predictor import Predictor
@@ -321,69 +320,3 @@ def test_figures_take_whatever_there_is():
     assert (content[:4], len(numbers["f1"])) == (b"\x89PNG", 3000)
     _, numbers = figures.label_f1(label_scores([["a"], ["a", "b"]], [["a"], ["b"]], ["a", "b"]))
     assert numbers["f1"] == {"a": pytest.approx(2 / 3), "b": 1.0}
-
-
-def summary_of(scores: numpy.ndarray, labels: list[str], **columns: list[str]) -> str:
-    """What the report says first of experts with these scores (N, L, k); other columns by name."""
-    shares = routing.importance(scores)
-    similarity = numpy.zeros((scores.shape[1], scores.shape[2], scores.shape[2]))
-    experts = Experts(
-        scores,
-        shares,
-        routing.effective_experts(shares),
-        routing.score_entropy(scores),
-        routing.mutual_information(scores, labels),
-        {name: routing.mutual_information(scores, values) for name, values in columns.items()},
-        similarity,
-        routing.top_samples(scores, 1),
-        names=[str(layer + 1) for layer in range(scores.shape[1])],
-    )
-    table = MemoryTable([{"a": 1}] * len(scores))
-    losses = [
-        Loss(("text",), "accuracy", 0.3, -0.6, -0.7, -0.5),
-        Loss(("image",), "accuracy", 0.9, 0, -0.1, 0.1),
-    ]
-    found = Explanation(table, [], None, experts, {"accuracy": 0.9}, None, None, [], losses, None)
-    sentences = in_words(found, "accuracy")
-    assert sentences[0] == f"It is right on 90.0% of {len(scores)} rows."
-    assert sentences[1].startswith("It uses text")
-    assert sentences[2].startswith("It makes no difference that can be seen whose image")
-    return sentences[3]
-
-
-def test_the_report_begins_with_what_experts_do_or_that_they_do_nothing():
-    labels = ["left", "right"] * 20
-    one = numpy.zeros((40, 3, 4))
-    one[..., 0] = 1.0
-    assert "do nothing that one prompt wouldn't" in summary_of(one, labels)
-    assert "nearly the same mixture" in summary_of(numpy.full((40, 3, 4), 0.25), labels)
-    random = numpy.eye(4)[numpy.random.default_rng(0).integers(0, 4, (40, 3))]
-    assert "next to nothing of its label" in summary_of(random, ["same"] * 40)
-    split = random.copy()
-    split[:, 1] = numpy.eye(4)[[0, 1] * 20]
-    assert "by label most in layer 2: knowing the expert says 0.9" in summary_of(split, labels)
-    assert "bits of it, of 1.00 that 4 experts could" in summary_of(split, labels)
-    assert "by asks most in layer 2" in summary_of(split, ["same"] * 40, asks=labels)
-    assert "nothing of its label or asks" in summary_of(random, ["same"] * 40, asks=["same"] * 40)
-
-
-def test_few_experts_that_split_the_rows_do_something():
-    """Two of eight are used in each layer, each by the rows of a label."""
-    labels = ["left", "right"] * 100
-    split = numpy.eye(8)[numpy.array([0, 1] * 100)][:, None].repeat(3, axis=1)
-    found = summary_of(split, labels)
-    assert "2.0 are used on average; half or more in 0 of 3 layers. They split the rows by label" in found
-
-
-def test_a_split_that_so_few_rows_have_by_chance_is_none():
-    """The largest of many layers and columns is above any fixed bound somewhere."""
-    split = may_be_chance = 0
-    for seed in range(20):
-        generator = numpy.random.default_rng(seed)
-        random = numpy.eye(4)[generator.integers(0, 4, (40, 12))]
-        values = [str(value) for value in generator.integers(0, 10, 40)]
-        found = summary_of(random, values)
-        split += "They split the rows" in found
-        may_be_chance += "which so few rows may have by chance" in found
-    assert split <= 4  # one in twenty
-    assert may_be_chance > 10  # more than a fixed bound, most times

@@ -34,12 +34,15 @@ def counted(predictor, monkeypatch) -> list[int]:
     return sizes
 
 
-def test_two_passes_tell_all_of_two_inputs(predictor, monkeypatch):
+def test_three_passes_tell_all_of_two_inputs_and_of_the_experts(predictor, monkeypatch):
     table = open_table(predictor.settings.data.test)
     sizes = counted(predictor, monkeypatch)
     found = explain_rows(predictor, table, attention=0)
     assert {loss.inputs for loss in found.losses} == {("image",), ("text",), ("image", "text")}
-    assert sum(sizes) == 2 * len(table)
+    assert found.alike is not None
+    assert sum(sizes) == 3 * len(table)
+    explain_rows(predictor, table, shuffle=False, attention=0)
+    assert sum(sizes) == 4 * len(table)
 
 
 @pytest.mark.parametrize("first", ["image", "text"])

@@ -18,7 +18,6 @@ from mope.methods import find_method
 from mope.model import FusionModel
 from mope.predictor import Predictor
 from mope.training import train
-from mope.training.progress import collapse, effective_experts
 
 MOPE = {
     "fusion.experts",
@@ -300,11 +299,6 @@ def test_what_saves_memory_or_time_leaves_the_losses_as_they_are(config, tmp_pat
     assert len(compiled) == (setting == "compile")
 
 
-def test_effective_experts():
-    importance = torch.tensor([[1.0, 1.0, 1.0, 1.0], [5.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
-    torch.testing.assert_close(effective_experts(importance), torch.tensor([4.0, 1.0, 2.0]))
-
-
 def test_weights_of_another_model_are_refused(config):
     train(config, report=quiet)
     folder = Path(config.output)
@@ -336,31 +330,3 @@ def test_metrics_json_is_what_train_returns(config):
     importance = torch.tensor(result["history"][0]["importance"])
     assert importance.shape == (2, 3)
     torch.testing.assert_close(importance.sum(dim=1), torch.ones(2))
-
-
-def test_what_dropout_spreads_is_collapsed_all_the_same(config):
-    """What counts is how rows are routed when it matters, not which experts training left them."""
-    published = {"standardise": False, "similarity": "dot", "keys": "orthogonal"}
-    settings = {"temperature": 0.001, "experts": 8, "importance_weight": 0.0, "expert_dropout": 0.8}
-    history = train(changed(config, fusion={**settings, **published}), report=quiet)["history"]
-    shares = torch.tensor(history[-1]["importance"])
-    assert float(effective_experts(shares).mean()) > 4 > history[-1]["experts_used"]
-    assert collapse(history) is not None
-
-
-@pytest.mark.parametrize(("temperature", "collapsed"), [(0.001, True), (100.0, False)])
-def test_collapsed_experts_are_seen(config, temperature, collapsed):
-    """Each row's scores at a temperature near zero are all of one expert's, and here the same one's."""
-    published = {"standardise": False, "similarity": "dot", "keys": "orthogonal"}
-    config = changed(
-        config, fusion={"temperature": temperature, "experts": 8, "importance_weight": 0.0, **published}
-    )
-    lines = []
-    history = train(config, report=lines.append)["history"]
-    assert (history[-1]["experts_used"] < 4) == collapsed
-    assert history[-1]["experts_used"] == pytest.approx(sum(history[-1]["used"]) / 2)
-    assert lines[2].count("of 8 (few)") == collapsed
-    assert (
-        any("Few of the experts are used" in line and "--method P-SeqFuse" in line for line in lines)
-        == collapsed
-    )

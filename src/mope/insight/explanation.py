@@ -13,6 +13,7 @@ from mope.errors import UserError
 from mope.insight import routing, words
 from mope.insight.answers import confusion_counts, label_scores
 from mope.insight.attention import attention_of
+from mope.insight.mixture import mix_alike
 from mope.insight.routing import Floats
 from mope.insight.seen import see
 from mope.insight.shuffle import Loss, shuffle_inputs
@@ -25,7 +26,11 @@ from mope.tasks.metrics import compute_metrics
 TOP = 8
 """Samples shown of each expert."""
 
+LITTLE = 0.05
+"""Of what routing could tell of a column, below which it tells next to nothing."""
+
 _FEW = 30  # values of a column that experts may split rows by
+_ALIKE = 0.95  # of the experts that all rows use, from which on each row uses nearly all of them
 
 
 @dataclass
@@ -59,6 +64,39 @@ class Experts:
     labels: list[list[list[tuple[str, float]]]] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
 
+    @property
+    def few(self) -> int:
+        """In how many layers fewer than half of the experts are used."""
+        return int((self.effective < self.importance.shape[1] / 2).sum())
+
+    @property
+    def mixed(self) -> Floats:
+        """Effective number of experts in a row's own mixture (L,), as `effective` is over all rows."""
+        return numpy.exp(self.entropy)
+
+    @property
+    def alike(self) -> int:
+        """In how many layers all rows get nearly the same mixture: each row's has as many as all together."""
+        return int((self.mixed / self.effective > _ALIKE).sum())
+
+    @property
+    def known(self) -> dict[str, routing.Information]:
+        """What the expert says of the label, if rows have any by name, and of other columns."""
+        label = {} if self.information is None else {"label": self.information}
+        return label | self.columns
+
+    def told(self) -> dict[str, Floats]:
+        """Of each of `known`, what the expert tells of all it could, from 0 to 1 (L,).
+
+        It is 0 in layers where it isn't more than shuffled columns show by chance, or next to nothing.
+        """
+        known = self.known
+        least = routing.by_chance(list(known.values())) if known else 0.0
+        return {
+            name: numpy.where((one.bits > least) & (one.shares >= LITTLE), one.shares, 0.0)
+            for name, one in known.items()
+        }
+
     def clearest(self, count: int = 4) -> list[tuple[int, int]]:
         """(layer, expert) of those that can be described best: whose words or labels stand out most.
 
@@ -90,6 +128,8 @@ class Explanation:
         history: what training kept of each epoch: losses, validation metrics, `importance` (L, k) and
             `imbalance` (L,), which is the mean over batches of what the importance loss takes (Eq. 6).
         losses: what shuffling inputs costs; empty without labels.
+        alike: what it costs to give all rows one mixture of experts, see `mix_alike`; None without labels or
+            experts.
         attention: attention over the main input's picture (N or fewer, rows, columns), for the first rows;
             None where it can't be had.
         no_attention: why it can't be had.
@@ -108,6 +148,7 @@ class Explanation:
     attention: Floats | None
     no_attention: str = ""
     left_out: int = 0
+    alike: Loss | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The numbers as plain values; scores and attention are left out, `predict --routing` gives them."""
@@ -130,6 +171,7 @@ class Explanation:
             "history": self.history,
             "experts": experts,
             "shuffled": [vars(loss) for loss in self.losses],
+            "same_mixture": None if self.alike is None else vars(self.alike),
         }
 
 
@@ -145,7 +187,8 @@ def explain_rows(
     Args:
         predictor: the run.
         rows: a table, or mappings with the run's columns; with the label's column there is more to see.
-        shuffle: whether to find out what shuffling inputs costs; it takes a pass over the rows per input.
+        shuffle: whether to find out what shuffling inputs costs, and giving all rows one mixture of experts;
+            it takes a pass over the rows per input, and one more for experts.
         attention: for how many of the first rows to keep attention.
 
     Raises:
@@ -173,6 +216,9 @@ def explain_rows(
         if shuffle and len(table) > 1:
             losses = shuffle_inputs(predictor, table, seen.outcome)
     experts = _experts(predictor, table, predictions, names) if predictions[0].routing else None
+    alike = None
+    if experts is not None and seen.outcome is not None and shuffle and len(table) > 1:
+        alike = mix_alike(predictor, table, seen.outcome, experts.scores)
     maps, reason = _attention(predictor, table.select(range(min(attention, len(table)))))
     return Explanation(
         table,
@@ -186,6 +232,7 @@ def explain_rows(
         maps,
         reason,
         left_out,
+        alike,
     )
 
 

@@ -62,12 +62,14 @@ def importance_map(importance: Floats, names: Sequence[str]) -> Figure:
                 share = importance[layer, expert]
                 colour = "black" if share > 0.6 * importance.max() else "white"
                 axes.text(expert, layer, f"{100 * share:.0f}", ha="center", va="center", color=colour, size=7)
-    plot.colorbar(shown, label="share of the routing (numbers in %)")
+    plot.colorbar(shown, label="part of all routing (numbers in %)")
     return png(plot), {"importance": importance.tolist()}
 
 
 def training_course(history: Sequence[Mapping[str, Any]], threshold: float | None) -> Figure | None:
-    """Imbalance of each layer over training beside the loss's threshold; the last layer's shares (Fig. 7).
+    """Imbalance of each layer over training beside the loss's threshold; the last layer's shares.
+
+    The paper has such a figure of one layer (Fig. 7).
 
     Args:
         history: a run's, an entry per epoch. Imbalance is of each batch, as the loss sees it, on average.
@@ -85,13 +87,16 @@ def training_course(history: Sequence[Mapping[str, Any]], threshold: float | Non
         left.plot(
             epochs, uneven[:, layer], color=_BLUE, alpha=0.25 + 0.7 * layer / uneven.shape[1], marker="."
         )
-    left.set(xlabel="epoch", ylabel="(std / mean)² in a batch", title="each layer; later ones darker")
+    left.set(
+        xlabel="epoch", ylabel="unevenness in a batch (0: all alike)", title="each layer; later ones darker"
+    )
     if threshold is not None:
-        left.axhline(threshold, color=_RED, linestyle="--", label=f"threshold gamma = {threshold:g}")
+        left.axhline(threshold, color=_RED, linestyle="--", label=f"fine below {threshold:g}")
         left.legend(fontsize=8)
+    left.set_ylim(bottom=0)  # where good ends
     for expert in range(shares.shape[2]):
         right.plot(epochs, shares[:, -1, expert], marker=".", label=f"expert {expert + 1}")
-    right.set(xlabel="epoch", ylabel="share of the routing", title="the last layer's experts", ylim=(0, 1))
+    right.set(xlabel="epoch", ylabel="part of all routing", title="the last layer's experts", ylim=(0, 1))
     if shares.shape[2] <= 8:
         right.legend(fontsize=8)
     return png(plot), {"epochs": epochs, "importance": shares.tolist(), "imbalance": uneven.tolist()}
@@ -159,7 +164,7 @@ def shuffled(losses: Sequence[Loss]) -> Figure:
     )
     axes.barh(names, values, xerr=errors.T, color=_BLUE, capsize=3)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel(f"change of {losses[0].metric} when shuffled")
+    axes.set_xlabel(f"change of {losses[0].metric} with another row's")
     return png(plot), {"shuffled": [vars(loss) for loss in losses]}
 
 
@@ -175,7 +180,7 @@ def similarity(found: Floats, names: Sequence[str]) -> Figure:
         ticks = range(found.shape[1]) if found.shape[1] <= 16 else []
         axes.set_xticks(ticks, [str(n + 1) for n in ticks], fontsize=7)
         axes.set_yticks(ticks, [str(n + 1) for n in ticks], fontsize=7)
-    plot.colorbar(shown, ax=list(panels), label="cosine")
+    plot.colorbar(shown, ax=list(panels), label="how alike (1: the same)")
     return png(plot), {"similarity": found.tolist()}
 
 

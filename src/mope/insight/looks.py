@@ -24,7 +24,7 @@ _Panel = tuple[Image.Image, str]
 def add_looks(
     page: Page, predictor: Predictor, other: Predictor | None, found: Explanation, pictures: Pictures
 ) -> None:
-    """Attention over pictures for several texts of each (Fig. 4), or masks (Fig. 9 and 10)."""
+    """Attention over pictures for several texts of each, or masks."""
     runs = {predictor.run.name: predictor}
     if other is not None:
         name, beside = (run.run.resolve().name for run in (predictor, other))
@@ -47,7 +47,8 @@ def _attention(page: Page, runs: Mapping[str, Predictor], found: Explanation, pi
     whose = "that of the patches inside the predicted mask, " if makes_masks else ""
     page.note(
         f"The last layer's attention over the picture, {whose}for the same one with three texts: its own and "
-        "two of other rows. Bright is where it looks; brightness is relative within a picture."
+        "two of other rows. Bright is where it looks; brightness is relative within a picture. A run that "
+        "follows its texts looks elsewhere when they ask for something else."
     )
     strips, numbers, failed = [], [], set()
     for place in _spread(len(found.table), 4):
@@ -74,7 +75,7 @@ def _attention(page: Page, runs: Mapping[str, Predictor], found: Explanation, pi
         if not makes_masks:
             strips.append(_strip(panels))
     if strips:
-        caption = "Attention over the picture, by text (Fig. 4)."
+        caption = "Where it looks in a picture, by text."
         page.figure("attention", (figures.stack(strips), numbers), caption)
 
 
@@ -165,7 +166,7 @@ def _masks(page: Page, runs: Mapping[str, Predictor], found: Explanation, pictur
                 captions.append(name)
                 numbers.append({"run": name, "row": chosen.numbers[place], "mask": mask})
         strips.append(figures.strip(shown, captions))
-    page.figure("masks", (figures.stack(strips), numbers), "Right masks and the runs' (Fig. 9, 10).")
+    page.figure("masks", (figures.stack(strips), numbers), "Right masks, and what the runs take for them.")
 
 
 def _spread(size: int, count: int) -> Sequence[int]:

@@ -133,15 +133,18 @@ def expert_html(
     Args:
         name: what it is called.
         share: of its layer's routing.
-        stand_out: "words" and "labels", (name, z) each.
+        stand_out: "words" and "labels" that are more frequent in the rows it takes, (name, z) each.
         samples: with their scores, best first.
     """
-    tags = "".join(f"<b title='z = {z:.1f}'>{escape(word)}</b>" for word, z in stand_out["words"])
-    tags += "".join(f"<i title='z = {z:.1f}'>{escape(word)}</i>" for word, z in stand_out["labels"])
+    tags = "".join(
+        f'<{tag} title="{z:.1f} standard deviations above chance">{escape(word)}</{tag}>'
+        for tag, kind in (("b", "words"), ("i", "labels"))
+        for word, z in stand_out[kind]
+    )
     shown = "".join(sample.html(score) for sample, score in samples)
     return (
         f'<div class="expert"><h3>{escape(name)}: {describe(share, stand_out)}</h3>'
-        f'<p class="words">{tags or "no word or label stands out"}</p>'
+        f'<p class="words">{tags or "no word or label is more frequent than in other rows"}</p>'
         f'<div class="gallery">{shown}</div></div>'
     )
 
@@ -150,10 +153,10 @@ def describe(share: float, stand_out: Mapping[str, Sequence[tuple[str, float]]])
     """What an expert does, in a few words."""
     if share < 0.005:
         return "hardly ever used"
-    used = f"takes {share:.0%} of the rows' weight"
-    parts = []
-    if stand_out["words"]:
-        parts.append("texts with " + ", ".join(f"“{escape(word)}”" for word, _ in stand_out["words"][:4]))
-    if stand_out["labels"]:
-        parts.append("labels " + ", ".join(f"“{escape(word)}”" for word, _ in stand_out["labels"][:3]))
-    return f"{used}, above all {' and '.join(parts)}" if parts else f"{used}, of every sort"
+    used = f"takes {share:.0%} of all routing"
+    parts = [
+        f"{kind} {', '.join(f'“{escape(word)}”' for word, _ in stand_out[kind][:most])}"
+        for kind, most in (("words", 4), ("labels", 3))
+        if stand_out[kind]
+    ]
+    return f"{used}, above all {' and '.join(parts)}" if parts else f"{used}, of every sort of rows"

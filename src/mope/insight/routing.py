@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 Floats = NDArray[numpy.floating]
 
 _SHUFFLES = 20
+_CHANCE = 0.95  # of shuffled columns have less than what counts as more than chance
 
 
 class Information(NamedTuple):
@@ -23,6 +24,11 @@ class Information(NamedTuple):
     bits: Floats
     most: float
     chance: Floats
+
+    @property
+    def shares(self) -> Floats:
+        """`bits` of what no routing is above, from 0 to 1 (L,)."""
+        return numpy.minimum(self.bits / self.most, 1.0) if self.most > 0 else numpy.zeros_like(self.bits)
 
 
 def importance(scores: Floats) -> Floats:
@@ -72,6 +78,14 @@ def largest(found: Sequence[Information]) -> Information:
     bits = numpy.stack([one.bits for one in found])
     most = found[int(bits.max(axis=1).argmax())].most
     return Information(bits.max(axis=0), most, numpy.stack([one.chance for one in found]).max(axis=0))
+
+
+def by_chance(found: Sequence[Information]) -> float:
+    """Bits that shuffled columns have in some layer of some of these, but for one case in twenty.
+
+    The largest of all layers and columns is what is looked at, so it is held against the largest by chance.
+    """
+    return float(numpy.quantile(numpy.max([one.chance for one in found], axis=0), _CHANCE))
 
 
 def _information(shares: Floats, places: NDArray[numpy.integer], count: int) -> Floats:

@@ -34,9 +34,10 @@ from mope.tasks.metrics import compute_metrics, deciding_metric
 from mope.training.arguments import reporters, training_arguments
 from mope.training.budget import Budget
 from mope.training.checkpoints import explained, last_checkpoint
+from mope.training.collapse import collapse
 from mope.training.folder import Learned, check_folder, result_of, write_run
 from mope.training.probe import features_of, fit_probe, require_linear, require_probe, start_head
-from mope.training.progress import ProgressBar, collapse
+from mope.training.progress import ProgressBar
 from mope.training.rows import Rows, drawn, first_batches, prepare
 from mope.training.sharding import check_sharding, whole_state
 from mope.training.stopping import Saver
@@ -162,12 +163,12 @@ class _Job:
         set_seed(settings.seed, device_specific=True)
         with explained(Path(self.config.output), "The run"), saver.listening():
             trainer.train(resume_from_checkpoint=checkpoint)
-        if (collapsed := collapse(trainer.state.log_history)) is not None:
-            self.report(collapsed)
         history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
         timer = trainer.timer
         times = {"step_milliseconds": timer.step_milliseconds, "waiting_share": timer.waiting_share}
         best = trainer.state.best_global_step
+        if (collapsed := collapse(history, best, self.config)) is not None:
+            self.report(collapsed)
         if judge.step != best:  # it was before this process began
             found = trainer.predict(self.datasets["validation"])  # type: ignore[arg-type]
             judge.kept = torch.as_tensor(found.predictions), torch.as_tensor(found.label_ids)

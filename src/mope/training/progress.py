@@ -10,39 +10,8 @@ from torch import Tensor
 from transformers import ProgressCallback, TrainerCallback
 
 from mope.prompts import importance, variation
+from mope.training.collapse import Use
 from mope.training.steps import mean_of_processes
-
-
-def effective_experts(importance: Tensor) -> Tensor:
-    """How many experts each layer uses: the exponential of the entropy of its importance, (L, k) -> (L,).
-
-    It is k where all are used alike, and 1 where one takes everything.
-    """
-    shares = importance / importance.sum(dim=1, keepdim=True)
-    return torch.special.entr(shares).sum(dim=1).exp()
-
-
-def collapse(history: Sequence[Mapping[str, Any]]) -> str | None:
-    """A sentence, if fewer than half of the experts were used at the end; None else.
-
-    The others were trained for nothing, whatever the metric says.
-
-    Args:
-        history: what was logged, in order.
-    """
-    entry = next((one for one in reversed(history) if "used" in one), None)
-    if entry is None:
-        return None
-    used, count = torch.tensor(entry["used"]), entry["experts"]
-    if used.mean() >= count / 2:
-        return None
-    few, uneven = int((used < count / 2).sum()), max(entry["imbalance"])
-    return (
-        f"Few of the experts are used: {float(used.mean()):.1f} of {count} on average, in {few} of "
-        f"{len(used)} layers fewer than half (imbalance up to {uneven:.1f}). Try "
-        "--method MoPE-clusters, a higher fusion.temperature, a larger fusion.importance_weight or fewer "
-        "fusion.experts, and compare with --method P-SeqFuse, which has none."
-    )
 
 
 class RoutingCourse:
@@ -212,7 +181,13 @@ class ProgressBar(ProgressCallback):
             self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}")
 
 
-def epoch_line(logs: Mapping[str, Any], epoch: float | None, epochs: float | None, metric: str | None) -> str:
+def epoch_line(
+    logs: Mapping[str, Any],
+    epoch: float | None,
+    epochs: float | None,
+    metric: str | None,
+    use: Use | None = None,
+) -> str:
     """What is said of an epoch.
 
     Args:
@@ -220,6 +195,7 @@ def epoch_line(logs: Mapping[str, Any], epoch: float | None, epochs: float | Non
         epoch: which.
         epochs: of how many; None where that isn't known.
         metric: name of the deciding one.
+        use: how experts are used; None without any.
     """
     keys = [f"{group}_learning_rate" for group in ("main", "complementary", "encoder")]
     rates = [logs[key] for key in keys if key in logs]
@@ -228,7 +204,6 @@ def epoch_line(logs: Mapping[str, Any], epoch: float | None, epochs: float | Non
         f"  validation loss {logs['eval_loss']:.3f}  {metric} {logs[f'eval_{metric}']:.3f}"
         f"  learning rate {', '.join(f'{rate:.1e}' for rate in rates)}"
     )
-    if "experts_used" in logs:
-        few = " (few)" if logs["experts_used"] < logs["experts"] / 2 else ""
-        line += f"  experts used {logs['experts_used']:.2f} of {logs['experts']}{few}"
+    if use is not None:
+        line += f"  {use.in_short()}"
     return f"{line}  {logs['seconds']:.0f} s"

@@ -19,7 +19,8 @@ from mope.prompts.parallel import let_rows_count
 from mope.run import WEIGHTS
 from mope.training.budget import Budget
 from mope.training.checkpoints import STATE, begin_draft, explained, finish_draft
-from mope.training.progress import EpochRecord, StepTimer, effective_experts, epoch_line
+from mope.training.collapse import Use
+from mope.training.progress import EpochRecord, StepTimer, epoch_line
 from mope.training.sharding import keep_whole, shard, share_out, whole_state
 from mope.training.steps import STAND_IN, Share, StepLoader
 from mope.weights import read_weights, write_weights
@@ -211,19 +212,21 @@ class FusionTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as usual; with an evaluation, add what the epoch was like and say it in a line."""
         ended = "eval_loss" in logs
+        use = None
+        if ended and self._importance is not None:
+            use = Use.of(self._importance, self.fusion_model.settings)
         if ended and self._record.steps:
             logs = {**logs, **self._record.logs()}
-            if self._importance is not None:
-                logs["experts"] = self._importance.shape[1]
-                logs["experts_used"] = float(effective_experts(self._importance).mean())
+            if use is not None:
+                logs |= {"experts": use.experts, "experts_used": use.mean}
             epochs = None if self.budget is not None else self.args.num_train_epochs
-            self.report(epoch_line(logs, self.state.epoch, epochs, self.args.metric_for_best_model))
+            self.report(epoch_line(logs, self.state.epoch, epochs, self.args.metric_for_best_model, use))
         super().log(logs, start_time)
         if ended:
             entry: dict[str, Any] = self.state.log_history[-1]
             entry.update(self._record.routing())
-            if self._importance is not None:
-                entry["used"] = effective_experts(self._importance).tolist()
+            if use is not None:
+                entry.update(use.logged())
             self._record = EpochRecord()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
