@@ -10,6 +10,7 @@ from mope.insight import explain_rows
 from mope.insight.seen import see
 from mope.insight.shuffle import Shuffled, _Outcomes, shuffle_inputs
 from mope.predictor import Predictor
+from mope.tasks.metrics import compute_metrics
 from mope.training import train
 
 
@@ -43,6 +44,33 @@ def test_three_passes_tell_all_of_two_inputs_and_of_the_experts(predictor, monke
     assert sum(sizes) == 3 * len(table)
     explain_rows(predictor, table, shuffle=False, attention=0)
     assert sum(sizes) == 4 * len(table)
+
+
+def test_a_text_that_guides_is_encoded_once(predictor, monkeypatch):
+    """However many passes ask it, wherever it is shuffled to; and what comes of it is the same."""
+    table = open_table(predictor.settings.data.test)
+    expected = predictor.outcomes(table)[0]
+    fusion, rows = predictor.model.fusion, []
+    encoder = fusion.encoder("text").encoder
+    handle = encoder.register_forward_hook(lambda module, args, output: rows.append(len(output.pooled)))
+    try:
+        explain_rows(predictor, table, attention=4)
+        assert sum(rows) == len({row["question"] for row in table})
+        with fusion.remembering():
+            for _ in range(2):
+                torch.testing.assert_close(predictor.outcomes(table)[0], expected, rtol=1e-4, atol=1e-4)
+        rows.clear()
+        predictor.outcomes(table)
+        assert sum(rows) == len(table)  # nothing is remembered any more
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("only", ["accuracy", "f1_macro"])
+def test_one_metric_alone_is_what_it_is_among_all(predictor, only):
+    outcome = predictor.outcomes(open_table(predictor.settings.data.test))
+    every = compute_metrics(predictor.model.task, *outcome)
+    assert compute_metrics(predictor.model.task, *outcome, only) == {only: every[only]}
 
 
 @pytest.mark.parametrize("first", ["image", "text"])

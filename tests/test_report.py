@@ -40,7 +40,7 @@ def test_one_mixture_for_all_rows_is_the_mean_of_their_own(config, method, joini
     predictor.settings.training.metric = "calibration_error"  # any other logits have another one
     plain = predictor.outcomes(table)
     scores = numpy.array([one.routing for one in predictor.predict(table)])
-    found = mix_alike(predictor, table, plain, scores, resamples=20)
+    found = mix_alike(predictor, table, plain, scores)
     assert found is not None
     torch.testing.assert_close(predictor.outcomes(table), plain)  # the run routes as before
     begin, shares = 0, torch.tensor(scores.mean(axis=0), dtype=torch.float32)
@@ -60,6 +60,20 @@ def test_one_mixture_for_all_rows_is_the_mean_of_their_own(config, method, joini
     assert abs(after - before) > 1e-3
     assert found.low <= found.difference <= found.high
     assert found.low < found.high
+
+
+def test_so_many_rows_are_asked_once_more(config, monkeypatch):
+    predictor, table = loud(config)
+    plain = predictor.outcomes(table)
+    scores = numpy.array([one.routing for one in predictor.predict(table)])
+    asked, outcomes = [], predictor.outcomes
+    monkeypatch.setattr(predictor, "outcomes", lambda rows: asked.append(rows.numbers) or outcomes(rows))
+    found = mix_alike(predictor, table, plain, scores, rows=5)
+    expected = [table.numbers[place * len(table) // 5] for place in range(5)]
+    assert [list(numbers) for numbers in asked] == [expected]
+    some = table.select([place * len(table) // 5 for place in range(5)])
+    before = compute_metrics(predictor.model.task, *outcomes(some))[found.metric]
+    assert found.value - found.difference == pytest.approx(before)
 
 
 def test_where_routing_cannot_be_set_it_is_not_measured(config):

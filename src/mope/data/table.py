@@ -344,3 +344,9 @@ def _mixed(values: list[Any], key: str, name: str) -> Any:
     return pyarrow.array(
         [None if v is None else json.dumps(v) if isinstance(v, bool) else str(v) for v in values]
     )
+
+
+def evenly(rows: int, count: int) -> list[int]:
+    """Places of so many rows, or of all if there are fewer, evenly spread."""
+    count = min(count, rows)
+    return [place * rows // count for place in range(count)]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,26 @@ class FeatureCache:
             file = open_store(path, "features (key BLOB PRIMARY KEY, feature BLOB)")
             self._files[arithmetic] = file
         return self._files[arithmetic]
+
+
+Inputs = Mapping[str, Tensor]
+
+
+def with_known(known: dict[bytes, Tensor], inputs: Inputs, make: Callable[[Inputs], Tensor]) -> Tensor:
+    """The features (B, D) of a batch, of which only rows are made that aren't known yet.
+
+    Args:
+        known: features (D,) by `row_keys`; takes the new ones.
+        inputs: the batch.
+        make: the features of some rows.
+    """
+    keys = row_keys(inputs)
+    places = {key: place for place, key in enumerate(keys) if key not in known}
+    if places:
+        rows = torch.tensor(list(places.values()), device=next(iter(inputs.values())).device)
+        made = make({name: tensor[rows] for name, tensor in inputs.items()})
+        known.update(zip(places, made, strict=True))
+    return torch.stack([known[key] for key in keys])
 
 
 def _arithmetic(device: torch.device) -> str:

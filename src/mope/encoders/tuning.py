@@ -1,6 +1,7 @@
 """How an encoder is tuned: frozen, by vanilla deep prompts, in full, or by another way to train a little."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from mope.encoders.adapters import add_adapters, add_lora, train_biases
 from mope.encoders.base import Encoder, EncoderOutput
 from mope.encoders.blackbox import BlackBoxEncoder
-from mope.encoders.features import FeatureCache
+from mope.encoders.features import FeatureCache, with_known
 from mope.encoders.stack import LayerStack
 from mope.encoders.transformer import TransformerEncoder
 from mope.encoders.video import VideoEncoder
@@ -76,6 +77,7 @@ class TunedEncoder(nn.Module):
         self.tuning = tuning
         self.stand_in = nn.Parameter(torch.zeros(encoder.pooled_dim)) if stand_in else None
         self.cache: FeatureCache | None = None
+        self._known: dict[bytes, Tensor] | None = None
         self.prompts = (
             DeepPrompts(
                 encoder.layer_dims,
@@ -173,8 +175,22 @@ class TunedEncoder(nn.Module):
             return True
         return isinstance(encoder.module, nn.Module) and not callable(encoder.output)
 
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Remember features in the block, where nothing learns: a row that comes again isn't encoded."""
+        self._known = {}
+        try:
+            yield
+        finally:
+            self._known = None
+
     def feature(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The global feature (B, D) alone; from disk, if it is kept there."""
+        """The global feature (B, D) alone; from disk, if it is kept there, or remembered."""
+        return (
+            self._feature(inputs) if self._known is None else with_known(self._known, inputs, self._feature)
+        )
+
+    def _feature(self, inputs: Mapping[str, Tensor]) -> Tensor:
         if self.cache is None:
             return self(inputs).pooled
         inputs, present = _split(inputs)

@@ -1,7 +1,8 @@
 """What every fusion method is: encoders by input name, and a forward pass over a batch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, cast
 
@@ -111,6 +112,15 @@ class Fusion(nn.Module, ABC):
     def encoder(self, name: str) -> TunedEncoder:
         """An input's encoder."""
         return cast(TunedEncoder, self.encoders[name])
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Within the block remember the features of all inputs but the main one, so that passes over the same
+        rows encode those that guide once."""
+        with ExitStack() as stack:
+            for name in set(self.encoders) - {self.main}:
+                stack.enter_context(self.encoder(name).remembering())
+            yield
 
     def feature(self, name: str, batch: Batch) -> Tensor:
         """The global feature (B, D) of an input alone; from disk, if it is kept there."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mope.data.splits import Report
-from mope.data.table import Table
+from mope.data.table import Table, evenly
 from mope.errors import UserError
 from mope.files import replacing, write_json
 from mope.insight import figures
@@ -78,9 +78,7 @@ def _some(table: Table, count: int) -> Table:
     """So many rows of a table, evenly spread over it."""
     if count < 1:
         raise UserError(f"--rows is {count}: at least one row is looked at.")
-    if count >= len(table):
-        return table
-    return table.select([place * len(table) // count for place in range(count)])
+    return table if count >= len(table) else table.select(evenly(len(table), count))
 
 
 def _summary(page: Page, predictor: Predictor, found: Explanation) -> None:

@@ -1,6 +1,7 @@
 """What a run does with rows, as arrays: predictions, routing, attention, and what stands out."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -197,6 +198,14 @@ def explain_rows(
     table = rows if isinstance(rows, Table) else MemoryTable(list(rows))
     label = predictor.settings.data.label
     has_labels = len(table) > 0 and label in table.columns
+    with predictor.model.fusion.remembering() if predictor.compile == "none" else nullcontext():
+        return _explain(predictor, table, has_labels, shuffle, attention)
+
+
+def _explain(
+    predictor: "Predictor", table: Table, has_labels: bool, shuffle: bool, attention: int
+) -> Explanation:
+    label = predictor.settings.data.label
     seen = see(predictor, table, has_labels)
     kept = [place for place, prediction in enumerate(seen.predictions) if prediction.error is None]
     if not kept:

@@ -5,33 +5,36 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy
 import torch
 from torch import Tensor, nn
 
-from mope.data.table import Table
+from mope.data.table import Table, evenly
 from mope.fusion import Fusion
 from mope.insight.routing import Floats
-from mope.insight.shuffle import Loss
-from mope.tasks.metrics import compute_metrics, deciding_metric
+from mope.insight.shuffle import Compared, Loss
+from mope.tasks.metrics import deciding_metric
 
 if TYPE_CHECKING:
     from mope.predictor import Predictor
 
 
+ROWS = 200
+"""So many rows are enough to see whether answers change: each costs as much as a prediction."""
+
+
 def mix_alike(
-    predictor: "Predictor", table: Table, plain: tuple[Tensor, Tensor], scores: Floats, resamples: int = 200
+    predictor: "Predictor", table: Table, plain: tuple[Tensor, Tensor], scores: Floats, rows: int = ROWS
 ) -> Loss | None:
     """What the metric loses when each layer mixes its experts alike for every row, by the rows' mean scores.
 
-    All rows get one dynamic prompt then, the mean of their own. It takes another pass over the rows.
+    All rows get one dynamic prompt then, the mean of their own.
 
     Args:
         predictor: the run.
         table: rows with labels, all of which can be used.
         plain: what `Predictor.outcomes` gives of them.
         scores: their routing scores (N, L, k).
-        resamples: how many times rows are drawn for the interval.
+        rows: how many rows are asked once more, evenly spread over the table.
 
     Returns:
         Of no shuffled inputs; None where the routing can't be set: the fusion routes in a way of its own, or
@@ -41,22 +44,12 @@ def mix_alike(
     layers = sum(own.router.layers for own in fusion.guided.values() if own.router is not None)
     if layers != scores.shape[1] or predictor.compile != "none":
         return None
+    asked = evenly(len(table), rows)
     with _mixed_alike(fusion, torch.from_numpy(scores.mean(axis=0))):
-        alike, _ = predictor.outcomes(table)
+        alike = predictor.outcomes(table.select(asked))
     logits, targets = plain
-    task = predictor.model.task
-    metric, _ = deciding_metric(task, predictor.settings.training.metric)
-
-    def measure(rows: Any) -> tuple[float, float]:
-        values = (compute_metrics(task, made[rows], targets[rows])[metric] for made in (alike, logits))
-        value, before = values
-        return value, value - before
-
-    value, difference = measure(slice(None))
-    generator, size = numpy.random.default_rng(0), len(targets)
-    drawn = [measure(generator.integers(0, size, size))[1] for _ in range(resamples)]
-    low, high = numpy.percentile(drawn, [2.5, 97.5])
-    return Loss((), metric, value, difference, float(low), float(high))
+    metric, _ = deciding_metric(predictor.model.task, predictor.settings.training.metric)
+    return Compared(predictor.model.task, metric, (logits[asked], targets[asked]))((), alike)
 
 
 @contextmanager

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from mope.predictor import Predictor
 
 
+RESAMPLES = 200
+"""How many times rows are drawn for an interval."""
+
+
 @dataclass(frozen=True)
 class Loss:
     """What shuffling some inputs costs.
@@ -69,7 +73,7 @@ class Shuffled(Table):
 
 
 def shuffle_inputs(
-    predictor: "Predictor", table: Table, plain: tuple[Tensor, Tensor], resamples: int = 200
+    predictor: "Predictor", table: Table, plain: tuple[Tensor, Tensor], resamples: int = RESAMPLES
 ) -> list[Loss]:
     """The metric with each input shuffled, with each pair of them, and with each column of a table input.
 
@@ -92,36 +96,43 @@ def shuffle_inputs(
         if len(columns := predictor.readers[name].columns) > 1:
             parts |= {(f"{name}.{column}",): [column] for column in columns}
     outcomes = _Outcomes(predictor, table, plain)
-    measure = _Resampled(task, metric, len(plain[0]), resamples)
-    value, resampled = measure(plain)
-    losses = []
-    for inputs, columns in parts.items():
-        found, others = measure(outcomes.moved(columns))
-        low, high = numpy.percentile(others - resampled, [2.5, 97.5])
-        losses.append(Loss(inputs, metric, found, found - value, float(low), float(high)))
-    return losses
+    compare = Compared(task, metric, plain, resamples)
+    return [compare(inputs, outcomes.moved(columns)) for inputs, columns in parts.items()]
 
 
-class _Resampled:
-    """A metric of rows, and of the same random draws of them each time.
+class Compared:
+    """What a metric of rows becomes with other answers, over the same random draws of the rows each time.
 
     Args:
         task, metric: what is measured.
-        rows: how many rows there are.
+        plain: what `Predictor.outcomes` gives of the rows as they are.
         resamples: how many draws, of as many rows each.
     """
 
-    def __init__(self, task: Task, metric: str, rows: int, resamples: int):
-        self.task, self.metric, self.rows, self.resamples = task, metric, rows, resamples
+    def __init__(self, task: Task, metric: str, plain: tuple[Tensor, Tensor], resamples: int = RESAMPLES):
+        self.task, self.metric, self.rows, self.resamples = task, metric, len(plain[0]), resamples
+        self.value, self.drawn = self._measure(plain)
 
-    def __call__(self, outcome: tuple[Tensor, Tensor]) -> tuple[float, NDArray[numpy.floating]]:
-        """The metric of an outcome, see `Predictor.outcomes`, and of each draw."""
-        logits, targets = outcome
-        generator, drawn = numpy.random.default_rng(0), []
-        for _ in range(self.resamples):
-            rows = generator.integers(0, self.rows, self.rows)
-            drawn.append(compute_metrics(self.task, logits[rows], targets[rows])[self.metric])
-        return compute_metrics(self.task, logits, targets)[self.metric], numpy.array(drawn)
+    def _measure(self, outcome: tuple[Tensor, Tensor]) -> tuple[float, NDArray[numpy.floating]]:
+        """The metric of an outcome, and of each draw."""
+        generator, (logits, targets) = numpy.random.default_rng(0), outcome
+
+        def of(rows: Any) -> float:
+            return compute_metrics(self.task, logits[rows], targets[rows], self.metric)[self.metric]
+
+        drawn = [of(generator.integers(0, self.rows, self.rows)) for _ in range(self.resamples)]
+        return of(slice(None)), numpy.array(drawn)
+
+    def __call__(self, inputs: tuple[str, ...], outcome: tuple[Tensor, Tensor]) -> Loss:
+        """What another outcome of the rows costs.
+
+        Args:
+            inputs: which were shuffled for it.
+            outcome: likewise of `Predictor.outcomes`.
+        """
+        value, drawn = self._measure(outcome)
+        low, high = numpy.percentile(drawn - self.drawn, [2.5, 97.5])
+        return Loss(inputs, self.metric, value, value - self.value, float(low), float(high))
 
 
 class _Outcomes:

@@ -4,6 +4,7 @@ import math
 
 from mope.config import Config
 from mope.insight.explanation import LITTLE, Experts, Explanation
+from mope.insight.mixture import ROWS
 from mope.insight.shuffle import Loss
 from mope.tasks.meaning import MEANINGS
 
@@ -139,6 +140,8 @@ def _verdict(found: Explanation, experts: Experts, greater: bool) -> str:
         why = "takes rows with the right answers" if found.targets is None else "wasn't asked here"
         return f"Rows are routed differently; whether answers depend on it is another question, which {why}."
     same = "With the same mixture for every row"
+    if len(found.table) > ROWS:
+        same = f"On {ROWS} of these rows, with the same mixture for every row,"
     if not _is_seen(loss):
         hedge = ", or these rows are too few to tell" if loss.low or loss.high else ""
         return f"{same} {_no_change(loss)}: the experts do nothing that one prompt wouldn't{hedge}."

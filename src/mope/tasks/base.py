@@ -139,9 +139,9 @@ class Task(nn.Module, ABC):
         """Takes what `condense` gives, batch by batch, and then has the metrics."""
         return Meter(self)
 
-    def measure(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        """Metrics by name of what `condense` gave of any number of rows."""
-        meter = self.meter()
+    def measure(self, logits: Tensor, targets: Tensor, only: str | None = None) -> dict[str, float]:
+        """Metrics by name of what `condense` gave of any number of rows; `only` one, or all."""
+        meter = Meter(self, only)
         meter.add(logits, targets)
         return meter.compute()
 
@@ -171,20 +171,31 @@ class Meter:
 
     Args:
         task: says which metrics, and what they compare.
+        only: the one that is wanted; None for all.
 
     Attributes:
         rows: how many were added.
     """
 
-    def __init__(self, task: Task):
-        self.task, self.rows = task, 0
+    def __init__(self, task: Task, only: str | None = None):
+        self.task, self.only, self.rows = task, only, 0
         self._metrics: dict[str, MetricCollection] = {}
 
     def add(self, logits: Tensor, targets: Tensor) -> None:
         """Take what `Task.condense` gave of some rows, on the CPU."""
         self.rows += len(targets)
         for ending, (predictions, wanted) in self.task.compared(logits, targets).items():
-            self._metrics.setdefault(ending, self.task.metrics()).update(predictions, wanted)
+            if ending not in self._metrics:
+                self._metrics[ending] = self._chosen(ending)
+            if len(self._metrics[ending]):
+                self._metrics[ending].update(predictions, wanted)
+
+    def _chosen(self, ending: str) -> "MetricCollection":
+        """The metrics whose names end so, or the one of them that is wanted."""
+        every = self.task.metrics()
+        if self.only is None:
+            return every
+        return type(every)({name: one for name, one in every.items() if name + ending == self.only})
 
     def compute(self) -> dict[str, float]:
         """Metrics by name of all rows that were added."""

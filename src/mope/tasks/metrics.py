@@ -20,14 +20,15 @@ class Metrics(dict[str, Any]):
         return f"<table>{rows}</table>"
 
 
-def compute_metrics(task: Task, logits: Tensor, targets: Tensor) -> dict[str, float]:
+def compute_metrics(task: Task, logits: Tensor, targets: Tensor, only: str | None = None) -> dict[str, float]:
     """A task's metrics by name.
 
     Args:
         task: says which, on torchmetrics.
         logits, targets: what `Task.condense` gave of logits and targets, joined over batches, on the CPU.
+        only: the one that is wanted; None for all.
     """
-    return task.measure(logits, targets)
+    return task.measure(logits, targets, only)
 
 
 def deciding_metric(task: Task, named: str | None) -> tuple[str, bool]:

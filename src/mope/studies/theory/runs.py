@@ -16,6 +16,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from mope.data.dataset import RowDataset
+from mope.data.table import evenly
 from mope.device import autocast
 from mope.encoders import TransformerEncoder
 from mope.encoders.prefix import project
@@ -87,8 +88,7 @@ def watch_run(
     seen = [Seen() for _ in layers]
     losses = []
     table = predictor.table(data)
-    count = min(rows, len(table))
-    table = table.select([place * len(table) // count for place in range(count)])
+    table = table.select(evenly(len(table), rows))
     model = predictor.model
     dataset = RowDataset(table, predictor.readers, model.task, predictor.settings.data.label)
     for places, batch, errors in predictor.batches(dataset):
