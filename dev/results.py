@@ -11,6 +11,7 @@ import re
 import sys
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import idle
 
@@ -96,9 +97,19 @@ def _table(folder: Path) -> str | None:
         *(_line(f"bits on `{name}`", values) for name, values in columns.items()),
         "",
         f"{numbers['rows']} test rows, accuracy {numbers['metrics']['accuracy']:.3f}; "
-        f"{date.fromtimestamp(file.stat().st_mtime):%Y-%m-%d}.",
+        f"{date.fromtimestamp(file.stat().st_mtime):%Y-%m-%d}.{_alike(numbers.get('same_mixture'))}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _alike(found: dict[str, Any] | None) -> str:
+    """What the metric loses where experts are mixed alike for all rows."""
+    if found is None:
+        return ""
+    return (
+        f" With one mixture of experts for all rows, each layer's mean (200 of them): {found['metric']} "
+        f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]."
+    )
 
 
 def _line(name: str, values: list[float]) -> str:
