@@ -16,6 +16,7 @@ from typing import Any
 import idle
 
 from mope.device import pick_device, use_bf16
+from mope.insight.mixture import ROWS as MIXED_ROWS
 
 ROWS = {
     "runs/demo_image_only": "picture alone (P-ImgOnly)",
@@ -97,17 +98,19 @@ def _table(folder: Path) -> str | None:
         *(_line(f"bits on `{name}`", values) for name, values in columns.items()),
         "",
         f"{numbers['rows']} test rows, accuracy {numbers['metrics']['accuracy']:.3f}; "
-        f"{date.fromtimestamp(file.stat().st_mtime):%Y-%m-%d}.{_alike(numbers.get('same_mixture'))}",
+        f"{date.fromtimestamp(file.stat().st_mtime):%Y-%m-%d}."
+        + _alike(numbers.get("same_mixture"), numbers["rows"]),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _alike(found: dict[str, Any] | None) -> str:
+def _alike(found: dict[str, Any] | None, rows: int) -> str:
     """What the metric loses where experts are mixed alike for all rows."""
     if found is None:
         return ""
+    count = min(MIXED_ROWS, rows)
     return (
-        f" With one mixture of experts for all rows, each layer's mean (200 of them): {found['metric']} "
+        f" With one mixture of experts for all rows, each layer's mean ({count} of them): {found['metric']} "
         f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]."
     )
 

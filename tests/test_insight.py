@@ -60,7 +60,7 @@ def test_mutual_information_is_the_labels_entropy_where_routing_tells_them():
     told[numpy.arange(400), 0, numpy.arange(400) % 4] = 1
     found = routing.mutual_information(told, labels)
     assert found.bits[0] == pytest.approx(2.0, abs=0.05)
-    assert found.most == pytest.approx(2.0)
+    assert found.most == pytest.approx(numpy.full(len(found.bits), 2.0))
     assert routing.mutual_information(told, [str(label == "a") for label in labels]).most == pytest.approx(
         0.811, abs=1e-3
     )
@@ -76,7 +76,20 @@ def test_of_several_labels_the_one_that_routing_says_most_of_counts():
     scores = numpy.eye(2)[numpy.arange(400) % 2][:, None]  # by comedy
     found = _information(scores, genres, several=True)
     assert found.bits[0] == pytest.approx(1.0, abs=0.02)
-    assert found.most == pytest.approx(1.0)
+    assert found.most == pytest.approx(numpy.full(len(found.bits), 1.0))
+
+
+def test_each_layer_is_held_against_what_its_own_label_could_say():
+    """A rare label that one layer tells wholly is no measure of what another tells of a common one."""
+    rare, common = numpy.arange(400) % 20 == 0, numpy.arange(400) % 2 == 0
+    genres = [["rare"] * int(r) + ["common"] * int(c) for r, c in zip(rare, common, strict=True)]
+    half = numpy.where(numpy.arange(400) % 4 < 2, common, numpy.arange(400) % 8 < 4)
+    scores = numpy.stack([numpy.eye(2)[rare.astype(int)], numpy.eye(2)[half.astype(int)]], axis=1)
+    found = _information(scores, genres, several=True)
+    assert found.most == pytest.approx([0.286, 1.0], abs=1e-3)
+    assert found.shares[0] == pytest.approx(1.0, abs=0.05)
+    assert found.shares[1] == pytest.approx(found.bits[1], abs=1e-6)
+    assert found.shares[1] < 0.5
 
 
 def test_similarity_is_the_cosine():

@@ -40,7 +40,7 @@ def test_three_passes_tell_all_of_two_inputs_and_of_the_experts(predictor, monke
     sizes = counted(predictor, monkeypatch)
     found = explain_rows(predictor, table, attention=0)
     assert {loss.inputs for loss in found.losses} == {("image",), ("text",), ("image", "text")}
-    assert found.alike is not None
+    assert found.same_mixture is not None
     assert sum(sizes) == 3 * len(table)
     explain_rows(predictor, table, shuffle=False, attention=0)
     assert sum(sizes) == 4 * len(table)

@@ -88,14 +88,16 @@ def test_where_routing_cannot_be_set_it_is_not_measured(config):
 def test_an_explanation_has_what_one_mixture_costs(config):
     predictor, table = loud(config)
     found = explain_rows(predictor, table)
-    assert found.alike is not None
-    assert found.alike.difference == pytest.approx(found.alike.value - found.metrics["accuracy"])
-    assert json.loads(json.dumps(found.as_json()))["same_mixture"]["value"] == found.alike.value
-    assert explain_rows(predictor, table, shuffle=False).alike is None
+    assert found.same_mixture is not None
+    assert found.same_mixture.difference == pytest.approx(
+        found.same_mixture.value - found.metrics["accuracy"]
+    )
+    assert json.loads(json.dumps(found.as_json()))["same_mixture"]["value"] == found.same_mixture.value
+    assert explain_rows(predictor, table, shuffle=False).same_mixture is None
     bare = [{name: row[name] for name in ("picture", "question")} for row in table]
     for row in bare:
         row["picture"] = str(table.folder / row["picture"])
-    assert explain_rows(predictor, bare).alike is None
+    assert explain_rows(predictor, bare).same_mixture is None
     assert explain_rows(predictor, bare).as_json()["same_mixture"] is None
 
 
@@ -119,7 +121,7 @@ def test_a_page_says_what_its_units_mean_and_where_good_ends(config, tables):
         "Always to answer the most frequent label would be right on",
         "With another row's image accuracy",
         "With another row's text accuracy",
-        "“Likely” is where the change would be for 95 of 100 other draws of such rows.",
+        "“Likely” is where the change over very many such rows would be: 95 of 100 such ranges hold it.",
         "An expert is a small learned hint",
         "With the same mixture for every row accuracy",
         "of 3 are used on average (3 is even use, 1 means one does everything)",
@@ -142,7 +144,7 @@ def test_a_page_says_what_its_units_mean_and_where_good_ends(config, tables):
         "layer experts used experts in a row's mixture tells of the label",
         "from 1 (one does everything) to 3 (all alike): near 3 is good, below 1.5 most were trained for",
         "0% is nothing, 100% all",
-        "of all routing",
+        "of its layer's routing",
     ):
         assert said in page, said
     for unknown in ("Fig.", "gamma", "log-odds", "nats", "(bits)", "cosine", "std"):

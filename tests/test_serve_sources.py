@@ -23,7 +23,7 @@ from mope.serve.metrics import Metrics
 from mope.serve.runs import Runs
 from mope.serve.served import alone_because
 from mope.serve.settings import ServeSettings
-from mope.serve.sources import Sources
+from mope.serve.sources import Sources, find_runs
 
 pytest_plugins = ["runs_fixtures", "serve_fixtures"]
 
@@ -140,23 +140,38 @@ def test_loads_take_turns_by_caller():
         engine.close()
 
 
-def test_a_wrong_name_is_said_while_others_are_loaded(runs, folder, rows, monkeypatch):
-    stop, load = threading.Event(), runs._load
+def test_a_named_run_that_is_replaced_stays(folder, made, said):
+    """What a command line names are words, not paths."""
+    runs = Runs(
+        *find_runs([str(folder / "mope"), str(folder / "words")]), ServeSettings(), report=said.append
+    )
+    runs.get("words")
+    for name in (CONFIG, WEIGHTS):
+        shutil.copy(made["words"] / name, folder / "words" / name)
+    for _ in range(2):
+        runs.look()
+    assert said == ["The run 'words' was replaced."]
+    assert runs.held("words") is not None
 
-    def slowly(*arguments):
-        assert stop.wait(60)
-        return load(*arguments)
 
-    monkeypatch.setattr(runs, "_load", slowly)
+def test_a_wrong_name_is_said_while_others_are_loaded(runs, rows, monkeypatch):
+    stop, begun, load = threading.Event(), threading.Semaphore(0), runs.get
     app = build_runs_app(runs, ServeSettings())
+
+    def slowly(name):
+        begun.release()
+        assert stop.wait(60)
+        return load(name)
+
+    monkeypatch.setattr(runs, "get", slowly)
     try:
         with talk(app) as client:
-            threads = [
-                threading.Thread(target=predict, args=(client, name, rows[:1]))
-                for name in ("mope", "static", "longer", "concat", "words")
-            ]
+            names = ("mope", "static", "longer", "concat", "words")
+            threads = [threading.Thread(target=predict, args=(client, name, rows[:1])) for name in names]
             for thread in threads:
                 thread.start()
+            for _ in range(app.state.engine.loads.threads):
+                assert begun.acquire(timeout=60)
             assert client.post("/v1/runs/none/predict", json={"rows": rows[:1]}).status_code == 404
             stop.set()
             for thread in threads:
@@ -166,7 +181,7 @@ def test_a_wrong_name_is_said_while_others_are_loaded(runs, folder, rows, monkey
         app.state.engine.close()
 
 
-def test_a_hub_that_can_t_be_reached_keeps_nobody_waiting(made, said, monkeypatch):
+def test_a_hub_that_can_t_be_reached_keeps_nobody_waiting(made, rows, monkeypatch):
     reached = threading.Event()
 
     def find(source):
@@ -175,20 +190,26 @@ def test_a_hub_that_can_t_be_reached_keeps_nobody_waiting(made, said, monkeypatc
 
     monkeypatch.setattr("mope.serve.sources.find_run", find)
     runs = Runs({"far": "hub:me/far", "near": made["static"]}, [], ServeSettings(), device="cpu")
+    app = build_runs_app(runs, ServeSettings())
     runs.open()
     try:
-        far = threading.Thread(target=runs.get, args=("far",))
-        far.start()
-        assert runs.get("near").name == "near"
-        listed = {one["name"]: one for one in runs.describe_all()}
-        assert listed["far"]["error"] == "It is being fetched from the hub."
-        assert listed["near"]["in_memory"]
-        reached.set()
-        far.join(60)
-        assert runs.describe("far")["in_memory"]
+        with talk(app) as client:
+            for _ in range(app.state.engine.loads.threads + 1):
+                answer = client.post("/v1/runs/far/predict", json={"rows": rows[:1]})
+                assert answer.status_code == 503
+                assert answer.json()["error"] == "The run 'far': It is being fetched from the hub."
+                assert answer.headers["retry-after"] == "5"
+            assert len(predict(client, "near", rows[:1])) == 1
+            listed = {one["name"]: one for one in client.get("/v1/runs").json()["runs"]}
+            assert listed["far"]["error"] == "It is being fetched from the hub."
+            assert listed["near"]["in_memory"]
+            reached.set()
+            until(lambda: client.get("/v1/runs/far").json().get("labels"))
+            assert len(predict(client, "far", rows[:1])) == 1
     finally:
         reached.set()
         runs.close()
+        app.state.engine.close()
 
 
 @pytest.mark.slow

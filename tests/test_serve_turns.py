@@ -10,7 +10,7 @@ from mope.serve.app import build_app
 from mope.serve.batching import Batcher, new_future
 from mope.serve.limits import Refusal
 from mope.serve.queue import Lane
-from mope.serve.reading import ReadPool
+from mope.serve.reading import TurnPool
 from mope.serve.settings import ServeSettings
 
 pytest_plugins = ["serve_fixtures"]
@@ -100,7 +100,7 @@ def test_callers_of_a_run_take_turns(stop):
 
 
 def test_jobs_of_a_pool_take_turns(stop):
-    pool, done = ReadPool(1), []
+    pool, done = TurnPool(1, "test"), []
     try:
         pool.submit(ANN, lambda: stop.wait(60))
         jobs = [pool.submit(ANN, lambda place=place: done.append(place)) for place in range(5)]

@@ -100,7 +100,7 @@ def test_what_failed_is_tried_again_after_a_while(made, said, monkeypatch):
         with pytest.raises(Refusal) as caught:
             runs.get("far")
         assert (caught.value.status_code, caught.value.headers) == (503, {"Retry-After": "30"})
-        assert runs.describe("far")["error"] == "It is being fetched from the hub."
+        assert runs.describe("far")["error"] == "It can't be fetched from the hub: the server's log says why."
     assert len(tries) == 1
     monkeypatch.setattr("mope.serve.failures.RETRY_SECONDS", 0.0)
     assert runs.get("far").predictor.settings.data.test is None  # a stranger's tables may be any file here

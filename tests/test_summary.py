@@ -28,7 +28,7 @@ def explanation(rows: int = 40, experts: Experts | None = None, **more) -> Expla
     given = {"targets": ["x"] * rows, "metrics": {}, "confusion": None, "losses": [], **more}
     return Explanation(
         table, [], given["targets"], experts, given["metrics"], given["confusion"], None, [],
-        given["losses"], None, alike=given.get("alike"),
+        given["losses"], None, same_mixture=given.get("alike"),
     )  # fmt: skip
 
 
@@ -236,8 +236,14 @@ def test_what_is_more_than_chance_may_be_next_to_nothing():
 
 def test_an_expert_is_described_by_what_is_frequent_in_its_rows():
     stand_out = {"words": [("cat", 5.21)], "labels": [("pet", 4.0)]}
-    assert describe(0.19, stand_out) == "takes 19% of all routing, above all words “cat” and labels “pet”"
-    assert describe(0.19, {"words": [], "labels": []}) == "takes 19% of all routing, of every sort of rows"
+    assert (
+        describe(0.19, stand_out)
+        == "takes 19% of its layer's routing, above all words “cat” and labels “pet”"
+    )
+    assert (
+        describe(0.19, {"words": [], "labels": []})
+        == "takes 19% of its layer's routing, of every sort of rows"
+    )
     shown = expert_html("Layer 1, expert 1", 0.19, stand_out, [])
     assert '<b title="5.2 standard deviations above chance">cat</b>' in shown
     assert '<i title="4.0 standard deviations above chance">pet</i>' in shown

@@ -11,7 +11,7 @@ import torch
 from mope.errors import UserError
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
-"""Arithmetic: bf16 autocast where a device has it, or as said; fp16 takes a GPU."""
+"""Arithmetic: bf16 autocast where a device is faster in it, or as said; fp16 takes a GPU."""
 
 
 def pick_device(named: str | None = None) -> torch.device:
@@ -38,7 +38,7 @@ def has_fast_bf16(device: torch.device) -> bool:
             getattr(torch.cpu, name, bool)()
             for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         )
-        # Without AMX an Intel Xeon's matrix products take twice as long in bf16 as in float32 (dev/LOG.md).
+        # On the Intel Xeon without AMX that was measured, bf16 products take twice as long (dev/LOG.md).
         return tiles or (vectors and "AuthenticAMD" in _processor())
     return False
 

@@ -82,9 +82,8 @@ class Cache:
             return make()
         # A tensor made in inference mode can't be used in training.
         key = (key, torch.is_inference_mode_enabled())
-        if (
-            found := self._entries.get(key, _NOTHING)
-        ) is not _NOTHING:  # another thread may drop it meanwhile
+        found = self._entries.get(key, _NOTHING)  # another thread may drop it meanwhile
+        if found is not _NOTHING:
             return keep_for_graph(found)
         made = make()
         if not _is_capturing():

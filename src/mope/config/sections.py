@@ -291,7 +291,7 @@ class TrainingConfig(Section):
     metric: str | None = None
     """Validation metric that decides; null for the task's own."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Arithmetic: bf16 autocast where the machine has it, or as said; fp16 takes a GPU."""
+    """Arithmetic: bf16 autocast where the machine is faster in it, or as said; fp16 takes a GPU."""
     gradient_checkpointing: bool = False
     """Whether layers' activations are computed again in the backward pass: less memory, more time."""
     compile: bool = False

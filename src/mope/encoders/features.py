@@ -68,10 +68,13 @@ class FeatureCache:
 
 
 Inputs = Mapping[str, Tensor]
+"""A batch, as an encoder takes it."""
 
 
 def with_known(known: dict[bytes, Tensor], inputs: Inputs, make: Callable[[Inputs], Tensor]) -> Tensor:
     """The features (B, D) of a batch, of which only rows are made that aren't known yet.
+
+    A row is known by its content alone, so what makes features mustn't change, nor its arithmetic.
 
     Args:
         known: features (D,) by `row_keys`; takes the new ones.

@@ -69,7 +69,7 @@ def _figures(page: Page, predictor: Predictor, found: Explanation, experts: Expe
 def _by_layer(page: Page, experts: Experts) -> None:
     """A table of every layer, and what its columns mean."""
     count, told = experts.importance.shape[1], experts.told()
-    columns = [f"tells of the {name}" if name == "label" else f"tells of “{name}”" for name in told]
+    columns = ["tells of the label" if name is None else f"tells of “{name}”" for name in told]
     page.table(
         ["layer", "experts used", "experts in a row's mixture", *columns],
         [

@@ -87,7 +87,7 @@ def _summary(page: Page, predictor: Predictor, found: Explanation) -> None:
     page.heading("In short")
     for sentence in in_words(found, metric, predictor.settings):
         page.parts.append(f"<p>{escape(sentence)}</p>")
-    if found.losses or found.alike is not None:
+    if found.losses or found.same_mixture is not None:
         page.note(LIKELY)
 
 
@@ -131,8 +131,7 @@ def _modalities(page: Page, predictor: Predictor, found: Explanation) -> None:
         "shuffled",
         figures.shuffled(found.losses),
         f"How {metric} changes with another row's input: the further to the {worse}, the more it matters. "
-        "Lines show where the change likely is (95 of 100 other draws of such rows); one that crosses 0 may "
-        "be chance.",
+        "Lines show where the change over very many such rows likely is; one that crosses 0 may be chance.",
     )
 
 

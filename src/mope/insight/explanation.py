@@ -76,17 +76,17 @@ class Experts:
         return numpy.exp(self.entropy)
 
     @property
-    def alike(self) -> int:
+    def alike_layers(self) -> int:
         """In how many layers all rows get nearly the same mixture: each row's has as many as all together."""
         return int((self.mixed / self.effective > _ALIKE).sum())
 
     @property
-    def known(self) -> dict[str, routing.Information]:
-        """What the expert says of the label, if rows have any by name, and of other columns."""
-        label = {} if self.information is None else {"label": self.information}
-        return label | self.columns
+    def known(self) -> dict[str | None, routing.Information]:
+        """What the expert says of the label (None), if rows have any by name, and of other columns."""
+        label = {} if self.information is None else {None: self.information}
+        return {**label, **self.columns}
 
-    def told(self) -> dict[str, Floats]:
+    def told(self) -> dict[str | None, Floats]:
         """Of each of `known`, what the expert tells of all it could, from 0 to 1 (L,).
 
         It is 0 in layers where it isn't more than shuffled columns show by chance, or next to nothing.
@@ -129,8 +129,8 @@ class Explanation:
         history: what training kept of each epoch: losses, validation metrics, `importance` (L, k) and
             `imbalance` (L,), which is the mean over batches of what the importance loss takes (Eq. 6).
         losses: what shuffling inputs costs; empty without labels.
-        alike: what it costs to give all rows one mixture of experts, see `mix_alike`; None without labels or
-            experts.
+        same_mixture: what it costs to give all rows one mixture of experts, see `mix_alike`; None without
+            labels or experts.
         attention: attention over the main input's picture (N or fewer, rows, columns), for the first rows;
             None where it can't be had.
         no_attention: why it can't be had.
@@ -149,7 +149,7 @@ class Explanation:
     attention: Floats | None
     no_attention: str = ""
     left_out: int = 0
-    alike: Loss | None = None
+    same_mixture: Loss | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The numbers as plain values; scores and attention are left out, `predict --routing` gives them."""
@@ -172,7 +172,7 @@ class Explanation:
             "history": self.history,
             "experts": experts,
             "shuffled": [vars(loss) for loss in self.losses],
-            "same_mixture": None if self.alike is None else vars(self.alike),
+            "same_mixture": None if self.same_mixture is None else vars(self.same_mixture),
         }
 
 
@@ -188,8 +188,8 @@ def explain_rows(
     Args:
         predictor: the run.
         rows: a table, or mappings with the run's columns; with the label's column there is more to see.
-        shuffle: whether to find out what shuffling inputs costs, and giving all rows one mixture of experts;
-            it takes a pass over the rows per input, and one more for experts.
+        shuffle: whether to find out what shuffling inputs costs, and giving all rows one mixture of experts:
+            a pass more for two inputs, several for more, and one over 200 rows for experts.
         attention: for how many of the first rows to keep attention.
 
     Raises:

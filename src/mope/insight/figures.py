@@ -62,7 +62,7 @@ def importance_map(importance: Floats, names: Sequence[str]) -> Figure:
                 share = importance[layer, expert]
                 colour = "black" if share > 0.6 * importance.max() else "white"
                 axes.text(expert, layer, f"{100 * share:.0f}", ha="center", va="center", color=colour, size=7)
-    plot.colorbar(shown, label="part of all routing (numbers in %)")
+    plot.colorbar(shown, label="part of its layer's routing (numbers in %)")
     return png(plot), {"importance": importance.tolist()}
 
 
@@ -96,7 +96,9 @@ def training_course(history: Sequence[Mapping[str, Any]], threshold: float | Non
     left.set_ylim(bottom=0)  # where good ends
     for expert in range(shares.shape[2]):
         right.plot(epochs, shares[:, -1, expert], marker=".", label=f"expert {expert + 1}")
-    right.set(xlabel="epoch", ylabel="part of all routing", title="the last layer's experts", ylim=(0, 1))
+    right.set(
+        xlabel="epoch", ylabel="part of the layer's routing", title="the last layer's experts", ylim=(0, 1)
+    )
     if shares.shape[2] <= 8:
         right.legend(fontsize=8)
     return png(plot), {"epochs": epochs, "importance": shares.tolist(), "imbalance": uneven.tolist()}

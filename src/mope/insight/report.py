@@ -153,7 +153,7 @@ def describe(share: float, stand_out: Mapping[str, Sequence[tuple[str, float]]])
     """What an expert does, in a few words."""
     if share < 0.005:
         return "hardly ever used"
-    used = f"takes {share:.0%} of all routing"
+    used = f"takes {share:.0%} of its layer's routing"
     parts = [
         f"{kind} {', '.join(f'“{escape(word)}”' for word, _ in stand_out[kind][:most])}"
         for kind, most in (("words", 4), ("labels", 3))

@@ -17,18 +17,19 @@ class Information(NamedTuple):
 
     Attributes:
         bits: mutual information of each layer (L,), without what so few samples have by chance.
-        most: what no routing is above: the labels' entropy, or log2 k if that is less; in bits.
+        most: what no routing is above (L,): the labels' entropy, or log2 k if that is less; in bits.
         chance: the largest of all layers where labels are shuffled, likewise; one for each shuffle.
     """
 
     bits: Floats
-    most: float
+    most: Floats
     chance: Floats
 
     @property
     def shares(self) -> Floats:
         """`bits` of what no routing is above, from 0 to 1 (L,)."""
-        return numpy.minimum(self.bits / self.most, 1.0) if self.most > 0 else numpy.zeros_like(self.bits)
+        shares = numpy.divide(self.bits, self.most, out=numpy.zeros_like(self.bits), where=self.most > 0)
+        return numpy.minimum(shares, 1.0)
 
 
 def importance(scores: Floats) -> Floats:
@@ -68,16 +69,16 @@ def mutual_information(scores: Floats, labels: Sequence[str]) -> Information:
     entropy = float(_entropy(numpy.bincount(places) / len(places)) / numpy.log(2))
     return Information(
         numpy.maximum(_information(shares, places, len(names)) - mean, 0.0),
-        min(entropy, float(numpy.log2(scores.shape[2]))),
+        numpy.full(scores.shape[1], min(entropy, float(numpy.log2(scores.shape[2])))),
         (shuffled - mean).max(axis=1),
     )
 
 
 def largest(found: Sequence[Information]) -> Information:
     """Of several labels to a sample: what routing says of the one that it says most of, layer by layer."""
-    bits = numpy.stack([one.bits for one in found])
-    most = found[int(bits.max(axis=1).argmax())].most
-    return Information(bits.max(axis=0), most, numpy.stack([one.chance for one in found]).max(axis=0))
+    bits, most = (numpy.stack([getattr(one, name) for one in found]) for name in ("bits", "most"))
+    chosen = bits.argmax(axis=0), numpy.arange(bits.shape[1])
+    return Information(bits[chosen], most[chosen], numpy.stack([one.chance for one in found]).max(axis=0))
 
 
 def by_chance(found: Sequence[Information]) -> float:

@@ -8,7 +8,7 @@ from mope.insight.mixture import ROWS
 from mope.insight.shuffle import Loss
 from mope.tasks.meaning import MEANINGS
 
-LIKELY = "“Likely” is where the change would be for 95 of 100 other draws of such rows."
+LIKELY = "“Likely” is where the change over very many such rows would be: 95 of 100 such ranges hold it."
 """What the sentences mean by it."""
 
 _PARTS = {
@@ -121,20 +121,20 @@ def _of_experts(found: Explanation, experts: Experts, greater: bool) -> list[str
     used = float(experts.effective.mean())
     usage = f"{used:.1f} of {count} are used on average ({count} is even use, 1 means one does everything)"
     usage += f"; in {experts.few} of {layers} layers fewer than half." if experts.few else "."
-    if experts.alike == layers:
+    if experts.alike_layers == layers:
         usage += " In every layer all rows get nearly the same mixture."
-    elif experts.alike:
-        usage += f" In {experts.alike} of {layers} layers all rows get nearly the same mixture."
+    elif experts.alike_layers:
+        usage += f" In {experts.alike_layers} of {layers} layers all rows get nearly the same mixture."
     else:
         usage += " In every layer rows differ in their mixtures."
-    split = "" if experts.alike == layers else _of_split(experts)
+    split = "" if experts.alike_layers == layers else _of_split(experts)
     return [intro, _verdict(found, experts, greater), f"{usage} {split}".rstrip()]
 
 
 def _verdict(found: Explanation, experts: Experts, greater: bool) -> str:
     """Whether answers depend on the routing; that it differs between rows doesn't say so."""
-    loss, layers = found.alike, len(experts.effective)
-    if loss is None and experts.alike == layers:
+    loss, layers = found.same_mixture, len(experts.effective)
+    if loss is None and experts.alike_layers == layers:
         return "The experts do nothing that one prompt wouldn't: all rows get nearly the same mixture."
     if loss is None:
         why = "takes rows with the right answers" if found.targets is None else "wasn't asked here"
@@ -169,8 +169,8 @@ def _of_split(experts: Experts) -> str:
     part = min(_PARTS, key=lambda name: abs(_PARTS[name] - share))
     text = (
         f"Knowing a row's expert tells about {part} of what could be told of its {_named(column)} "
-        f"({one.bits[layer]:.2f} of {one.most:.2f} bits) in layer {experts.names[layer]}, where it tells "
-        "most."
+        f"({one.bits[layer]:.2f} of {one.most[layer]:.2f} bits) in layer {experts.names[layer]}, where it "
+        "tells most."
     )
     counts = [
         f"of its {_named(name)} in {int((shares > 0).sum())}" for name, shares in told.items() if shares.any()
@@ -178,5 +178,6 @@ def _of_split(experts: Experts) -> str:
     return f"{text} It tells more than chance {', '.join(counts)} of {layers} layers."
 
 
-def _named(column: str) -> str:
-    return column if column == "label" else f"“{column}”"
+def _named(column: str | None) -> str:
+    """A column of a row, or its label."""
+    return "label" if column is None else f"“{column}”"

@@ -19,7 +19,7 @@ from mope.serve.batching import Batcher, new_future
 from mope.serve.limits import Turns
 from mope.serve.metrics import Metrics
 from mope.serve.queue import Lane
-from mope.serve.reading import ReadPool
+from mope.serve.reading import TurnPool
 from mope.serve.rows import Row
 from mope.serve.served import Sample, Served
 from mope.serve.settings import ServeSettings
@@ -61,7 +61,8 @@ class Engine:
         if self._is_open:
             return
         settings = self.settings
-        self.pool, self.loads = ReadPool(max(2, min(4, os.cpu_count() or 1))), ReadPool(_LOADS)
+        self.pool = TurnPool(max(2, min(4, os.cpu_count() or 1)), "mope-read")
+        self.loads = TurnPool(_LOADS, "mope-load")
         self.files = ThreadPoolExecutor(1, thread_name_prefix="mope-list")
         self.batcher: Batcher[Sample, Prediction] = Batcher(
             self._run, settings.batch, settings.queue, threads=self._models, own=self._own

@@ -1,4 +1,4 @@
-"""Threads that read rows, whose jobs take turns by run and caller."""
+"""Threads that read rows, or load runs, whose jobs take turns by run and caller."""
 
 import threading
 from collections.abc import Callable
@@ -12,17 +12,18 @@ from mope.serve.limits import closing
 from mope.serve.queue import FairQueue, Lane
 
 
-class ReadPool:
+class TurnPool:
     """A pool of threads, each of which takes a job of the lane whose turn it is.
 
     In one queue for all a request with many large pictures would keep everybody's rows waiting.
 
     Args:
-        threads: how many there are.
+        threads: how many there are; each works with one of PyTorch's.
+        name: what they are called.
     """
 
-    def __init__(self, threads: int):
-        self.threads, self._pool = threads, _settled(threads)
+    def __init__(self, threads: int, name: str):
+        self.threads, self._pool = threads, _settled(threads, name)
         self._lock, self._closed = threading.Lock(), False
         self._jobs: FairQueue[tuple[Callable[[], Any], Future[Any]]] = FairQueue()
 
@@ -57,13 +58,13 @@ class ReadPool:
         self._pool.shutdown(wait=False)
 
 
-def _settled(count: int) -> ThreadPoolExecutor:
-    """Threads that read rows, each by itself.
+def _settled(count: int, name: str) -> ThreadPoolExecutor:
+    """Threads that work each by itself.
 
     A thread that runs a parallel region of OpenMP gets helpers of its own, which then spin for some 20 ms and
     take the processor from the model. PyTorch's setting is of the thread that makes it, and of later ones.
     """
-    pool = ThreadPoolExecutor(count, thread_name_prefix="mope-read")
+    pool = ThreadPoolExecutor(count, thread_name_prefix=name)
     threads, all_there = torch.get_num_threads(), threading.Barrier(count)
 
     def use_one() -> None:

@@ -133,7 +133,18 @@ class Runs:
             self._held.move_to_end(name)
             return held.served
 
-    def require(self, name: str) -> str | Path:
+    def require(self, name: str) -> None:
+        """Make sure that a run can be asked for.
+
+        Raises:
+            Refusal: 404, there is none of this name; 503, it is still to come from the hub.
+        """
+        source = self._source(name)
+        if self._thread is not None and self._sources.fetched(source) is None:  # a thread fetches it
+            text = f"The run '{_cut(name)}': {self._sources.missing(source)}"
+            raise Refusal(503, "run", text, {"Retry-After": "5"})
+
+    def _source(self, name: str) -> str | Path:
         """Where a run is.
 
         Raises:
@@ -149,11 +160,11 @@ class Runs:
         Raises:
             Refusal: 404, there is no such run; 503, it can't be loaded.
         """
-        source = self.require(name)
+        source = self._source(name)
         state = state_of(source)
         if (left := self._failed.left(name, state)) <= 0:
             try:
-                folder = self._sources.folder(source)  # whoever waits for a hub waits alone
+                folder = self._sources.folder(source)
                 with self._loading:  # one at a time: they would take each other's memory and processor
                     if (served := self.held(name)) is not None:
                         return served
@@ -212,18 +223,18 @@ class Runs:
                 self._report(f"The run '{name}' is gone.")
                 self._dropped = True
             elif found != state and self._failed.left(name, found) <= 0:
-                self._replace(name, Path(source), found)
+                self._replace(name, source, found)
         for failures in (self._failed, self._unread):
             failures.keep(there)
         for name in set(self._described) - set(there):
             self._described.pop(name, None)
 
-    def _replace(self, name: str, folder: Path, state: State) -> None:
+    def _replace(self, name: str, source: str | Path, state: State) -> None:
         try:
             with self._loading:
                 if self.held(name) is None:
                     return  # dropped meanwhile
-                self._load(name, folder, folder, state)
+                self._load(name, source, Path(source), state)
             self._report(f"The run '{name}' was replaced.")
         except Exception as error:  # whatever is wrong with it, the others are served
             line = f"The run '{name}' has changed and can't be loaded, so the old one stays: {_cause(error)}"
@@ -235,7 +246,7 @@ class Runs:
         Raises:
             Refusal: 404, there is none of this name.
         """
-        return self._describe(name, self.require(name))
+        return self._describe(name, self._source(name))
 
     def describe_all(self) -> list[dict[str, Any]]:
         """What `/v1/runs` says of all runs, by name."""
@@ -250,7 +261,7 @@ class Runs:
         known = self._described.get(name)
         if known is None or known[0] != state:
             if folder is None:
-                return {"name": name, "error": "It is being fetched from the hub.", "in_memory": False}
+                return {"name": name, "error": self._sources.missing(source), "in_memory": False}
             if (found := self._read(name, folder, state)) is None:
                 why = "It can't be read: the server's log says why."
                 return {"name": name, "error": why, "in_memory": is_held}

@@ -35,6 +35,7 @@ class Sources:
         self._owners: dict[str, str | Path] = {}
         self._said: set[str | Path] = set()
         self._fetched: dict[str, Path] = {}
+        self._failed: set[str] = set()
         self._owners, hidden = self._look()
         if hidden:
             one, other = hidden[0]
@@ -73,15 +74,25 @@ class Sources:
             UserError: it can't be fetched.
         """
         if (folder := self.fetched(source)) is None:
-            folder = self._fetched[str(source)] = find_run(source)
+            try:
+                folder = self._fetched[str(source)] = find_run(source)
+            except Exception:
+                self._failed.add(str(source))
+                raise
         return folder
 
     def fetched(self, source: str | Path) -> Path | None:
         """Where a run's files are; None of one on the hub that hasn't been fetched."""
         return self._fetched.get(str(source)) if is_on_hub(source) else Path(source)
 
+    def missing(self, source: str | Path) -> str:
+        """Why a run on the hub isn't here."""
+        if str(source) in self._failed:
+            return "It can't be fetched from the hub: the server's log says why."
+        return "It is being fetched from the hub."
+
     def fetch(self, ended: threading.Event) -> None:
-        """Fetch what is on the hub, each in a thread that tries until `ended`: the list waits for no hub."""
+        """Fetch what is on the hub, each in a thread that tries until `ended`: nobody waits for a hub."""
         for source in self._named.values():
             if is_on_hub(source):
                 threading.Thread(target=self._fetch, args=(source, ended), daemon=True).start()

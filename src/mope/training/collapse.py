@@ -148,7 +148,8 @@ def _advice(config: Config, use: Use, still_better: bool) -> list[str]:
         found.append("--fusion.top null, which mixes all experts")
     if fusion.tau < 1:
         found.append(f"a higher --fusion.temperature (it is {fusion.tau:g})")
-    if max(use.uneven) <= fusion.importance_threshold:  # there the loss is zero, whatever its weight
+    if fusion.importance_weight and max(use.uneven) <= fusion.importance_threshold:
+        # There the loss is zero but for what batches of few rows are uneven by chance, whatever its weight.
         found.append(f"a smaller --fusion.importance_threshold (it is {fusion.importance_threshold:g})")
     elif fusion.importance_weight < 1:
         found.append(f"a larger --fusion.importance_weight (it is {fusion.importance_weight:g})")
