@@ -143,5 +143,7 @@ def test_a_run_on_a_stream_elsewhere_is_one_on_it_here(web, cache, weights, tabl
     some = predictor.predict_stream(f"{web.url}/test.csv")
     next(some)
     some.close()
-    time.sleep(0.5)
+    until = time.monotonic() + 10
+    while threads() and time.monotonic() < until:
+        time.sleep(0.01)
     assert not threads()
