@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import json
 import pickle
 import tarfile
@@ -16,6 +17,16 @@ from PIL import Image
 def picture(file: Path, shade: int = 90) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (12, 9), (shade, 40, 40)).save(file)
+
+
+def boxes(file: Path, order: int, gap: int = 128) -> None:
+    """Three boxes of one colour each, in one of their six orders, with gaps between, as NLVR has them."""
+    shades = list(itertools.permutations((10, 60, 200)))[order]
+    whole = Image.new("RGB", (40, 10), (gap, gap, gap))
+    for start, shade in zip((0, 15, 30), shades, strict=True):
+        whole.paste((shade, shade, shade), (start, 0, start + 10, 10))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    whole.save(file)
 
 
 def write(file: Path, content) -> None:
@@ -200,7 +211,7 @@ def nlvr(root: Path) -> None:
             sentence = f"There are {n // 4} boxes." if n % 4 < 2 else f"there are {n // 4} boxes"
             lines.append({"sentence": sentence, "label": label, "identifier": identifier, "directory": n % 3})
             for order in range(6):
-                picture(root / split / "images" / str(n % 3) / f"{split}-{identifier}-{order}.png")
+                boxes(root / split / "images" / str(n % 3) / f"{split}-{identifier}-{order}.png", order)
         write(root / split / f"{split}.json", "\n".join(map(json.dumps, lines)))
 
 

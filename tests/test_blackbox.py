@@ -1,6 +1,7 @@
 """Encoders nobody can look into, their features on disk, CNN14, and videos."""
 
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,12 +13,14 @@ from torch import nn
 from torch.nn import functional
 
 from mope.config import Config
+from mope.data.feed import numbered
 from mope.encoders import BlackBoxEncoder, TransformerEncoder, TunedEncoder, VideoEncoder, load_encoder
 from mope.encoders.cnn14 import Cnn14Config, Cnn14Model
 from mope.encoders.features import fingerprint, row_keys
 from mope.errors import UserError
 from mope.fusion import Sequential
 from mope.model import FusionModel
+from mope.predictor import Predictor
 from mope.prompts import FusionPrompts, PromptFunction
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -182,6 +185,38 @@ def test_training_keeps_features_and_reads_them_again(config: Config, tmp_path, 
     third = train(config, report=lambda line: None)
     assert any(calls)
     assert third["validation"]["loss"] == pytest.approx(first["validation"]["loss"], abs=1e-5)
+
+
+def test_evaluations_keep_features_and_predictions_none(config: Config, tmp_path, monkeypatch):
+    from mope.bulk.evaluate import evaluate
+    from mope.training import train
+
+    monkeypatch.setenv("MOPE_CACHE", str(tmp_path / "cache"))
+    config.inputs["text"].encoder.tuning = "frozen"
+    train(config, report=lambda line: None)
+    kept = tmp_path / "cache" / "features"
+    shutil.rmtree(kept)
+    predictor, rows = Predictor(config.output, batch_size=8), str(config.data.test)
+    predictor.predict(rows)
+    assert not kept.exists()
+    first = evaluate(config.output, rows, workers=0)
+    assert len(list(kept.glob("*.sqlite"))) == 1
+    texts = []
+    original = TransformerEncoder.forward
+
+    def forward(self, *args, **kwargs):
+        texts.append("input_ids" in kwargs)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(TransformerEncoder, "forward", forward)
+    assert evaluate(config.output, rows, workers=0) == first
+    assert texts
+    assert not any(texts)
+    predictor.workers, stream = 0, predictor.stream(rows)
+    list(predictor.measure(stream, numbered(stream), False))
+    assert not any(texts)
+    predictor.predict(rows)
+    assert any(texts)  # no longer, once measuring has ended
 
 
 class TestCnn14:

@@ -1,6 +1,7 @@
 """Published data sets, from miniatures that are true to their authors' files, oddities and all."""
 
 import gzip
+import itertools
 import json
 import pickle
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import numpy
 import pytest
 import yaml
-from miniatures import MINIATURES, food101, picture
+from miniatures import MINIATURES, boxes, food101, picture
+from PIL import Image
 
 from mope.cli import main
 from mope.config import Config
@@ -239,6 +241,28 @@ def test_nlvr_keeps_all_pictures_of_a_sentence_together(made):
     }
 
 
+@pytest.mark.parametrize("made", ["nlvr"], indirect=True)
+def test_each_box_of_nlvr_is_a_picture_of_its_own(made, tmp_path):
+    tables, _, _ = made
+    table = tables["test"]
+    shades = []
+    for row in range(6):
+        shown = [Image.open(tmp_path / "out" / table.column(box)[row]) for box in ("left", "middle", "right")]
+        assert all(box.size == (10, 10) and len(box.getcolors()) == 1 for box in shown)  # no gap in it
+        shades.append(tuple(box.getpixel((0, 0))[0] for box in shown))
+    assert shades == list(itertools.permutations((10, 60, 200)))
+
+
+def test_a_picture_of_nlvr_that_has_no_three_boxes_is_left_out_and_counted(tmp_path):
+    MINIATURES["nlvr"](tmp_path / "raw")
+    folder = tmp_path / "raw" / "dev" / "images" / "0"
+    (folder / "dev-0-0-0.png").write_bytes(b"no picture")
+    picture(folder / "dev-0-0-1.png")
+    manifest = prepare("nlvr", tmp_path / "raw", tmp_path / "out", lambda line: None)
+    assert manifest["splits"]["test"]["rows"] == 16
+    assert manifest["dropped"] == {"broken image": 1, "the picture isn't three boxes wide": 1}
+
+
 def test_nlvr_from_parquet_writes_its_pictures(tmp_path):
     from datasets import Dataset
 
@@ -248,15 +272,15 @@ def test_nlvr_from_parquet_writes_its_pictures(tmp_path):
         for n in range(count):
             name = f"{n // 2}-{n % 2}"
             for order in range(6):
-                picture(tmp_path / "p.png", 10 * (n % 4) + order)
+                boxes(tmp_path / "p.png", order, gap=n % 4)
                 image = {"bytes": (tmp_path / "p.png").read_bytes(), "path": "x.png"}
                 rows.append({"identifier": name, "sentence": name[0], "label": "true", "image": image})
         Dataset.from_list(rows).to_parquet(str(tmp_path / "raw" / f"{split}.parquet"))
     prepare("nlvr", tmp_path / "raw", tmp_path / "out", lambda line: None)
     table = open_table(tmp_path / "out" / "test.jsonl")
     assert len(table) == 12
-    assert not find_problems(table, {"image": "image"})
-    assert len(list((tmp_path / "out" / "images").iterdir())) == 24  # the same picture once
+    assert not find_problems(table, dict.fromkeys(("image", "left", "middle", "right"), "image"))
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 24 + 3  # the same picture or box once
     train, validation = (open_table(tmp_path / "out" / f"{split}.jsonl") for split in ("train", "validation"))
     assert (len(train), len(validation)) == (108, 12)
     assert not set(train.column("sentence")) & set(validation.column("sentence"))

@@ -249,8 +249,8 @@ class FusionModel(nn.Module):
         unused = {id(parameter) for encoder in encoders for parameter in encoder.unused_parameters()}
         return id(dict(self.named_parameters(remove_duplicate=False)).get(name)) in unused
 
-    def keep_features(self, folder: Path) -> None:
-        """Let frozen, unprompted encoders keep their features on disk; not of inputs that are augmented."""
+    def keep_features(self, folder: Path | None) -> None:
+        """Let frozen, unprompted encoders keep features on disk, not of augmented inputs; None ends it."""
         for name in self.fusion.encoders:
             if self.settings.inputs[name].augment == "none":
                 self.fusion.encoder(name).keep_features(folder)

@@ -33,6 +33,7 @@ from mope.device import Precision, arithmetic, autocast, frozen_dtype, pick_devi
 from mope.encoders.pool import SHARED
 from mope.errors import UserError
 from mope.evaluation import Measured, measure
+from mope.files import cache_folder
 from mope.graphs import Batch, Compile, faster, require_compile
 from mope.hub import find_run, forget_tables, is_on_hub, push_run
 from mope.media.images import picture_size
@@ -214,7 +215,13 @@ class Predictor:
         stream.require(*read.columns)
         wanted = ToMeasure(read, row_check(settings, columns, task))
         batches = read_batches(rows, wanted, self.readers, task, self.batch_size, self.workers)
-        yield from measure(batches, lambda inputs: self.forward_batch(inputs)[0], task, skip_bad_rows)
+        # Other seeds and methods are measured on the same rows. A recorded pass can't read files.
+        kept = settings.data.cache_features and self.compile == "none"
+        self.model.keep_features(cache_folder() / "features" if kept else None)
+        try:
+            yield from measure(batches, lambda inputs: self.forward_batch(inputs)[0], task, skip_bad_rows)
+        finally:
+            self.model.keep_features(None)
 
     def require_abstaining(self, abstain_below: float | None) -> None:
         """Make sure that the task can name no label.

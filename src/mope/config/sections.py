@@ -236,7 +236,7 @@ class DataConfig(Section):
     workers: Annotated[int, Field(ge=0)] = 1
     """Processes that read and decode rows."""
     cache_features: bool = True
-    """Whether training keeps the features of frozen, unprompted encoders on disk, to compute them once."""
+    """Whether training and evaluation keep features of frozen, unprompted encoders on disk."""
 
 
 class SegmentationConfig(Section):

@@ -1,13 +1,21 @@
 """NLVR (Suhr et al. 2017)."""
 
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from PIL import Image
+
 from mope.datasets.base import Dropped, Published, Rows, held_out, read_jsonl, words_of
+
+BOXES = ("left", "middle", "right")
 
 
 class Nlvr(Published):
     """Sentences that people wrote about three boxes of things, true or false; each example in six box orders.
+
+    A row has the picture of all three, `image`, and each box as a picture of its own, `left`, `middle` and
+    `right`, for models that take them as three inputs.
 
     From the published JSON and PNG files, or from Parquet files with the pictures in them. Without the
     published test split the dev split stands for it. A tenth of the training examples is held out for
@@ -26,10 +34,11 @@ class Nlvr(Published):
         "train.parquet, dev.parquet": "instead: rows with sentence, label, identifier, image",
     }
     counts: Mapping[str, int] = {"all": 92244}
+    paths: tuple[str, ...] = ("image", *BOXES)
 
     def splits(self, folder: Path, dropped: Dropped) -> dict[str, Rows]:
         if (folder / "train.parquet").is_file():
-            return self._embedded(folder)
+            return self._embedded(folder, dropped)
         train = list(read_jsonl(self.need(folder, "train/train.json", "train.json")))
         held = _held_out(example["sentence"] for example in train)
         tables = {"train": "train", "validation": "train", "test": "test"}
@@ -48,18 +57,19 @@ class Nlvr(Published):
                 pictures = folder / theirs / "images" / str(example["directory"])
                 for order in range(6):
                     image = self.image(pictures / f"{theirs}-{identifier}-{order}.png", identifier, dropped)
-                    if image is not None:
-                        label = str(example["label"]).lower()
-                        yield {
-                            "image": image,
-                            "sentence": example["sentence"],
-                            "label": label,
-                            "identifier": identifier,
-                        }
+                    if image is None or (boxes := _boxes(Path(image), identifier, dropped)) is None:
+                        continue
+                    yield {
+                        "image": image,
+                        **boxes,
+                        "sentence": example["sentence"],
+                        "label": str(example["label"]).lower(),
+                        "identifier": identifier,
+                    }
 
         return {ours: rows(ours, theirs) for ours, theirs in tables.items()}
 
-    def _embedded(self, folder: Path) -> dict[str, Rows]:
+    def _embedded(self, folder: Path, dropped: Dropped) -> dict[str, Rows]:
         """Rows of Parquet files; their pictures are written beside the tables by `prepare`."""
         import pyarrow.parquet
 
@@ -74,9 +84,36 @@ class Nlvr(Published):
                 for row in batch.to_pylist():
                     if keep is not None and (words_of(row["sentence"]) in held) != keep:
                         continue
-                    yield {**row, "image": row["image"]["bytes"]}
+                    content = row["image"]["bytes"]
+                    boxes = _boxes(io.BytesIO(content), row["identifier"], dropped)
+                    if boxes is not None:
+                        yield {**row, "image": content, **boxes}
 
         return {"train": rows("train", False), "validation": rows("train", True), "test": rows("dev", None)}
+
+
+def _boxes(picture: Path | io.BytesIO, row: str, dropped: Dropped) -> dict[str, bytes] | None:
+    """Each box as a PNG file: a square as high as the picture, at its ends and in its middle.
+
+    None of a picture that can't be read, or isn't wide enough for three; that is noted.
+    """
+    try:
+        with Image.open(picture) as whole:
+            side, room = whole.height, whole.width - whole.height
+            if whole.width < len(BOXES) * side:
+                dropped.add("the picture isn't three boxes wide", row)
+                return None
+            starts = zip(BOXES, (0, room // 2, room), strict=True)
+            return {box: _png(whole.crop((start, 0, start + side, side))) for box, start in starts}
+    except OSError:
+        dropped.add("broken image", row)
+        return None
+
+
+def _png(picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
 
 
 def _held_out(sentences: Iterable[str]) -> set[str]:

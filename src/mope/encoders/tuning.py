@@ -163,9 +163,11 @@ class TunedEncoder(nn.Module):
         rows = present.view(-1, *[1] * (found.ndim - 1))
         return torch.where(rows, found, self.stand_in.to(found.dtype))
 
-    def keep_features(self, folder: Path) -> None:
-        """Keep features on disk from now on, if nothing that is trained bears on them."""
-        if self.tuning == "frozen" and self._may_be_kept():
+    def keep_features(self, folder: Path | None) -> None:
+        """Keep features on disk from now on, if nothing that is trained bears on them; None for no longer."""
+        if folder is None:
+            self.cache = None
+        elif self.tuning == "frozen" and self._may_be_kept():
             self.cache = FeatureCache(folder, self.encoder)
 
     def _may_be_kept(self) -> bool:
