@@ -8,7 +8,6 @@ import torch
 
 from mope.encoders import TransformerEncoder, TunedEncoder, kernels
 from mope.encoders.families import follow
-from mope.errors import UserError
 from mope.prompts import PromptFunction
 
 LENGTH = 3
@@ -95,10 +94,6 @@ class EncoderTester:
             all_ = prompts
             hidden = torch.tensor([[False, True, True], [False, False, False]])
             none = PromptFunction(prompts, torch.zeros(2, 3).masked_fill(hidden, float("-inf")))
-            if encoder.family.relay and insertion == "tokens" and "attention_mask" not in inputs:
-                with pytest.raises(UserError, match="keeps masks from its attention"):
-                    encoder(**inputs, prompts=none)
-                return
             found = encoder(**inputs, prompts=none).tokens
             for row, source in enumerate((first, all_)):
                 expected = encoder(**inputs, prompts=source).tokens[row]
@@ -207,8 +202,6 @@ class EncoderTester:
         """Twice the weight of a prompt is the prompt twice; for one bias, or one per row."""
         for insertion in self.insertions:
             encoder, inputs = self.encoder(bare, insertion), self.inputs(2)
-            if encoder.family.relay and insertion == "tokens" and "attention_mask" not in inputs:
-                continue  # refused, see the hidden prompt
             prompts = self.source(encoder, 2)
             twice = PromptFunction(lambda layer, x0, p=prompts: torch.cat([p(layer, x0)] * 2, dim=1))
             expected = encoder(**inputs, prompts=twice).tokens

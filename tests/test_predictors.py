@@ -2,7 +2,6 @@
 
 import gc
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,9 +20,7 @@ from mope.data.table import open_table
 from mope.device import Precision, arithmetic, has_fast_bf16
 from mope.encoders.pool import EncoderPool, own_because
 from mope.errors import UserError
-from mope.fusion.together import _group
 from mope.predictors import Share, predict_together
-from mope.prompts import DeepPrompts
 from mope.serve.served import Served
 from mope.serve.settings import ServeSettings
 
@@ -176,20 +173,6 @@ def test_swin_shares_as_well(weights, tables, tmp_path, rows):
     for name, predictions in found.items():
         for row, prediction in zip(rows, predictions, strict=False):
             require_same(prediction, predictors[name].predict(row)[0])
-
-
-def test_an_encoder_that_takes_no_masks_runs_each_call_by_itself(predictors):
-    """Prompts of other lengths couldn't be hidden from its rows."""
-    encoder = predictors["mope"].model.fusion.encoder("image")
-    batch = {"pixel_values": torch.zeros(2, 3, 28, 28)}
-    calls = [encoder.call(batch, DeepPrompts([32, 32], length=length)) for length in (1, 3)]
-    assert _group(calls[0], 0) == _group(calls[1], 1)
-    family, insertion = encoder.encoder.family, encoder.encoder.insertion
-    encoder.encoder.family, encoder.encoder.insertion = replace(family, relay=True), "tokens"
-    try:
-        assert _group(calls[0], 0) != _group(calls[1], 1)
-    finally:
-        encoder.encoder.family, encoder.encoder.insertion = family, insertion
 
 
 def test_wrong_names_are_said(runs, predictors, rows, tmp_path):

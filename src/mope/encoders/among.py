@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from mope.encoders.families import Family
 from mope.encoders.prefix import Among
-from mope.errors import UserError
 
 
 def put_in(
@@ -35,9 +34,6 @@ def put_in(
 
     Returns:
         The layer's arguments, and what the layer has to tell its attention.
-
-    Raises:
-        UserError: a mask is needed, and the model keeps masks from its attention.
     """
     first, hidden, length = tokens_before(family), args[0], prompts.shape[1]
     kwargs = dict(kwargs)
@@ -55,16 +51,15 @@ def put_in(
     told = Among(length)
     if mask is None:
         return args, kwargs, told
-    takes_masks = given is not None or family.insertion == "tokens"
-    if len(args) > 1 and "attention_mask" not in kwargs and takes_masks:
+    if given is None and family.insertion != "tokens" and not family.relay:
+        return args, kwargs, replace(told, mask=mask)
+    if len(args) > 1 and "attention_mask" not in kwargs:
         return (args[0], mask, *args[2:]), kwargs, told
-    if given is None and family.relay:
-        raise UserError(
-            "This model keeps masks from its attention: no prompt can be blind, quiet or left out of a row."
-        )
-    if takes_masks:
-        return args, {**kwargs, "attention_mask": mask}, told
-    return args, kwargs, replace(told, mask=mask)
+    if family.adds_mask:
+        if mask.dtype == torch.bool:
+            mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
+        mask = mask.to(hidden.dtype)
+    return args, {**kwargs, family.mask: mask}, told
 
 
 def take_out(hidden: Tensor, family: Family, length: int) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,8 @@ class Family:
         tokens_unless: setting of the model with which it doesn't.
         inner: path from the loaded model to its encoder, where it has other parts.
         relay: whether the model keeps keyword arguments from its layers, so that the source takes a side way.
+        mask: what the layers call the mask of their attention.
+        adds_mask: whether they add it to the logits, whatever it is.
         frames: method of the model that gives the mask of its frames, (length, sample mask) -> (B, length).
         mlp: path from a layer to the module that is its MLP; None where there is no such module.
         mlp_adds: whether that module is called with the MLP's hidden states and with what the MLP saw.
@@ -62,6 +64,8 @@ class Family:
     tokens_unless: str | None = None
     inner: str | None = None
     relay: bool = False
+    mask: str = "attention_mask"
+    adds_mask: bool = False
     frames: str | None = None
     mlp: str | None = "mlp"
     mlp_adds: bool = False
@@ -200,6 +204,8 @@ FAMILIES: dict[str, Family] = {
         pooling="pooler",
         insertion="tokens",
         relay=True,
+        mask="attn_mask",
+        adds_mask=True,
         last=("timm_model.norm", "timm_model.fc_norm"),
     ),
 }

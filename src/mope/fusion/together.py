@@ -71,7 +71,7 @@ def _by_shape(places: Sequence[int], calls: Sequence[Call]) -> list[int]:
 def _group(call: Call, place: int) -> Hashable:
     """What calls have in common that share a pass."""
     encoder = id(call.tuned.encoder)
-    if call.prompts is not None and (call.prompts.lives_on or _keeps_masks(call.tuned.encoder)):
+    if call.prompts is not None and call.prompts.lives_on:
         return encoder, place
     texts = _are_texts(call.inputs)
     shapes = tuple(
@@ -81,13 +81,6 @@ def _group(call: Call, place: int) -> Hashable:
         for name, value in sorted(call.inputs.items())
     )
     return encoder, shapes
-
-
-def _keeps_masks(encoder: Any) -> bool:
-    """Whether an encoder's attention takes no mask, so that nothing can be hidden from a row."""
-    inner = getattr(encoder, "frames", encoder)  # of a video's
-    family = getattr(inner, "family", None)
-    return family is not None and family.relay and inner.insertion == "tokens"
 
 
 def _are_texts(inputs: Mapping[str, Any]) -> bool:
