@@ -20,6 +20,7 @@ from mope.data.table import open_table
 from mope.device import Precision, arithmetic, has_fast_bf16
 from mope.encoders.pool import EncoderPool, own_because
 from mope.errors import UserError
+from mope.fusion.together import _by_length
 from mope.predictors import Share, predict_together
 from mope.serve.served import Served
 from mope.serve.settings import ServeSettings
@@ -173,6 +174,25 @@ def test_swin_shares_as_well(weights, tables, tmp_path, rows):
     for name, predictions in found.items():
         for row, prediction in zip(rows, predictions, strict=False):
             require_same(prediction, predictors[name].predict(row)[0])
+
+
+def test_long_texts_of_one_run_don_t_make_another_s_as_long(predictors):
+    encoder = predictors["mope"].model.fusion.encoder("text")
+
+    def call(rows, length):
+        ids = torch.ones(rows, length, dtype=torch.long)
+        return encoder.call({"input_ids": ids, "attention_mask": ids}, None)
+
+    def apart(*shapes):
+        calls = [call(*shape) for shape in shapes]
+        return sorted(
+            sorted(shapes[place] for place in some) for some in _by_length(range(len(calls)), calls)
+        )
+
+    assert apart((1, 512), (31, 8)) == [[(1, 512)], [(31, 8)]]
+    assert apart((31, 8), (3, 16), (1, 512), (2, 400)) == [[(1, 512), (2, 400)], [(3, 16), (31, 8)]]
+    assert apart((1, 4), (1, 64)) == [[(1, 4), (1, 64)]]  # another pass would cost more
+    assert apart((16, 30), (16, 40)) == [[(16, 30), (16, 40)]]
 
 
 def test_wrong_names_are_said(runs, predictors, rows, tmp_path):

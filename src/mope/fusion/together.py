@@ -13,6 +13,8 @@ from mope.fusion.base import Batch, Fusion, FusionOutput, InRounds
 from mope.prompts import MixedPrompts, prompt_shape
 
 _IDS, _MASK = "input_ids", "attention_mask"
+_PADDING = 256
+"""Tokens of padding that a pass may have, whatever its texts' lengths: fewer cost less than another pass."""
 
 
 def fuse_together(fusions: Sequence[Fusion], batches: Sequence[Batch]) -> list[FusionOutput]:
@@ -52,12 +54,31 @@ def _run(calls: Sequence[Call]) -> list[EncoderOutput]:
     for place, call in enumerate(calls):
         groups.setdefault(_group(call, place), []).append(place)
     found: dict[int, EncoderOutput] = {}
-    for together in groups.values():
+    for together in (some for group in groups.values() for some in _by_length(group, calls)):
         places = _by_shape(together, calls)
         some = [calls[place] for place in places]
         outputs = [some[0].run()] if len(some) == 1 else _run_as_one(some)
         found.update(zip(places, outputs, strict=True))
     return [found[place] for place in range(len(calls))]
+
+
+def _by_length(places: Sequence[int], calls: Sequence[Call]) -> list[list[int]]:
+    """Calls apart whose texts are much longer than others', which would be padded to their length."""
+    apart: list[list[int]] = []
+    rows = tokens = 0
+    for place in sorted(places, key=lambda place: _length(calls[place])):
+        own, length = _rows(calls[place].inputs), _length(calls[place])
+        rows, tokens = rows + own, tokens + own * length
+        if not apart or rows * length - tokens > max(_PADDING, tokens / 2):
+            apart.append([])
+            rows, tokens = own, own * length
+        apart[-1].append(place)
+    return apart
+
+
+def _length(call: Call) -> int:
+    """Of a text's rows; 0 for other inputs, which have one shape in a pass."""
+    return call.inputs[_IDS].shape[1] if _IDS in call.inputs else 0
 
 
 def _by_shape(places: Sequence[int], calls: Sequence[Call]) -> list[int]:
