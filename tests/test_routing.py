@@ -15,6 +15,7 @@ from mope.fusion.guiding import router_begins
 from mope.model import FusionModel
 from mope.prompts import DeepPrompts, FusionPrompts, Offsets, Router, make_offsets
 from mope.prompts.clusters import place_keys
+from mope.prompts.grow import grow
 from mope.training import train
 
 DIMS, FEATURES = [8, 8, 12], {"text": 6, "audio": 5}
@@ -277,6 +278,20 @@ def test_a_grown_model_keeps_its_experts_and_begins_as_it_was(weights, tables, t
     torch.testing.assert_close(model(**batch).logits, old(**batch).logits, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("similarity", "temperature"), [("cosine", 0.2), ("dot", 1.0), ("dot", 0.1)])
+def test_a_grown_router_mixes_rows_nearly_as_before(similarity, temperature):
+    torch.manual_seed(0)
+    routing = {"similarity": similarity, "temperature": temperature, "keys": "orthogonal"}
+    prompts = [FusionPrompts(DIMS, FEATURES, length=2, experts=k, **routing).eval() for k in (4, 8)]
+    state = grow(prompts[0].state_dict(), prompts[1].router)
+    prompts[1].load_state_dict(state)
+    psi = {name: torch.randn(64, width) for name, width in FEATURES.items()}
+    x0 = torch.randn(64, DIMS[0])
+    before, after = (p.router(0, p.router.embed(psi), x0) for p in prompts)
+    moved = (after.view(64, 2, 4).sum(dim=1) - before).abs().sum(dim=1) / 2
+    assert 0 < moved.mean() < 0.08
+
+
 def test_growing_trains_on_and_says_what_does_not_fit(weights, tables, tmp_path):
     config = config_of(weights, tables, tmp_path)
     first = train(config, report=lambda line: None)
@@ -292,6 +307,9 @@ def test_growing_trains_on_and_says_what_does_not_fit(weights, tables, tmp_path)
     for fusion, said in (
         ({"experts": 4}, "has 3: take a multiple"),
         ({"length": 3}, "another model's"),
+        ({"joining": "added"}, "has fusion.joining beside, not added: .* Set fusion.joining to beside"),
+        ({"similarity": "dot"}, "has fusion.similarity cosine, not dot"),
+        ({"standardise": False}, "has fusion.standardise true, not false"),
         ({"top": 1}, "fusion.top is 1, .* gives a row 3 of its 3 experts: with 6 set it to 6"),
     ):
         wrong = changed(grown, fusion=fusion, output=str(tmp_path / "wrong"))

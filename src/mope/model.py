@@ -22,7 +22,7 @@ from mope.heads import LinearHead, MaskHead
 from mope.prompts import FusionPrompts, Router, importance_loss
 from mope.prompts.grow import grow
 from mope.remote import rebased
-from mope.run import CONFIG, DIGEST, WEIGHTS, read_run, require_same_columns
+from mope.run import CONFIG, DIGEST, WEIGHTS, read_run, require_same_columns, require_same_routing
 from mope.tasks import Task, build_task
 from mope.versions import installed
 from mope.weights import read_weights, write_weights
@@ -337,10 +337,11 @@ class FusionModel(nn.Module):
         """Take over what another run has learned, to go on from there; its experts may be fewer.
 
         Raises:
-            UserError: the folder holds no run, or one of other labels, inputs or sizes.
+            UserError: the folder holds no run, or one of other labels, inputs, sizes or routing.
         """
         before, run = read_run(folder)
         require_same_columns(before, self.settings, folder)
+        require_same_routing(before, self.settings, folder)
         if list(run["labels"]) != list(self.task.labels):
             raise UserError(
                 f"training.begin_from: {folder} has other labels, {', '.join(run['labels'][:5])}."

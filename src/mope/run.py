@@ -140,6 +140,28 @@ def require_same_columns(before: Config, now: Config, folder: str | Path) -> Non
             )
 
 
+def require_same_routing(before: Config, now: Config, folder: str | Path) -> None:
+    """Make sure that prompts mean what they meant in a run, where their shapes wouldn't tell.
+
+    `fusion.temperature`, `top` and what bears on training alone may be others.
+
+    Raises:
+        UserError: they don't.
+    """
+    for name in ("main", "method", "joining", "standardise", "similarity"):
+        there, wanted = (getattr(config.fusion, name, None) for config in (before, now))
+        if there != wanted:
+            raise UserError(
+                f"training.begin_from: {folder} has fusion.{name} {_plain(there)}, not {_plain(wanted)}: "
+                f"what it learned means something else with another. Set fusion.{name} to {_plain(there)}."
+            )
+
+
+def _plain(value: Any) -> str:
+    """As YAML has it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _fill_kinds(one: dict[str, Any], other: dict[str, Any]) -> None:
     """What a table's columns hold is found when a run begins: where it isn't said, it is as in the other."""
     for column in one.keys() & other.keys():

@@ -9,7 +9,8 @@ from mope.errors import UserError
 from mope.prompts.router import Router
 
 _APART = 0.1
-"""Standard deviation of what is added to a new key's elements, beside keys of length 1."""
+"""Standard deviation of what is added to a new key's elements, beside keys of length 1; less where a small
+temperature makes more of it."""
 
 
 def grow(
@@ -48,7 +49,7 @@ def grow(
             f"its {there} experts: with {experts} set it to {given}, since copies share their row's score."
         )
     added = state[keys].repeat(1, copies, 1)
-    noise = _APART * torch.randn_like(added)
+    noise = min(_APART, router.temperature / 2) * torch.randn_like(added)
     noise[:, :there] = 0
     grown[keys] = added + noise
     for name, tensor in state.items():

@@ -62,7 +62,8 @@ class Router(nn.Module):
             are set by `begin`.
         top: keep only the n largest scores, as they are, without renormalising ("hard" routing, section V-F);
             None keeps all ("soft").
-        standardise: whether psi and x0 are standardised first, by running statistics, as a batch norm does.
+        standardise: whether psi and x0 are standardised first, as a batch norm does: by a batch's statistics
+            while training, by running ones afterwards.
         similarity: of q and K: their product (Eq. 3), or the cosine of their angle.
         expert_dropout: while training, the probability that a row goes without an expert in a layer.
 
