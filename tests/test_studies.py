@@ -280,6 +280,16 @@ def test_each_shipped_study_is_loaded_and_built(file, quick, monkeypatch):
         builds(Study.load(file, quick))
 
 
+@pytest.mark.parametrize("quick", [False, True], ids=["whole", "quick"])
+@pytest.mark.parametrize("file", STUDIES, ids=[file.stem for file in STUDIES])
+def test_each_table_has_a_linear_probe(file, quick):
+    """But for masks, pictures and costs; an audio encoder that begins at random has no features to probe."""
+    if file.stem in ("gallery", "table2", "table8") or (quick and file.stem == "table4"):
+        return
+    if not quick or yaml.safe_load(file.read_text(encoding="utf-8")).get("quick"):
+        assert "Probe" in {row.method for row in Study.load(file, quick).rows}
+
+
 @pytest.mark.parametrize(("file", "name"), SETS, ids=[f"{file.stem}-{name}" for file, name in SETS])
 def test_each_shipped_study_is_built_on_each_of_its_data_sets(file, name, monkeypatch):
     monkeypatch.chdir(file.parent.parent.parent)
