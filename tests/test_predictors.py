@@ -2,6 +2,7 @@
 
 import gc
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,25 @@ def test_swin_shares_as_well(weights, tables, tmp_path, rows):
     for name, predictions in found.items():
         for row, prediction in zip(rows, predictions, strict=False):
             require_same(prediction, predictors[name].predict(row)[0])
+
+
+def test_models_that_leave_something_in_their_modules_run_one_at_a_time(predictors, rows, monkeypatch):
+    """As Swins do, whatever predictors and threads run them."""
+    predictor = predictors["mope"]
+    monkeypatch.setattr(predictor.model.fusion.encoder("image").encoder, "reentrant", False)
+    assert not predictor.model.fusion.may_share_time
+    done = threading.Event()
+    threads = [
+        threading.Thread(target=lambda one=one: (one.predict({"mope": rows[:1]}), done.set()))
+        for one in (predictors, Predictors({"mope": predictor.run}, device="cpu"))
+    ]
+    with predictor.model.fusion.turn():
+        for thread in threads:
+            thread.start()
+        assert not done.wait(0.5)
+    for thread in threads:
+        thread.join(60)
+    assert done.is_set()
 
 
 def test_long_texts_of_one_run_don_t_make_another_s_as_long(predictors):

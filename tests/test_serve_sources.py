@@ -4,18 +4,21 @@ import json
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+import yaml
 from many_runs import SERVED
 from serve_tester import command, predict, running, talk
 
 from mope.cli import main
 from mope.config import Config
+from mope.encoders.inputs import load_input_encoder
 from mope.errors import UserError
 from mope.files import read_yaml
 from mope.predictor import Predictor
-from mope.run import CONFIG, METRICS, WEIGHTS
+from mope.run import CONFIG, METRICS, WEIGHTS, read_run
 from mope.serve.app import build_app, build_runs_app
 from mope.serve.engine import Engine
 from mope.serve.limits import Refusal
@@ -83,6 +86,67 @@ def test_a_run_whose_weights_are_damaged_takes_no_other_s_place(folder):
     assert runs.held("mope") is first
 
 
+def _change(folder, settings):
+    """Put other settings into a run."""
+    content = read_yaml(folder / CONFIG, "config", "")
+    for key, value in settings.items():
+        *sections, name = key.split(".")
+        part = content
+        for section in sections:
+            part = part[section]
+        part[name] = value
+    (folder / CONFIG).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def test_encoders_that_come_from_a_hub_keep_no_other_run_waiting(folder, made, monkeypatch, said):
+    entry = read_run(folder / "static")[0].inputs["text"]
+    coming, there, load = threading.Event(), threading.Event(), load_input_encoder
+
+    def slowly(wanted):
+        if wanted.encoder.weights != "owner/words":
+            return load(wanted)
+        coming.set()
+        assert there.wait(60)
+        return load(entry)
+
+    monkeypatch.setattr("mope.encoders.pool.load_input_encoder", slowly)
+    monkeypatch.setattr("mope.serve.runs.build_readers", lambda inputs: {})
+    monkeypatch.setattr(
+        "mope.serve.runs.Predictor", lambda run, **options: Predictor(made[run.name], **options)
+    )
+    _change(folder / "static", {"inputs.text.encoder.weights": "owner/words"})
+    runs = Runs({}, [folder], ServeSettings(), device="cpu", report=said.append)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(runs.get, "static")
+        try:
+            assert coming.wait(60)
+            runs.get("words")  # in another thread's turn
+            _change(folder / "words", {"inputs.text.encoder.weights": "owner/words"})
+            runs.look(wait=False)  # nor is who looks at the folder kept waiting
+            assert runs.held("words") is runs.get("words")
+        finally:
+            there.set()
+        assert first.result(60) is runs.held("static")
+    until(lambda: said == ["The run 'words' was replaced."])
+
+
+def test_a_run_that_can_t_be_loaded_takes_no_other_s_place(folder):
+    _change(folder / "static", {"inputs.text.encoder.weights": str(folder / "nowhere")})
+    runs = Runs({}, [folder], ServeSettings(), device="cpu", most=1, report=lambda line: None)
+    first = runs.get("mope")
+    with pytest.raises(Refusal):
+        runs.get("static")
+    assert runs.held("mope") is first
+
+
+def test_a_named_run_that_isn_t_one_is_said_at_the_start(folder):
+    (folder / "static" / CONFIG).write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="static"):
+        Sources({"mope": folder / "mope", "static": folder / "static"}, [], print)
+    with pytest.raises(UserError, match="A run on the hub is hub:OWNER/NAME, not 'hub:bad'"):
+        Sources({"mope": folder / "mope", "bad": "hub:bad"}, [], print)
+
+
 def test_damaged_metrics_cost_nothing_but_themselves(folder, made, tmp_path):
     (folder / "mope" / METRICS).write_text("{")
     described = Runs({}, [folder], ServeSettings(), device="cpu").describe("mope")
@@ -95,10 +159,10 @@ def test_damaged_metrics_cost_nothing_but_themselves(folder, made, tmp_path):
 def test_runs_say_whose_rows_go_with_theirs(runs):
     for name in ("mope", "static", "words", "full"):
         runs.get(name)
-    found = {one["name"]: one["passes_with"] for one in runs.describe_all()}
-    assert found["mope"] == ["static"]
-    assert found["static"] == ["mope"]
-    assert found["words"] == found["full"] == found["longer"] == []
+    found = {one["name"]: one["group"] for one in runs.describe_all()}
+    assert found["mope"] == found["static"]
+    assert found["longer"] is None  # not in memory
+    assert len({found[name] for name in ("mope", "words", "full")}) == 3
 
 
 @pytest.mark.parametrize(

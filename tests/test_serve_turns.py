@@ -99,6 +99,40 @@ def test_callers_of_a_run_take_turns(stop):
     assert batches[0] == ["ann", "bob"]
 
 
+def test_who_asks_many_runs_gets_no_more_than_who_asks_one(stop):
+    batches = []
+
+    def run(samples, alone):
+        batches.append("".join(samples))
+        return samples
+
+    batcher = Batcher(run, size=4, queue=64)
+    try:
+        batcher.call(lambda: stop.wait(60))
+        futures = [one for n in range(6) for one in put(batcher, Lane(f"run{n}", caller="ann"), ["a", "a"])]
+        futures += put(batcher, BOB, ["b"] * 6)
+        stop.set()
+        for future in futures:
+            future.result(60)
+    finally:
+        batcher.close()
+    assert batches == ["abab"] * 3 + ["aaaa", "aa"]
+
+
+def test_threads_of_a_pool_keep_no_process_alive(stop):
+    pool = TurnPool(2, "ends")
+    try:
+        pool.submit(ANN, lambda: stop.wait(60))
+        own = [thread for thread in threading.enumerate() if thread.name.startswith("ends-")]
+        assert [thread.daemon for thread in own] == [True, True]
+    finally:
+        pool.close()
+    stop.set()
+    for thread in own:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
 def test_jobs_of_a_pool_take_turns(stop):
     pool, done = TurnPool(1, "test"), []
     try:

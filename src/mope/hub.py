@@ -53,9 +53,7 @@ def find_run(run: str | Path, revision: str | None = None) -> Path:
     """
     if not is_on_hub(run):
         return Path(run)
-    repository = str(run).removeprefix(_PREFIX)
-    if not _REPOSITORY.fullmatch(repository):
-        raise UserError(f"A run on the hub is {_PREFIX}OWNER/NAME, not '{run}'.")
+    repository = repository_of(run)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -63,6 +61,18 @@ def find_run(run: str | Path, revision: str | None = None) -> Path:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
         raise UserError(f"The hub has no repository {repository}, or can't be reached.") from None
+
+
+def repository_of(run: str | Path) -> str:
+    """The repository that a run on the hub names, `hub:OWNER/NAME`.
+
+    Raises:
+        UserError: it names none.
+    """
+    repository = str(run).removeprefix(_PREFIX)
+    if not _REPOSITORY.fullmatch(repository):
+        raise UserError(f"A run on the hub is {_PREFIX}OWNER/NAME, not '{run}'.")
+    return repository
 
 
 def push_run(run: str | Path, repository: str, *, private: bool = True) -> str:

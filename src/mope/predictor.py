@@ -363,7 +363,7 @@ class Predictor:
     @torch.inference_mode()
     def forward_batch(self, batch: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
         """Logits of a batch, and the routing scores of each layer (B, k), on the CPU."""
-        with autocast(self.precision, self.device):
+        with self.model.fusion.turn(), autocast(self.precision, self.device):
             logits, *scores = self._pass(self.model.normed(self.to_device(batch)))
         return logits.cpu(), [layer.cpu() for layer in scores]
 

@@ -1,6 +1,7 @@
 """Several runs over the same frozen encoders, and rows of all of them in common passes."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -58,7 +59,10 @@ def predict_together(shares: Sequence[Share]) -> list[list[Prediction]]:
             found[some[0]] = share.predictor.predict_batch(share.batch, share.sizes)
             continue
         models = [shares[place].predictor.model for place in some]
-        with autocast(shares[some[0]].predictor.precision, device):
+        with ExitStack() as held:
+            held.enter_context(autocast(shares[some[0]].predictor.precision, device))
+            for model in models:
+                held.enter_context(model.fusion.turn())
             batches = [shares[place].predictor.to_device(shares[place].batch) for place in some]
             normed = [model.normed(batch) for model, batch in zip(models, batches, strict=True)]
             outputs = fuse_together([model.fusion for model in models], normed)

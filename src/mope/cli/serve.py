@@ -188,12 +188,13 @@ def _run(server: Any, listener: socket.socket, engine: Any) -> None:
         server.force_exit = server.should_exit  # the second signal doesn't wait for requests
         server.should_exit = True
 
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, end)
+    before = {name: signal.signal(name, end) for name in (signal.SIGINT, signal.SIGTERM)}
     thread = threading.Thread(target=listen, name="mope-http")
     thread.start()
     engine.work()
     thread.join()
+    for name, handler in before.items():
+        signal.signal(name, handler)
     if failures:
         raise failures[0]
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Hashable
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -36,7 +37,7 @@ class EncoderPool:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock, self._turns = threading.Lock(), WeakValueDictionary[Hashable, Any]()
         self._by_name: WeakValueDictionary[Hashable, Encoder] = WeakValueDictionary()
         self._by_weights: WeakValueDictionary[Hashable, Encoder] = WeakValueDictionary()
 
@@ -50,18 +51,22 @@ class EncoderPool:
         """
         if own_because(entry) is not None:
             return load_input_encoder(entry)
+        where = (device, dtype)
+        name = (_source(entry), where)
         with self._lock:
-            where = (device, dtype)
-            name = (_source(entry), where)
-            if (known := self._by_name.get(name)) is not None:
-                return known
+            turn = self._turns.setdefault(name, threading.Lock())
+        with turn:  # of this one alone: a hub may take its time
+            with self._lock:
+                if (known := self._by_name.get(name)) is not None:
+                    return known
             encoder = load_input_encoder(entry).requires_grad_(False).eval()
             weights = (fingerprint(encoder), where)
-            if (known := self._by_weights.get(weights)) is None:
-                encoder.to(device).freeze(dtype)
-                self._by_weights[weights] = known = encoder
-            self._by_name[name] = known
-            return known
+            with self._lock:
+                if (known := self._by_weights.get(weights)) is None:
+                    encoder.to(device).freeze(dtype)
+                    self._by_weights[weights] = known = encoder
+                self._by_name[name] = known
+                return known
 
 
 SHARED = EncoderPool()

@@ -74,7 +74,7 @@ def resolve(weights: str) -> str:
     """
     if weights.startswith(PREFIX):
         return str(_package_folder(weights.removeprefix(PREFIX)))
-    if weights.startswith((".", "/", "~")):
+    if not is_remote(weights):
         folder = Path(weights).expanduser()
         if folder.is_file():
             return str(_converted(folder, f"{folder.stem}-{_sha256(folder)[:12]}", convert_panns))
@@ -84,6 +84,11 @@ def resolve(weights: str) -> str:
             raise UserError(f"No model in {folder}: there is no config.json; name a folder that holds one.")
         return str(folder)
     return weights
+
+
+def is_remote(weights: str) -> bool:
+    """Whether they come from the hub."""
+    return not weights.startswith((PREFIX, ".", "/", "~"))
 
 
 def state_of(weights: str) -> Hashable:

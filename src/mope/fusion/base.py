@@ -2,9 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, cast
+from threading import RLock
+from typing import Any, ClassVar, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -13,6 +14,9 @@ from mope.encoders import Encoder, EncoderOutput, TunedEncoder
 from mope.encoders.tuning import PRESENT, Call
 from mope.errors import UserError
 from mope.prompts import FusionPrompts
+
+_SERIAL = RLock()
+"""See `Fusion.turn`."""
 
 Batch = Mapping[str, Mapping[str, Tensor]]
 """Inputs by name, each the keyword arguments of its encoder."""
@@ -103,6 +107,19 @@ class Fusion(nn.Module, ABC):
     has_maps: ClassVar[bool] = False
     gives_maps: bool = False
     reentrant: ClassVar[bool] = False
+
+    @property
+    def may_share_time(self) -> bool:
+        """Whether several threads may run it at once, its encoders included."""
+        return self.reentrant and all(self.encoder(name).encoder.reentrant for name in self.encoders)
+
+    def turn(self) -> AbstractContextManager[Any]:
+        """To be held while it runs, where other threads may run models over the same encoders.
+
+        Some layers take down in themselves what a pass is like, as a Swin's do its windows: such models of a
+        process run one at a time.
+        """
+        return nullcontext() if self.may_share_time else _SERIAL
 
     @property
     def feature_dim(self) -> int:

@@ -1,5 +1,6 @@
 """Where the last layer of the main image encoder looks (Fig. 4)."""
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -103,15 +104,17 @@ def _shares(inside: Tensor, size: tuple[int, int]) -> Tensor:
 def _watching(layer: nn.Module, attention: str) -> Iterator[dict[str, Any]]:
     """Take down what a layer's attention is called with, in this thread's passes within the block."""
     seen: dict[str, Any] = {}
+    thread = threading.get_ident()  # others may run the same layer
 
     def watch(query: Tensor, key: Tensor, mask: Tensor | None, before: int) -> None:
         seen["watched"] = (query, key, mask, before)
 
     def hand_over(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        return args, {**kwargs, "mope_watch": watch}
+        return args, {**kwargs, "mope_watch": watch} if threading.get_ident() == thread else kwargs
 
     def take_size(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        seen["size"] = kwargs.get("input_dimensions", args[1] if len(args) > 1 else None)
+        if threading.get_ident() == thread:
+            seen["size"] = kwargs.get("input_dimensions", args[1] if len(args) > 1 else None)
 
     handles = [
         layer.get_submodule(attention).register_forward_pre_hook(hand_over, with_kwargs=True),

@@ -39,7 +39,7 @@ async function ask(path, options = {}) {
   const answer = await fetch(path, {...options, headers: token ? {Authorization: `Bearer ${token}`} : {}});
   const said = await answer.json();
   if (answer.status === 401) at("secret").hidden = false;
-  if (!answer.ok) throw new Error(said.error);
+  if (!answer.ok) throw Object.assign(new Error(said.error), {status: answer.status});
   return said;
 }
 
@@ -50,13 +50,21 @@ async function guarded(action) {
 
 function shown(value) { return Number.isInteger(value) ? String(value) : value.toFixed(3); }
 
-function show() {
-  const run = runs.find((one) => one.name === at("run").value);
-  at("inputs").replaceChildren(); at("answer").replaceChildren();
+function chosen() { return runs.find((run) => run.name === at("run").value); }
+
+function tell() {
+  const run = chosen();
   if (!run || run.error) { at("about").textContent = run ? run.error : ""; return; }
   const metrics = Object.entries(run.metrics.test || run.metrics.validation || {})
     .filter(([, value]) => typeof value === "number").map(([name, value]) => `${name} ${shown(value)}`);
   at("about").textContent = [run.task, run.method, ...metrics.slice(0, 4)].join(" \\u00b7 ");
+}
+
+function show() {
+  const run = chosen();
+  tell();
+  at("inputs").replaceChildren(); at("answer").replaceChildren();
+  if (!run || run.error) return;
   for (const [name, input] of Object.entries(run.inputs)) {
     const may = input.may_be_left_out ? " (may be left out)" : "";
     if (input.columns) {
@@ -71,12 +79,14 @@ function show() {
   }
 }
 
-async function list() {
+async function list() {  // what was typed stays, as long as the run takes the same
+  const before = chosen();
   runs = (await ask("/v1/runs")).runs;
-  const chosen = at("run").value;
   at("run").replaceChildren(...runs.map((run) => make("option", {textContent: run.name, value: run.name})));
-  if (runs.some((run) => run.name === chosen)) at("run").value = chosen;
-  show();
+  if (before && runs.some((run) => run.name === before.name)) at("run").value = before.name;
+  const now = chosen();
+  const takes = (run) => run && JSON.stringify([run.name, run.inputs]);
+  if (before && takes(before) === takes(now)) tell(); else show();
 }
 
 async function predict() {
@@ -86,7 +96,13 @@ async function predict() {
     else if (field.value) form.append(field.name, field.value);
   }
   const path = `/v1/runs/${encodeURIComponent(at("run").value)}/predict`;
-  const found = (await ask(path, {method: "POST", body: form})).predictions[0];
+  let found;
+  try {
+    found = (await ask(path, {method: "POST", body: form})).predictions[0];
+  } catch (error) {
+    if (error.status === 404 || error.status === 422) await list();  // the run is gone, or another one
+    throw error;
+  }
   if (found.error) throw new Error(found.error);
   const shares = Object.entries(found.probabilities || {}).sort((a, b) => b[1] - a[1]).slice(0, 5);
   const rows = shares.map(([label, share]) => {
@@ -104,6 +120,7 @@ at("token").addEventListener("change", () => {
   guarded(list);
 });
 at("form").addEventListener("submit", (event) => { event.preventDefault(); guarded(predict); });
+document.addEventListener("visibilitychange", () => { if (!document.hidden) guarded(list); });
 guarded(list);
 </script>
 </html>

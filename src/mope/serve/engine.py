@@ -51,7 +51,7 @@ class Engine:
         self.turns = Turns(settings.queue)
         self._is_open, self._own = False, thread
         self._threads = torch.get_num_threads()
-        # On a CPU several batches of one thread each get further than one of all threads.
+        # On a CPU several batches, which share the threads, get further than one of all threads.
         self._models = min(self._threads, _MODELS) if cpu else 1
         self.open()
         metrics.follow_queue(lambda: len(self.batcher))
@@ -154,7 +154,8 @@ class Engine:
         started = time.perf_counter()
         if self._models > 1:
             one_of_several = not (alone or samples[0].served.lane.serial)
-            torch.set_num_threads(1 if one_of_several else self._threads)  # of this thread
+            threads = self._threads // self._models if one_of_several else self._threads
+            torch.set_num_threads(threads)  # of this thread
         places: dict[int, list[int]] = {}
         for place, sample in enumerate(samples):
             places.setdefault(id(sample.served), []).append(place)

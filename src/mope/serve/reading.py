@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from mope.serve.queue import FairQueue, Lane
 
 
 class TurnPool:
-    """A pool of threads, each of which takes a job of the lane whose turn it is.
+    """Threads, each of which takes a job of the lane whose turn it is.
 
-    In one queue for all a request with many large pictures would keep everybody's rows waiting.
+    In one queue for all a request with many large pictures would keep everybody's rows waiting. The threads
+    end with the process, whatever they are at: a run that is being loaded keeps no server alive.
 
     Args:
         threads: how many there are; each works with one of PyTorch's.
@@ -23,9 +25,15 @@ class TurnPool:
     """
 
     def __init__(self, threads: int, name: str):
-        self.threads, self._pool = threads, _settled(threads, name)
-        self._lock, self._closed = threading.Lock(), False
+        self.threads = threads
+        self._ready, self._closed = threading.Condition(), False
         self._jobs: FairQueue[tuple[Callable[[], Any], Future[Any]]] = FairQueue()
+        setting, all_there = torch.get_num_threads(), threading.Barrier(threads + 1)
+        for number in range(threads):
+            work = partial(self._work, all_there)
+            threading.Thread(target=work, name=f"{name}-{number}", daemon=True).start()
+        all_there.wait()
+        torch.set_num_threads(setting)  # a thread's setting is also that of later ones
 
     def submit(self, lane: Lane, function: Callable[[], Any]) -> "Future[Any]":
         """Call a function in one of the threads.
@@ -34,44 +42,33 @@ class TurnPool:
             Its result; a Refusal if its turn didn't come before `close`.
         """
         future = new_future()
-        with self._lock:
+        with self._ready:
             if not self._closed:
                 self._jobs.append(lane, (function, future))
-                self._pool.submit(self._work)  # whichever job's turn it is by then
+                self._ready.notify()
                 return future
         future.set_exception(closing())
         return future
 
-    def _work(self) -> None:
-        with self._lock:
-            jobs = self._jobs.take(1)  # none after `close`
-        for function, future in jobs:
+    def _work(self, all_there: threading.Barrier) -> None:
+        # A thread that runs a parallel region of OpenMP gets helpers of its own, which then spin for some
+        # 20 ms and take the processor from the model.
+        torch.set_num_threads(1)
+        all_there.wait()
+        while True:
+            with self._ready:
+                self._ready.wait_for(lambda: self._closed or len(self._jobs))
+                if self._closed:
+                    return
+                ((function, future),) = self._jobs.take(1)
             settle(future, function)
+            del function, future  # what they hold isn't to wait for the next job
 
     def close(self) -> None:
         """Refuse what waits; what has begun is ended."""
-        with self._lock:
+        with self._ready:
             self._closed = True
             left = self._jobs.clear()
+            self._ready.notify_all()
         for _, future in left:
             future.set_exception(closing())
-        self._pool.shutdown(wait=False)
-
-
-def _settled(count: int, name: str) -> ThreadPoolExecutor:
-    """Threads that work each by itself.
-
-    A thread that runs a parallel region of OpenMP gets helpers of its own, which then spin for some 20 ms and
-    take the processor from the model. PyTorch's setting is of the thread that makes it, and of later ones.
-    """
-    pool = ThreadPoolExecutor(count, thread_name_prefix=name)
-    threads, all_there = torch.get_num_threads(), threading.Barrier(count)
-
-    def use_one() -> None:
-        all_there.wait()
-        torch.set_num_threads(1)
-
-    for future in [pool.submit(use_one) for _ in range(count)]:
-        future.result()
-    torch.set_num_threads(threads)
-    return pool

@@ -8,14 +8,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mope.device import pick_device
+from mope.config import Config, InputConfig
+from mope.data.readers import build_readers
+from mope.device import frozen_dtype, pick_device
+from mope.encoders import Encoder
+from mope.encoders.pool import SHARED, own_because
+from mope.encoders.preparation import image_settings
+from mope.encoders.sources import is_remote
 from mope.errors import UserError
 from mope.graphs import Compile, require_compile
 from mope.hub import forget_tables, is_on_hub
+from mope.model import needed_inputs
 from mope.predictor import Predictor
 from mope.run import DIGEST, WEIGHTS, read_metrics, read_run
 from mope.serve.failures import RETRY_SECONDS, Failures
 from mope.serve.limits import Refusal
+from mope.serve.media import require_packages
 from mope.serve.served import Served, describe
 from mope.serve.settings import ServeSettings
 from mope.serve.sources import Sources, State, metrics_state_of, state_of
@@ -43,7 +51,7 @@ class OneRun:
     def __init__(self, served: Served):
         self.served = served
         found = _described(served.name, served.predictor.run)
-        self._described = {**found, "in_memory": True, "passes_with": []}
+        self._described = {**found, "in_memory": True, "group": 0}
 
     def held(self, name: str) -> Served | None:
         """The run, if this is its name."""
@@ -117,7 +125,7 @@ class Runs:
         self._held: OrderedDict[str, _Held] = OrderedDict()
         self._failed, self._unread = Failures(report), Failures(report)
         self._described: dict[str, tuple[Any, dict[str, Any]]] = {}
-        self._dropped = False
+        self._dropped, self._replacing = False, set[str]()
         self._lock, self._loading = threading.Lock(), threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -161,10 +169,13 @@ class Runs:
             Refusal: 404, there is no such run; 503, it can't be loaded.
         """
         source = self._source(name)
+        if (served := self.held(name)) is not None:
+            return served
         state = state_of(source)
         if (left := self._failed.left(name, state)) <= 0:
             try:
                 folder = self._sources.folder(source)
+                _kept = self._fetched(folder)  # until the run holds them
                 with self._loading:  # one at a time: they would take each other's memory and processor
                     if (served := self.held(name)) is not None:
                         return served
@@ -176,9 +187,25 @@ class Runs:
         text = f"The run '{_cut(name)}' can't be loaded: the server's log says why."
         raise Refusal(503, "run", text, {"Retry-After": str(math.ceil(left))})
 
+    def _fetched(self, folder: Path) -> list[Encoder]:
+        """A run's encoders that come from the hub, which takes its time: nobody's turn is to wait for it."""
+        config, _ = read_run(folder)
+        remote = {name: entry for name, entry in needed_inputs(config).items() if _is_remote(entry)}
+        for entry in remote.values():
+            if entry.kind in ("image", "video"):
+                image_settings(entry.encoder.weights, entry.encoder.revision, entry.encoder.architecture)
+        build_readers(remote)  # their tokenizers and the like
+        return [self._encoder(config, entry) for entry in remote.values()]
+
+    def _encoder(self, config: Config, entry: InputConfig) -> Encoder:
+        return SHARED.get(entry, self.device, frozen_dtype(config.training.precision, self.device))
+
     def _load(self, name: str, source: str | Path, folder: Path, state: State) -> Served:
-        _, facts = read_run(folder)  # what can't be read takes no other's place
+        config, facts = read_run(folder)  # what can't be loaded takes no other's place
         read_weights(folder / WEIGHTS, facts.get(DIGEST))
+        inputs = needed_inputs(config)
+        require_packages({entry.kind for entry in inputs.values()})
+        shared = [self._encoder(config, entry) for entry in inputs.values() if own_because(entry) is None]
         evicted = False
         with self._lock:
             while len(self._held) >= self._most and name not in self._held:
@@ -191,6 +218,7 @@ class Runs:
         )
         if is_on_hub(source):
             forget_tables(predictor.settings)
+        del shared  # the run holds them
         served = Served(name, predictor, self._settings)  # what changed meanwhile differs at the next look
         with self._lock:
             replaced = self._held.pop(name, None) is not None
@@ -208,8 +236,12 @@ class Runs:
         self._dropped = True
         gc.collect()
 
-    def look(self) -> None:
-        """Load anew what has changed, and drop what is gone."""
+    def look(self, wait: bool = True) -> None:
+        """Load anew what has changed, and drop what is gone.
+
+        Args:
+            wait: for what is loaded anew.
+        """
         if self._dropped:
             self._dropped = False
             gc.collect()
@@ -219,11 +251,20 @@ class Runs:
         for name, source, state in every:
             if there.get(name) != source or not (found := state_of(source)):
                 with self._lock:
-                    self._held.pop(name, None)
+                    held = self._held.get(name)
+                    if held is None or (held.source, held.state) != (source, state):
+                        continue  # loaded anew meanwhile, from where it is now
+                    del self._held[name]
                 self._report(f"The run '{name}' is gone.")
                 self._dropped = True
-            elif found != state and self._failed.left(name, found) <= 0:
-                self._replace(name, source, found)
+            elif found != state and self._failed.left(name, found) <= 0 and name not in self._replacing:
+                self._replacing.add(name)
+                work = threading.Thread(
+                    target=self._replace, args=(name, source, found), name="mope-replace", daemon=True
+                )
+                work.start()
+                if wait:
+                    work.join()
         for failures in (self._failed, self._unread):
             failures.keep(there)
         for name in set(self._described) - set(there):
@@ -231,6 +272,7 @@ class Runs:
 
     def _replace(self, name: str, source: str | Path, state: State) -> None:
         try:
+            _kept = self._fetched(Path(source))
             with self._loading:
                 if self.held(name) is None:
                     return  # dropped meanwhile
@@ -239,6 +281,8 @@ class Runs:
         except Exception as error:  # whatever is wrong with it, the others are served
             line = f"The run '{name}' has changed and can't be loaded, so the old one stays: {_cause(error)}"
             self._failed.add(name, state, line)
+        finally:
+            self._replacing.discard(name)
 
     def describe(self, name: str) -> dict[str, Any]:
         """What `/v1/runs` says of a run.
@@ -246,17 +290,24 @@ class Runs:
         Raises:
             Refusal: 404, there is none of this name.
         """
-        return self._describe(name, self._source(name))
+        return self._describe(name, self._source(name), self._groups())
 
     def describe_all(self) -> list[dict[str, Any]]:
         """What `/v1/runs` says of all runs, by name."""
-        return [self._describe(name, source) for name, source in sorted(self._sources.find().items())]
+        groups = self._groups()
+        every = sorted(self._sources.find().items())
+        return [self._describe(name, source, groups) for name, source in every]
 
-    def _describe(self, name: str, source: str | Path) -> dict[str, Any]:
+    def _groups(self) -> dict[str, int]:
+        """Of the runs in memory, a number that those have in common whose rows may go together."""
+        with self._lock:
+            found = {name: self._held[name].served.lane.group for name in sorted(self._held)}
+        numbers: dict[Any, int] = {}
+        return {name: numbers.setdefault(group, len(numbers)) for name, group in found.items()}
+
+    def _describe(self, name: str, source: str | Path, groups: Mapping[str, int]) -> dict[str, Any]:
         folder = self._sources.fetched(source)
         state = (folder, state_of(source), metrics_state_of(source))
-        with self._lock:
-            groups = {one: held.served.lane.group for one, held in self._held.items()}
         is_held = name in groups
         known = self._described.get(name)
         if known is None or known[0] != state:
@@ -266,8 +317,7 @@ class Runs:
                 why = "It can't be read: the server's log says why."
                 return {"name": name, "error": why, "in_memory": is_held}
             self._described[name] = known = (state, found)
-        others = sorted(one for one in groups if is_held and one != name and groups[one] == groups[name])
-        return {**known[1], "in_memory": is_held, "passes_with": others}
+        return {**known[1], "in_memory": is_held, "group": groups.get(name)}
 
     def _read(self, name: str, folder: Path, state: Any) -> dict[str, Any] | None:
         """What its files say of a run; None where they can't be read, or couldn't a moment ago."""
@@ -297,7 +347,7 @@ class Runs:
     def _watch(self) -> None:
         while not self._ended.wait(_SECONDS):
             try:
-                self.look()
+                self.look(wait=False)  # a run's encoders may come from a hub that takes its time
             except Exception as error:  # a watch that ends would go unnoticed
                 self._report(f"The runs can't be looked at: {_cause(error)}")
 
@@ -311,6 +361,10 @@ def _described(name: str, run: Path) -> dict[str, Any]:
         return {**said, "metrics_error": "They can't be read: mope evaluate says why."}
     shown = {split: metrics[split] for split in ("validation", "test") if split in metrics}
     return {**said, "metrics": shown}
+
+
+def _is_remote(entry: InputConfig) -> bool:
+    return entry.encoder.weights is not None and is_remote(entry.encoder.weights)
 
 
 def _unknown(name: str) -> Refusal:

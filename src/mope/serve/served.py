@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mope.config import Config, InputConfig
 from mope.data.readers import ImageReader
 from mope.encoders.pool import own_because
@@ -47,8 +49,12 @@ class Served:
         for reader in predictor.readers.values():
             if isinstance(reader, ImageReader):
                 reader.cache = None  # strangers' pictures aren't kept, and it is for one thread
+        for key, kind in self.kinds.items():
+            if kind in ("image", "video"):  # what its pictures are normed by is read now, not in a batch
+                pixels = torch.zeros(1, 3, 1, 1, dtype=torch.uint8, device=predictor.device)
+                predictor.model.normed({key: {"pixel_values": pixels}})
         self.parser = RowParser({key: predictor.settings.inputs[key] for key in self.kinds}, settings)
-        self.lane = Lane(name, self._group(), serial=not self.reentrant)
+        self.lane = Lane(name, self._group(), serial=not predictor.model.fusion.may_share_time)
 
     def lane_of(self, caller: str | None) -> Lane:
         """Where a caller's rows wait."""
@@ -59,14 +65,12 @@ class Served:
         if alone_because(predictor.settings) is not None:
             return self.name, id(self)
         fusion = predictor.model.fusion
-        encoders = frozenset(id(fusion.encoder(key).encoder) for key in fusion.encoders)
-        return predictor.device, predictor.arithmetic, encoders
-
-    @property
-    def reentrant(self) -> bool:
-        """Whether several threads may run the model at once."""
-        fusion = self.predictor.model.fusion
-        return fusion.reentrant and all(fusion.encoder(key).encoder.reentrant for key in fusion.encoders)
+        entries = predictor.settings.inputs
+        inputs = {
+            (id(fusion.encoder(key).encoder), str(entries[key].size), entries[key].seconds)
+            for key in fusion.encoders
+        }
+        return predictor.device, predictor.arithmetic, frozenset(inputs)
 
     def sample(self, row: Row, place: str) -> "Sample":
         """A row as the readers make it.

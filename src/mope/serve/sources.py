@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mope.errors import UserError
-from mope.hub import find_run, is_on_hub
+from mope.hub import find_run, is_on_hub, repository_of
 from mope.predictors import named_runs
-from mope.run import CONFIG, METRICS, WEIGHTS
+from mope.run import CONFIG, METRICS, WEIGHTS, read_run
 from mope.serve.failures import RETRY_SECONDS
 
 State = tuple[tuple[int, int, int], ...]
@@ -25,13 +25,18 @@ class Sources:
         report: takes what is said: of a run whose name is taken, of a repository that can't be fetched.
 
     Raises:
-        UserError: there is no run, or two have the same name.
+        UserError: there is no run, two have the same name, or one that is named is none.
     """
 
     def __init__(
         self, named: Mapping[str, str | Path], folders: Sequence[Path], report: Callable[[str], None]
     ):
         self._named, self._folders, self._report = dict(named), list(folders), report
+        for source in self._named.values():  # what isn't one is said before anything is served
+            if is_on_hub(source):
+                repository_of(source)
+            else:
+                read_run(source)
         self._owners: dict[str, str | Path] = {}
         self._said: set[str | Path] = set()
         self._fetched: dict[str, Path] = {}
