@@ -113,10 +113,13 @@ def test_a_method_is_compared_with_bare_encoders_of_its_size():
     assert mope["paper_ratio"] == pytest.approx(30.47 / 23.73)
 
 
-@pytest.mark.parametrize(("name", "insertion"), [("tiny", None), ("tiny-bert", None), ("tiny", "tokens")])
-def test_prompts_are_measured_beside_bare_models(name, insertion):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("tiny", {}), ("tiny-bert", {"start": "quiet"}), ("tiny", {"insertion": "tokens"})],
+)
+def test_prompts_are_measured_beside_bare_models(name, options):
     settings = BenchSettings(
-        name, batch=2, repeats=1, precision="bf16", device="cpu", insertion=insertion, training=False
+        name, batch=2, repeats=1, precision="bf16", device="cpu", training=False, **options
     )
     result = bench_prompts(settings)
     assert result["machine"]["device"] == "cpu"

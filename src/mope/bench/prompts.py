@@ -26,7 +26,7 @@ from mope.device import autocast, frozen_dtype, pick_device
 from mope.encoders import TransformerEncoder, TunedEncoder
 from mope.encoders.families import Insertion
 from mope.graphs import Compile, faster, require_compile
-from mope.prompts import Experts, FusionPrompts, PromptFunction, Router
+from mope.prompts import Experts, FusionPrompts, PromptFunction, Router, Start
 
 FEATURE_DIM, CLASSES = 768, 3
 
@@ -44,6 +44,7 @@ class BenchSettings:
         precision: "auto", "bf16", "fp16" or "fp32", as in training.
         device: None for the best there is.
         insertion: how prompts are put in, see `TransformerEncoder`; None for the family's way.
+        start: "published", or "quiet": an offset on the attention logits of all prompts.
         training: whether to measure training steps too, which takes longest.
         compile: how bare and prompted passes are made faster in two variants more, see `faster`.
     """
@@ -56,6 +57,7 @@ class BenchSettings:
     precision: str = "auto"
     device: str | None = None
     insertion: Insertion | None = None
+    start: Start = "published"
     training: bool = True
     compile: Compile = "none"
 
@@ -89,6 +91,7 @@ class _Bench:
             length=self.settings.length,
             experts=experts,
             patch_area=encoder.encoder.patch_area,
+            start=self.settings.start,
             **routing,
         ).to(self.device)
 

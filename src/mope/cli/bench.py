@@ -43,6 +43,12 @@ def add(verbs: Any) -> None:
         choices=("prefix", "tokens"),
         help="prompts as keys and values, or among a layer's tokens (not swin-b); by default the model's way",
     )
+    verb.add_argument(
+        "--start",
+        choices=("published", "quiet"),
+        default="published",
+        help="quiet: with an offset on prompts' attention logits",
+    )
     verb.add_argument("--no-training", action="store_true", help="inference and routing only")
     verb.add_argument("--device", help="cpu, cuda or mps; without it, the best there is")
     add_compile(verb)
@@ -124,6 +130,7 @@ def bench_prompts(options: argparse.Namespace) -> None:
         precision=options.precision,
         device=options.device,
         insertion=options.insertion,
+        start=options.start,
         training=not options.no_training,
         compile=options.compile,
     )
