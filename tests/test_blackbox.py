@@ -187,20 +187,22 @@ def test_training_keeps_features_and_reads_them_again(config: Config, tmp_path, 
     assert third["validation"]["loss"] == pytest.approx(first["validation"]["loss"], abs=1e-5)
 
 
-def test_evaluations_keep_features_and_predictions_none(config: Config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_evaluations_keep_features_and_predictions_none(config: Config, precision, tmp_path, monkeypatch):
     from mope.bulk.evaluate import evaluate
     from mope.training import train
 
     monkeypatch.setenv("MOPE_CACHE", str(tmp_path / "cache"))
-    config.inputs["text"].encoder.tuning = "frozen"
+    config.inputs["text"].encoder.tuning, config.training.precision = "frozen", precision
     train(config, report=lambda line: None)
-    kept = tmp_path / "cache" / "features"
-    shutil.rmtree(kept)
+    kept, own = tmp_path / "cache" / "features", tmp_path / "own"
+    (file,) = kept.glob("*.sqlite")
+    shutil.move(kept, own)
     predictor, rows = Predictor(config.output, batch_size=8), str(config.data.test)
     predictor.predict(rows)
     assert not kept.exists()
     first = evaluate(config.output, rows, workers=0)
-    assert len(list(kept.glob("*.sqlite"))) == 1
+    assert list(kept.glob("*.sqlite")) == [file]  # where training keeps them, too
     texts = []
     original = TransformerEncoder.forward
 
@@ -217,6 +219,8 @@ def test_evaluations_keep_features_and_predictions_none(config: Config, tmp_path
     assert not any(texts)
     predictor.predict(rows)
     assert any(texts)  # no longer, once measuring has ended
+    monkeypatch.setenv("MOPE_CACHE", "/proc/nowhere")
+    assert evaluate(config.output, rows, workers=0)["accuracy"] == first["accuracy"]
 
 
 class TestCnn14:

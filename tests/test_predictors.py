@@ -21,6 +21,7 @@ from mope.data.table import open_table
 from mope.device import Precision, arithmetic, has_fast_bf16
 from mope.encoders.pool import EncoderPool, own_because
 from mope.errors import UserError
+from mope.fusion.base import taking_turns
 from mope.fusion.together import _by_length
 from mope.predictors import Share, predict_together
 from mope.serve.served import Served
@@ -187,7 +188,7 @@ def test_models_that_leave_something_in_their_modules_run_one_at_a_time(predicto
         threading.Thread(target=lambda one=one: (one.predict({"mope": rows[:1]}), done.set()))
         for one in (predictors, Predictors({"mope": predictor.run}, device="cpu"))
     ]
-    with predictor.model.fusion.turn():
+    with taking_turns(predictor.model.fusion):
         for thread in threads:
             thread.start()
         assert not done.wait(0.5)

@@ -256,11 +256,14 @@ def test_each_box_of_nlvr_is_a_picture_of_its_own(made, tmp_path):
 def test_a_picture_of_nlvr_that_has_no_three_boxes_is_left_out_and_counted(tmp_path):
     MINIATURES["nlvr"](tmp_path / "raw")
     folder = tmp_path / "raw" / "dev" / "images" / "0"
+    damaged = bytearray((folder / "dev-0-0-2.png").read_bytes())
+    damaged[damaged.index(b"IEND") - 12] ^= 255  # within the compressed pixels
+    (folder / "dev-0-0-2.png").write_bytes(damaged)
     (folder / "dev-0-0-0.png").write_bytes(b"no picture")
     picture(folder / "dev-0-0-1.png")
     manifest = prepare("nlvr", tmp_path / "raw", tmp_path / "out", lambda line: None)
-    assert manifest["splits"]["test"]["rows"] == 16
-    assert manifest["dropped"] == {"broken image": 1, "the picture isn't three boxes wide": 1}
+    assert manifest["splits"]["test"]["rows"] == 15
+    assert manifest["dropped"] == {"broken image": 2, "the picture isn't three boxes wide": 1}
 
 
 def test_nlvr_from_parquet_writes_its_pictures(tmp_path):

@@ -315,6 +315,10 @@ def test_growing_trains_on_and_says_what_does_not_fit(weights, tables, tmp_path)
         wrong = changed(grown, fusion=fusion, output=str(tmp_path / "wrong"))
         with pytest.raises(UserError, match=said):
             train(wrong, report=lambda line: None)
+    wrong = changed(grown, output=str(tmp_path / "wrong"))
+    wrong.inputs["text"].encoder.pooling = "mean"
+    with pytest.raises(UserError, match=r"has inputs\.text\.encoder\.pooling null, not mean"):
+        train(wrong, report=lambda line: None)
 
 
 def test_a_grown_model_gives_a_row_as_many_copies(weights, tables, tmp_path):

@@ -4,7 +4,6 @@ import json
 import shutil
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -14,11 +13,10 @@ from serve_tester import command, predict, running, talk
 
 from mope.cli import main
 from mope.config import Config
-from mope.encoders.inputs import load_input_encoder
 from mope.errors import UserError
 from mope.files import read_yaml
 from mope.predictor import Predictor
-from mope.run import CONFIG, METRICS, WEIGHTS, read_run
+from mope.run import CONFIG, METRICS, WEIGHTS
 from mope.serve.app import build_app, build_runs_app
 from mope.serve.engine import Engine
 from mope.serve.limits import Refusal
@@ -98,36 +96,48 @@ def _change(folder, settings):
     (folder / CONFIG).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
-def test_encoders_that_come_from_a_hub_keep_no_other_run_waiting(folder, made, monkeypatch, said):
-    entry = read_run(folder / "static")[0].inputs["text"]
-    coming, there, load = threading.Event(), threading.Event(), load_input_encoder
+def test_encoders_that_come_from_a_hub_keep_nobody_waiting(folder, made, monkeypatch, said):
+    coming, there = threading.Event(), threading.Event()
 
-    def slowly(wanted):
-        if wanted.encoder.weights != "owner/words":
-            return load(wanted)
-        coming.set()
-        assert there.wait(60)
-        return load(entry)
+    def slowly(inputs):
+        if inputs:
+            coming.set()
+            assert there.wait(60)
 
-    monkeypatch.setattr("mope.encoders.pool.load_input_encoder", slowly)
-    monkeypatch.setattr("mope.serve.runs.build_readers", lambda inputs: {})
+    def refused(name):
+        try:
+            runs.require(name)
+        except Refusal as refusal:
+            return str(refusal)
+        return ""
+
+    for place in ("remote", "runs"):
+        monkeypatch.setattr(f"mope.serve.{place}.fetch", slowly)
     monkeypatch.setattr(
         "mope.serve.runs.Predictor", lambda run, **options: Predictor(made[run.name], **options)
     )
+    monkeypatch.setattr("mope.serve.runs._SECONDS", 0.05)
     _change(folder / "static", {"inputs.text.encoder.weights": "owner/words"})
     runs = Runs({}, [folder], ServeSettings(), device="cpu", report=said.append)
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(runs.get, "static")
-        try:
-            assert coming.wait(60)
-            runs.get("words")  # in another thread's turn
-            _change(folder / "words", {"inputs.text.encoder.weights": "owner/words"})
-            runs.look(wait=False)  # nor is who looks at the folder kept waiting
-            assert runs.held("words") is runs.get("words")
-        finally:
-            there.set()
-        assert first.result(60) is runs.held("static")
-    until(lambda: said == ["The run 'words' was replaced."])
+    runs.open()
+    try:
+        assert "its encoders are still to come from the hub" in refused("static")
+        assert coming.wait(60)
+        assert refused("static")  # at once
+        for name in ("words", "longer"):
+            assert not refused(name)
+            runs.get(name)
+        _change(folder / "words", {"inputs.text.encoder.weights": "owner/words"})
+        shutil.rmtree(folder / "longer")  # who looks at the folder isn't kept waiting either
+        until(lambda: "The run 'longer' is gone." in said)
+        assert "The run 'words' was replaced." not in said
+        there.set()
+        until(lambda: not refused("static"))
+        assert runs.get("static") is runs.held("static")
+        until(lambda: "The run 'words' was replaced." in said)
+    finally:
+        there.set()
+        runs.close()
 
 
 def test_a_run_that_can_t_be_loaded_takes_no_other_s_place(folder):

@@ -119,6 +119,19 @@ def test_who_asks_many_runs_gets_no_more_than_who_asks_one(stop):
     assert batches == ["abab"] * 3 + ["aaaa", "aa"]
 
 
+def test_a_job_that_raises_whatever_it_is_costs_a_pool_no_thread():
+    def panic():
+        raise BaseException("a panic of a tokenizer")
+
+    pool = TurnPool(1, "test")
+    try:
+        failed, other = pool.submit(ANN, panic), pool.submit(ANN, lambda: "done")
+        assert other.result(60) == "done"
+        assert "a panic" in str(failed.exception(60))
+    finally:
+        pool.close()
+
+
 def test_threads_of_a_pool_keep_no_process_alive(stop):
     pool = TurnPool(2, "ends")
     try:

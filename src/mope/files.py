@@ -241,3 +241,12 @@ def cache_folder() -> Path:
     """Where what can be made anew is kept: `$MOPE_CACHE`, or `~/.cache/mope`."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("MOPE_CACHE") or Path(base) / "mope")
+
+
+def can_cache() -> bool:
+    """Whether anything can be kept in `cache_folder`."""
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(cache_folder(), os.W_OK)

@@ -33,7 +33,8 @@ from mope.device import Precision, arithmetic, autocast, frozen_dtype, pick_devi
 from mope.encoders.pool import SHARED
 from mope.errors import UserError
 from mope.evaluation import Measured, measure
-from mope.files import cache_folder
+from mope.files import cache_folder, can_cache
+from mope.fusion.base import taking_turns
 from mope.graphs import Batch, Compile, faster, require_compile
 from mope.hub import find_run, forget_tables, is_on_hub, push_run
 from mope.media.images import picture_size
@@ -216,7 +217,7 @@ class Predictor:
         wanted = ToMeasure(read, row_check(settings, columns, task))
         batches = read_batches(rows, wanted, self.readers, task, self.batch_size, self.workers)
         # Other seeds and methods are measured on the same rows. A recorded pass can't read files.
-        kept = settings.data.cache_features and self.compile == "none"
+        kept = settings.data.cache_features and self.compile == "none" and can_cache()
         self.model.keep_features(cache_folder() / "features" if kept else None)
         try:
             yield from measure(batches, lambda inputs: self.forward_batch(inputs)[0], task, skip_bad_rows)
@@ -363,7 +364,7 @@ class Predictor:
     @torch.inference_mode()
     def forward_batch(self, batch: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
         """Logits of a batch, and the routing scores of each layer (B, k), on the CPU."""
-        with self.model.fusion.turn(), autocast(self.precision, self.device):
+        with taking_turns(self.model.fusion), autocast(self.precision, self.device):
             logits, *scores = self._pass(self.model.normed(self.to_device(batch)))
         return logits.cpu(), [layer.cpu() for layer in scores]
 

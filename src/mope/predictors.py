@@ -1,7 +1,6 @@
 """Several runs over the same frozen encoders, and rows of all of them in common passes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +14,7 @@ from mope.data.dataset import RowDataset
 from mope.data.feed import Tolerant, as_table, collate_tolerant
 from mope.device import Precision, autocast
 from mope.errors import UserError
+from mope.fusion.base import taking_turns
 from mope.fusion.together import fuse_together
 from mope.graphs import Compile
 from mope.predictions import Prediction, Predictions
@@ -59,13 +59,11 @@ def predict_together(shares: Sequence[Share]) -> list[list[Prediction]]:
             found[some[0]] = share.predictor.predict_batch(share.batch, share.sizes)
             continue
         models = [shares[place].predictor.model for place in some]
-        with ExitStack() as held:
-            held.enter_context(autocast(shares[some[0]].predictor.precision, device))
-            for model in models:
-                held.enter_context(model.fusion.turn())
+        fusions = [model.fusion for model in models]
+        with taking_turns(*fusions), autocast(shares[some[0]].predictor.precision, device):
             batches = [shares[place].predictor.to_device(shares[place].batch) for place in some]
             normed = [model.normed(batch) for model, batch in zip(models, batches, strict=True)]
-            outputs = fuse_together([model.fusion for model in models], normed)
+            outputs = fuse_together(fusions, normed)
             logits = [
                 model.decode(output, batch)
                 for model, output, batch in zip(models, outputs, normed, strict=True)

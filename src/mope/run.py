@@ -148,12 +148,18 @@ def require_same_routing(before: Config, now: Config, folder: str | Path) -> Non
     Raises:
         UserError: they don't.
     """
-    for name in ("main", "method", "joining", "standardise", "similarity"):
-        there, wanted = (getattr(config.fusion, name, None) for config in (before, now))
+    names = ("main", "method", "joining", "standardise", "similarity", "blind")
+    pairs = {
+        f"fusion.{key}": (getattr(before.fusion, key, None), getattr(now.fusion, key, None)) for key in names
+    }
+    for name in before.inputs.keys() & now.inputs.keys():
+        poolings = (config.inputs[name].encoder.pooling for config in (before, now))
+        pairs[f"inputs.{name}.encoder.pooling"] = (next(poolings), next(poolings))
+    for key, (there, wanted) in pairs.items():
         if there != wanted:
             raise UserError(
-                f"training.begin_from: {folder} has fusion.{name} {_plain(there)}, not {_plain(wanted)}: "
-                f"what it learned means something else with another. Set fusion.{name} to {_plain(there)}."
+                f"training.begin_from: {folder} has {key} {_plain(there)}, not {_plain(wanted)}: "
+                f"what it learned means something else with another. Set {key} to {_plain(there)}."
             )
 
 

@@ -107,6 +107,9 @@ class MeasureJob(Job[Measured]):
 
     def work(self, predictor: Predictor, stream: Stream, rows: list[Numbered]) -> list[Measured]:
         """See `Job`."""
+        predictor.settings.data.cache_features = (
+            False  # a home that several machines share is no place for it
+        )
         return list(predictor.measure(stream, rows, self.skip))
 
     def absolute(self) -> Self:

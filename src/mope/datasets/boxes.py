@@ -105,7 +105,7 @@ def _boxes(picture: Path | io.BytesIO, row: str, dropped: Dropped) -> dict[str, 
                 return None
             starts = zip(BOXES, (0, room // 2, room), strict=True)
             return {box: _png(whole.crop((start, 0, start + side, side))) for box, start in starts}
-    except OSError:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # as Pillow says it
         dropped.add("broken image", row)
         return None
 

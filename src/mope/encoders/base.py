@@ -41,6 +41,7 @@ class Encoder(nn.Module, ABC):
         patch_area: pixels of a patch; 1 without patches.
         map_dims: widths C_s of the feature maps that it can give; empty for none.
         plain: whether these are all of one size, that of a plain transformer's patches.
+        known_as: its `fingerprint` before it was frozen, where that is known.
         reentrant: whether several threads may run it at once: its passes leave nothing in its modules.
         commit: hub commit of its weights, if they came from the hub.
     """
@@ -52,6 +53,7 @@ class Encoder(nn.Module, ABC):
     map_dims: tuple[int, ...] = ()
     plain: bool = False
     reentrant: bool = False
+    known_as: str | None = None
     commit: str | None = None
 
     def freeze(self, dtype: torch.dtype | None = None) -> None:

@@ -28,7 +28,7 @@ class FeatureCache:
 
     def __init__(self, folder: Path, encoder: Encoder):
         self.folder = folder
-        self.weights = fingerprint(encoder)
+        self.weights = encoder.known_as or fingerprint(encoder)
         self._files: dict[str, sqlite3.Connection] = {}
         self.hits = self.misses = 0
 
@@ -130,7 +130,7 @@ def _settings(config: Any) -> str:
     return json.dumps(known, sort_keys=True, default=str)
 
 
-_MODULE_STATE = frozenset({*vars(nn.Module()), "name_or_path", "commit"})
+_MODULE_STATE = frozenset({*vars(nn.Module()), "name_or_path", "commit", "known_as"})
 """What every module keeps of itself: its mode, hooks, and the like; and where its weights were read from."""
 
 

@@ -60,10 +60,12 @@ class EncoderPool:
                 if (known := self._by_name.get(name)) is not None:
                     return known
             encoder = load_input_encoder(entry).requires_grad_(False).eval()
-            weights = (fingerprint(encoder), where)
+            known_as = fingerprint(encoder)
+            weights = (known_as, where)
             with self._lock:
                 if (known := self._by_weights.get(weights)) is None:
                     encoder.to(device).freeze(dtype)
+                    encoder.known_as = known_as
                     self._by_weights[weights] = known = encoder
                 self._by_name[name] = known
                 return known

@@ -34,6 +34,7 @@ class VideoEncoder(Encoder):
         self.pooled_dim = frames.pooled_dim
         self.patch_area = frames.patch_area
         self.commit = frames.commit
+        self.reentrant = frames.reentrant
 
     def forward(self, prompts: PromptSource | None = None, **inputs: Any) -> EncoderOutput:
         """Encode videos.

@@ -2,10 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from threading import RLock
+from threading import Lock, RLock
 from typing import Any, ClassVar, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -15,8 +16,8 @@ from mope.encoders.tuning import PRESENT, Call
 from mope.errors import UserError
 from mope.prompts import FusionPrompts
 
-_SERIAL = RLock()
-"""See `Fusion.turn`."""
+_LOCK, _TURNS = Lock(), WeakKeyDictionary[Encoder, Any]()
+"""See `taking_turns`."""
 
 Batch = Mapping[str, Mapping[str, Tensor]]
 """Inputs by name, each the keyword arguments of its encoder."""
@@ -112,14 +113,6 @@ class Fusion(nn.Module, ABC):
     def may_share_time(self) -> bool:
         """Whether several threads may run it at once, its encoders included."""
         return self.reentrant and all(self.encoder(name).encoder.reentrant for name in self.encoders)
-
-    def turn(self) -> AbstractContextManager[Any]:
-        """To be held while it runs, where other threads may run models over the same encoders.
-
-        Some layers take down in themselves what a pass is like, as a Swin's do its windows: such models of a
-        process run one at a time.
-        """
-        return nullcontext() if self.may_share_time else _SERIAL
 
     @property
     def feature_dim(self) -> int:
@@ -242,3 +235,24 @@ class InRounds(Fusion):
     def forward(self, batch: Batch) -> FusionOutput:
         last = self.last(batch, {name: self.feature(name, batch) for name in self.guides})
         return last.finish([call.run() for call in last.calls])
+
+
+@contextmanager
+def taking_turns(*fusions: Fusion) -> Iterator[None]:
+    """To be held while models run, where other threads may run others over the same encoders.
+
+    Some layers take down in themselves what a pass is like, as a Swin's do its windows: models over such an
+    encoder run one at a time, as do those whose fusion isn't reentrant over theirs.
+    """
+    encoders = {
+        id(encoder): encoder
+        for fusion in fusions
+        for encoder in (fusion.encoder(name).encoder for name in fusion.encoders)
+        if not (fusion.reentrant and encoder.reentrant)
+    }
+    with _LOCK:
+        turns = [_TURNS.setdefault(encoders[key], RLock()) for key in sorted(encoders)]
+    with ExitStack() as held:
+        for turn in turns:  # in one order, so that two never wait for each other
+            held.enter_context(turn)
+        yield

@@ -17,6 +17,7 @@ from mope.device import autocast
 from mope.encoders import TransformerEncoder
 from mope.encoders.families import follow
 from mope.errors import UserError
+from mope.fusion.base import taking_turns
 from mope.model import FusionModel
 from mope.predictor import Predictor
 
@@ -74,13 +75,14 @@ def attention_maps(model: FusionModel, batch: Mapping[str, Mapping[str, Tensor]]
         name = encoder.backbone.config.model_type
         raise UserError(f"The attention of models of type '{name}' can't be reached to be shown.")
     layer = list(follow(encoder.backbone, encoder.family.layers))[-1]
-    with _watching(layer, encoder.family.attention) as seen:
-        logits = model(**batch).logits
-    if not seen:
-        raise UserError("The model's last layer didn't attend to anything.")
-    inside = logits > 0 if model.task.dense else None
-    if not encoder.plain:
-        return _stitched(layer, seen, inside)
+    with taking_turns(model.fusion):
+        with _watching(layer, encoder.family.attention) as seen:
+            logits = model(**batch).logits
+        if not seen:
+            raise UserError("The model's last layer didn't attend to anything.")
+        inside = logits > 0 if model.task.dense else None
+        if not encoder.plain:
+            return _stitched(layer, seen, inside)
     weights = _weights(seen["watched"])
     height, width = batch[main]["pixel_values"].shape[-2:]
     rows, columns = height // encoder.patch_size[0], width // encoder.patch_size[1]

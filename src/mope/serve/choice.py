@@ -80,8 +80,9 @@ function show() {
 }
 
 async function list() {  // what was typed stays, as long as the run takes the same
+  const found = (await ask("/v1/runs")).runs;
   const before = chosen();
-  runs = (await ask("/v1/runs")).runs;
+  runs = found;
   at("run").replaceChildren(...runs.map((run) => make("option", {textContent: run.name, value: run.name})));
   if (before && runs.some((run) => run.name === before.name)) at("run").value = before.name;
   const now = chosen();

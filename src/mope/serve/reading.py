@@ -61,7 +61,10 @@ class TurnPool:
                 if self._closed:
                     return
                 ((function, future),) = self._jobs.take(1)
-            settle(future, function)
+            try:
+                settle(future, function)
+            except BaseException as error:  # such as a tokenizer's panic: the thread goes on
+                future.set_exception(error)
             del function, future  # what they hold isn't to wait for the next job
 
     def close(self) -> None:

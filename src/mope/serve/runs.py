@@ -8,13 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mope.config import Config, InputConfig
-from mope.data.readers import build_readers
-from mope.device import frozen_dtype, pick_device
-from mope.encoders import Encoder
-from mope.encoders.pool import SHARED, own_because
-from mope.encoders.preparation import image_settings
-from mope.encoders.sources import is_remote
+from mope.device import pick_device
+from mope.encoders.sources import resolve
 from mope.errors import UserError
 from mope.graphs import Compile, require_compile
 from mope.hub import forget_tables, is_on_hub
@@ -24,6 +19,7 @@ from mope.run import DIGEST, WEIGHTS, read_metrics, read_run
 from mope.serve.failures import RETRY_SECONDS, Failures
 from mope.serve.limits import Refusal
 from mope.serve.media import require_packages
+from mope.serve.remote import RemoteEncoders, fetch, remote_inputs
 from mope.serve.served import Served, describe
 from mope.serve.settings import ServeSettings
 from mope.serve.sources import Sources, State, metrics_state_of, state_of
@@ -128,6 +124,7 @@ class Runs:
         self._dropped, self._replacing = False, set[str]()
         self._lock, self._loading = threading.Lock(), threading.Lock()
         self._ended = threading.Event()
+        self._remote = RemoteEncoders(report, self._ended)
         self._thread: threading.Thread | None = None
         self.device = pick_device(device)
         self._compile: Compile = compile
@@ -145,12 +142,20 @@ class Runs:
         """Make sure that a run can be asked for.
 
         Raises:
-            Refusal: 404, there is none of this name; 503, it is still to come from the hub.
+            Refusal: 404, there is none of this name; 503, it or its encoders are still to come from the hub.
         """
         source = self._source(name)
         if self._thread is not None and self._sources.fetched(source) is None:  # a thread fetches it
             text = f"The run '{_cut(name)}': {self._sources.missing(source)}"
             raise Refusal(503, "run", text, {"Retry-After": "5"})
+        if self._thread is not None and self._failed.left(name, state := state_of(source)) <= 0:
+            try:
+                coming = self._remote.coming(name, self._sources.folder(source), state)
+            except UserError:  # `get` says what is wrong with it
+                return
+            if coming:
+                text = f"The run '{_cut(name)}': its encoders are still to come from the hub."
+                raise Refusal(503, "run", text, {"Retry-After": "5"})
 
     def _source(self, name: str) -> str | Path:
         """Where a run is.
@@ -175,7 +180,6 @@ class Runs:
         if (left := self._failed.left(name, state)) <= 0:
             try:
                 folder = self._sources.folder(source)
-                _kept = self._fetched(folder)  # until the run holds them
                 with self._loading:  # one at a time: they would take each other's memory and processor
                     if (served := self.held(name)) is not None:
                         return served
@@ -187,25 +191,14 @@ class Runs:
         text = f"The run '{_cut(name)}' can't be loaded: the server's log says why."
         raise Refusal(503, "run", text, {"Retry-After": str(math.ceil(left))})
 
-    def _fetched(self, folder: Path) -> list[Encoder]:
-        """A run's encoders that come from the hub, which takes its time: nobody's turn is to wait for it."""
-        config, _ = read_run(folder)
-        remote = {name: entry for name, entry in needed_inputs(config).items() if _is_remote(entry)}
-        for entry in remote.values():
-            if entry.kind in ("image", "video"):
-                image_settings(entry.encoder.weights, entry.encoder.revision, entry.encoder.architecture)
-        build_readers(remote)  # their tokenizers and the like
-        return [self._encoder(config, entry) for entry in remote.values()]
-
-    def _encoder(self, config: Config, entry: InputConfig) -> Encoder:
-        return SHARED.get(entry, self.device, frozen_dtype(config.training.precision, self.device))
-
     def _load(self, name: str, source: str | Path, folder: Path, state: State) -> Served:
         config, facts = read_run(folder)  # what can't be loaded takes no other's place
         read_weights(folder / WEIGHTS, facts.get(DIGEST))
         inputs = needed_inputs(config)
         require_packages({entry.kind for entry in inputs.values()})
-        shared = [self._encoder(config, entry) for entry in inputs.values() if own_because(entry) is None]
+        for entry in inputs.values():
+            if entry.encoder.weights is not None:
+                resolve(entry.encoder.weights)
         evicted = False
         with self._lock:
             while len(self._held) >= self._most and name not in self._held:
@@ -218,7 +211,6 @@ class Runs:
         )
         if is_on_hub(source):
             forget_tables(predictor.settings)
-        del shared  # the run holds them
         served = Served(name, predictor, self._settings)  # what changed meanwhile differs at the next look
         with self._lock:
             replaced = self._held.pop(name, None) is not None
@@ -272,7 +264,7 @@ class Runs:
 
     def _replace(self, name: str, source: str | Path, state: State) -> None:
         try:
-            _kept = self._fetched(Path(source))
+            fetch(remote_inputs(Path(source)))
             with self._loading:
                 if self.held(name) is None:
                     return  # dropped meanwhile
@@ -361,10 +353,6 @@ def _described(name: str, run: Path) -> dict[str, Any]:
         return {**said, "metrics_error": "They can't be read: mope evaluate says why."}
     shown = {split: metrics[split] for split in ("validation", "test") if split in metrics}
     return {**said, "metrics": shown}
-
-
-def _is_remote(entry: InputConfig) -> bool:
-    return entry.encoder.weights is not None and is_remote(entry.encoder.weights)
 
 
 def _unknown(name: str) -> Refusal:
