@@ -160,6 +160,18 @@ def mask_of(mask):
     return functional.pad(mask, (0, 2))
 
 
+def text_passes(monkeypatch) -> list[bool]:
+    """Whether each pass of an encoder from now on is over texts."""
+    calls, original = [], TransformerEncoder.forward
+
+    def forward(self, *args, **kwargs):
+        calls.append("input_ids" in kwargs)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(TransformerEncoder, "forward", forward)
+    return calls
+
+
 def test_training_keeps_features_and_reads_them_again(config: Config, tmp_path, monkeypatch):
     from mope.training import train
 
@@ -169,14 +181,7 @@ def test_training_keeps_features_and_reads_them_again(config: Config, tmp_path, 
     first = train(config, report=lambda line: None)
     files = list((tmp_path / "cache" / "features").glob("*.sqlite"))
     assert len(files) == 1
-    calls = []
-    original = TransformerEncoder.forward
-
-    def forward(self, *args, **kwargs):
-        calls.append("input_ids" in kwargs)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(TransformerEncoder, "forward", forward)
+    calls = text_passes(monkeypatch)
     config.output = str(tmp_path / "again")
     second = train(config, report=lambda line: None)
     assert not any(calls)
@@ -203,14 +208,7 @@ def test_evaluations_keep_features_and_predictions_none(config: Config, precisio
     assert not kept.exists()
     first = evaluate(config.output, rows, workers=0)
     assert list(kept.glob("*.sqlite")) == [file]  # where training keeps them, too
-    texts = []
-    original = TransformerEncoder.forward
-
-    def forward(self, *args, **kwargs):
-        texts.append("input_ids" in kwargs)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(TransformerEncoder, "forward", forward)
+    texts = text_passes(monkeypatch)
     assert evaluate(config.output, rows, workers=0) == first
     assert texts
     assert not any(texts)

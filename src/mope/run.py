@@ -149,13 +149,11 @@ def require_same_routing(before: Config, now: Config, folder: str | Path) -> Non
         UserError: they don't.
     """
     names = ("main", "method", "joining", "standardise", "similarity", "blind")
-    pairs = {
-        f"fusion.{key}": (getattr(before.fusion, key, None), getattr(now.fusion, key, None)) for key in names
-    }
+    parts: dict[str, tuple[Any, Any]] = {f"fusion.{name}": (before.fusion, now.fusion) for name in names}
     for name in before.inputs.keys() & now.inputs.keys():
-        poolings = (config.inputs[name].encoder.pooling for config in (before, now))
-        pairs[f"inputs.{name}.encoder.pooling"] = (next(poolings), next(poolings))
-    for key, (there, wanted) in pairs.items():
+        parts[f"inputs.{name}.encoder.pooling"] = (before.inputs[name].encoder, now.inputs[name].encoder)
+    for key, pair in parts.items():
+        there, wanted = (getattr(part, key.rpartition(".")[2], None) for part in pair)
         if there != wanted:
             raise UserError(
                 f"training.begin_from: {folder} has {key} {_plain(there)}, not {_plain(wanted)}: "

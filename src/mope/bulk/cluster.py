@@ -107,9 +107,8 @@ class MeasureJob(Job[Measured]):
 
     def work(self, predictor: Predictor, stream: Stream, rows: list[Numbered]) -> list[Measured]:
         """See `Job`."""
-        predictor.settings.data.cache_features = (
-            False  # a home that several machines share is no place for it
-        )
+        # A home that several machines share is no place for a store.
+        predictor.settings.data.cache_features = False
         return list(predictor.measure(stream, rows, self.skip))
 
     def absolute(self) -> Self:

@@ -7,6 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from mope.datasets.base import Dropped, Published, Rows, held_out, read_jsonl, words_of
+from mope.media.cells import BadCell
+from mope.media.images import open_image
 
 BOXES = ("left", "middle", "right")
 
@@ -57,7 +59,7 @@ class Nlvr(Published):
                 pictures = folder / theirs / "images" / str(example["directory"])
                 for order in range(6):
                     image = self.image(pictures / f"{theirs}-{identifier}-{order}.png", identifier, dropped)
-                    if image is None or (boxes := _boxes(Path(image), identifier, dropped)) is None:
+                    if image is None or (boxes := _boxes(image, identifier, dropped)) is None:
                         continue
                     yield {
                         "image": image,
@@ -85,29 +87,29 @@ class Nlvr(Published):
                     if keep is not None and (words_of(row["sentence"]) in held) != keep:
                         continue
                     content = row["image"]["bytes"]
-                    boxes = _boxes(io.BytesIO(content), row["identifier"], dropped)
+                    boxes = _boxes(content, row["identifier"], dropped)
                     if boxes is not None:
                         yield {**row, "image": content, **boxes}
 
         return {"train": rows("train", False), "validation": rows("train", True), "test": rows("dev", None)}
 
 
-def _boxes(picture: Path | io.BytesIO, row: str, dropped: Dropped) -> dict[str, bytes] | None:
+def _boxes(picture: str | bytes, row: str, dropped: Dropped) -> dict[str, bytes] | None:
     """Each box as a PNG file: a square as high as the picture, at its ends and in its middle.
 
     None of a picture that can't be read, or isn't wide enough for three; that is noted.
     """
     try:
-        with Image.open(picture) as whole:
-            side, room = whole.height, whole.width - whole.height
-            if whole.width < len(BOXES) * side:
-                dropped.add("the picture isn't three boxes wide", row)
-                return None
-            starts = zip(BOXES, (0, room // 2, room), strict=True)
-            return {box: _png(whole.crop((start, 0, start + side, side))) for box, start in starts}
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # as Pillow says it
-        dropped.add("broken image", row)
+        whole = open_image(picture, Path())
+    except BadCell as error:
+        dropped.add(str(error), row)
         return None
+    side, room = whole.height, whole.width - whole.height
+    if whole.width < len(BOXES) * side:
+        dropped.add("the picture isn't three boxes wide", row)
+        return None
+    starts = zip(BOXES, (0, room // 2, room), strict=True)
+    return {box: _png(whole.crop((start, 0, start + side, side))) for box, start in starts}
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -56,9 +56,7 @@ def put_in(
     if len(args) > 1 and "attention_mask" not in kwargs:
         return (args[0], mask, *args[2:]), kwargs, told
     if family.adds_mask:
-        if mask.dtype == torch.bool:
-            mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
-        mask = mask.to(hidden.dtype)
+        mask = _additive(mask).to(hidden.dtype)
     return args, {**kwargs, family.mask: mask}, told
 
 
@@ -91,9 +89,15 @@ def _cover(mask: Tensor, first: int, length: int, blind: int, bias: Tensor | Non
         mask = torch.where(hides, nothing, mask)
     if bias is None:
         return mask
-    if mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
+    mask = _additive(mask)
     return mask + functional.pad(bias.to(mask.dtype), (first, count - first - length))[:, None, None]
+
+
+def _additive(mask: Tensor) -> Tensor:
+    """A mask to be added to logits, of one that may be boolean."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
 
 
 def _widen(mask: Tensor, first: int, length: int) -> Tensor:
