@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mope.cli.lists import list_methods, list_rows
 from mope.cli.output import add_plugin, add_verb, load_plugins, make_table, print_table, whole_numbers
 from mope.errors import UserError
 
@@ -18,8 +19,9 @@ def add(verbs: Any) -> None:
         verbs, "compare", compare, "compare fusion methods: same encoders, data, seeds and budget"
     )
     verb.add_argument("study", metavar="STUDY", nargs="?", help="a YAML file")
-    verb.add_argument("--list", action="store_true", help="list the methods there are")
+    verb.add_argument("--list", action="store_true", help="list the methods there are, or a study's rows")
     _add_study_flags(verb)
+    _add_reuse(verb)
     add_plugin(verb)
 
     verb = add_verb(verbs, "tune", tune, "search learning rates for a study's rows, on validation rows")
@@ -41,6 +43,7 @@ def add(verbs: Any) -> None:
         "--data", metavar="FOLDER", help="the data set's files as published, or the tables made from them"
     )
     _add_study_flags(verb)
+    _add_reuse(verb)
     add_plugin(verb)
 
     noun = verbs.add_parser("study", help="measure what the paper's theorems state")
@@ -87,6 +90,14 @@ def _add_study_flags(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_reuse(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--reuse",
+        metavar="FOLDER",
+        help="take over runs of other studies with the very same settings from here, such as runs/studies",
+    )
+
+
 def _studies(options: argparse.Namespace) -> list[Any]:
     """The study on the data set that is named, or on each."""
     from mope.studies.study import Study
@@ -105,14 +116,17 @@ def _studies(options: argparse.Namespace) -> list[Any]:
 def compare(options: argparse.Namespace) -> None:
     """`mope compare STUDY`."""
     load_plugins(options)
-    if options.list:
-        _list_methods(options)
+    if options.list and options.study is None:
+        list_methods(options.json)
         return
     if options.study is None:
         raise UserError(
             "Name a study, a YAML file such as configs/studies/table1.yaml; or --list the methods."
         )
     studies = _studies(options)
+    if options.list:
+        list_rows(studies, options.json)
+        return
     tables, failed = [], []
     for study in studies:
         try:
@@ -138,7 +152,7 @@ def _compare(study: Any, options: argparse.Namespace) -> Any:
     report = _to_stderr if options.json else _at_once
     places = {"workers": options.workers, "address": options.address, "plugins": options.plugin}
     with _live(lambda table: cells_of(study, table), options.json) as show:
-        table = run(study, **places, report=report, show=show)
+        table = run(study, **places, reuse=options.reuse, report=report, show=show)
     if not options.json:
         print_table(*cells_of(study, table))
         names = ("table.md", "table.csv", "table.json", "plot.png")
@@ -164,44 +178,6 @@ def _at_once(line: str) -> None:
 
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _list_methods(options: argparse.Namespace) -> None:
-    from mope.methods import METHODS
-    from mope.studies.counts import paper_counts
-
-    counts = paper_counts()
-    if options.json:
-        rows = [
-            {
-                "name": method.name,
-                "trained": method.trained,
-                "source": method.source,
-                "param": counts[method.name],
-                "paper": method.param,
-                "note": method.note,
-            }
-            for method in METHODS.values()
-        ]
-        print(json.dumps(rows, indent=2))
-        return
-    print_table(
-        ["name", "trained", "source", "Param (M)", "paper (M)"],
-        [
-            [
-                method.name,
-                method.trained,
-                method.source,
-                f"{count:.2f}" if (count := counts[method.name]) is not None else "-",
-                f"{method.param:.1f}" if method.param is not None else "-",
-            ]
-            for method in METHODS.values()
-        ],
-    )
-    print("Param: with Swin-B and BERT-base, three labels.")
-    for method in METHODS.values():
-        if method.note:
-            print(f"{method.name}: {method.note}")
 
 
 def reproduce(options: argparse.Namespace) -> None:

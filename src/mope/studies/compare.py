@@ -11,6 +11,7 @@ from mope.remote import is_url
 from mope.run import CONFIG, difference, read_metrics, read_run
 from mope.studies.cluster import make_runner
 from mope.studies.plot import require_packages
+from mope.studies.reuse import take_over
 from mope.studies.runs import ERROR, Outcome, Runner
 from mope.studies.study import Cell, Study, cells, columns_of, read_tuned, value_of
 from mope.studies.table import build_table, write_table
@@ -26,6 +27,7 @@ def compare(
     workers: int | None = None,
     address: str | None = None,
     plugins: Sequence[str] = (),
+    reuse: str | Path | None = None,
     report: Report = print,
     show: Callable[[dict[str, Any]], Any] | None = None,
 ) -> dict[str, Any]:
@@ -37,6 +39,8 @@ def compare(
             `LocalRunner` and `RayRunner`.
         address: of a Ray cluster that the runs are spread over; None for this machine.
         plugins: Python files that register methods, for every worker to load.
+        reuse: a folder of other studies' runs, of which those that this study asks for, too, are copied; None
+            to make all of its own.
         report: takes each line that is said.
         show: takes the table as far as it is there, after each run.
 
@@ -49,6 +53,8 @@ def compare(
     for cell in todo:
         _check_kept(cell)
     with writing(Path(study.output)), make_runner(workers or study.workers, plugins, address) as runner:
+        if reuse is not None:
+            report(f"{take_over(todo, reuse)} of {len(todo)} runs are taken over from {reuse}.")
         return _run(study, todo, runner, report, show)
 
 
@@ -59,10 +65,7 @@ def _run(
     report: Report,
     show: Callable[[dict[str, Any]], Any] | None,
 ) -> dict[str, Any]:
-    outcomes: dict[int, Outcome] = {}
-    for place, cell in enumerate(todo):
-        if (metrics := read_metrics(cell.folder, trained=True)) and _is_done(study, cell, metrics):
-            outcomes[place] = Outcome(metrics)
+    outcomes = done_runs(study, todo)
     if outcomes:
         report(f"{len(outcomes)} of {len(todo)} runs are done.")
     if untuned := _untuned(study, todo):
@@ -87,6 +90,16 @@ def _run(
             "same command tries them again."
         )
     return table
+
+
+def done_runs(study: Study, todo: Sequence[Cell]) -> dict[int, Outcome]:
+    """Runs of which all is known that the table says, by their place."""
+    found = {place: read_metrics(cell.folder, trained=True) for place, cell in enumerate(todo)}
+    return {
+        place: Outcome(metrics)
+        for place, metrics in found.items()
+        if metrics and _is_done(study, todo[place], metrics)
+    }
 
 
 def _untuned(study: Study, todo: Sequence[Cell]) -> list[str]:
