@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mope.studies.plot import plot, routing_course
+from mope.insight.routing import routing_course
+from mope.studies.plot import plot
 from mope.studies.study import Study, cells
 from mope.training import train
 from mope.training.progress import RoutingCourse

@@ -315,8 +315,8 @@ def test_what_explain_refuses(run, words_, reason, capsys):
 
 
 def test_figures_take_whatever_there_is():
-    assert figures.training_course([], 0.1) is None
-    assert figures.training_course([{"epoch": 1.0, "eval_loss": 2.0}], 0.1) is None
+    assert figures.training_course([], ["1"]) is None
+    assert figures.training_course([{"epoch": 1.0, "eval_loss": 2.0}], ["1"]) is None
     picture = Image.new("RGB", (30, 20), "white")
     flat = figures.glow(picture, numpy.ones((2, 2)))
     assert flat.size == (30, 20)

@@ -11,12 +11,13 @@ from torch.nn import functional
 
 from mope.config import Config
 from mope.errors import UserError
-from mope.fusion.guiding import router_begins
+from mope.fusion.guiding import prompts_begin
 from mope.model import FusionModel
 from mope.prompts import DeepPrompts, FusionPrompts, Offsets, Router, make_offsets
 from mope.prompts.clusters import place_keys
 from mope.prompts.grow import grow
 from mope.training import train
+from mope.training.rows import first_batches, prepare
 
 DIMS, FEATURES = [8, 8, 12], {"text": 6, "audio": 5}
 
@@ -321,6 +322,14 @@ def test_growing_trains_on_and_says_what_does_not_fit(weights, tables, tmp_path)
         train(wrong, report=lambda line: None)
 
 
+def test_what_has_no_router_cannot_be_grown(weights, tables, tmp_path):
+    config = changed(config_of(weights, tables, tmp_path), fusion={"experts": 1})
+    FusionModel.build(config, ["blue", "green", "red"]).save_pretrained(config.output)
+    model = FusionModel.build(changed(config, fusion={"experts": 2}), ["blue", "green", "red"])
+    with pytest.raises(UserError, match="fewer than two experts has no router, and nothing to be grown"):
+        model.begin_from(config.output)
+
+
 def test_a_grown_model_gives_a_row_as_many_copies(weights, tables, tmp_path):
     """With one of three experts to a row before, two of six, which share its score, make the same prompt."""
     config = changed(config_of(weights, tables, tmp_path), fusion={"top": 1})
@@ -355,12 +364,54 @@ def test_what_was_fitted_to_validation_rows_is_left_behind(weights, tables, tmp_
 
 
 def test_a_router_of_standardised_features_of_its_own_input_begins_from_rows():
+    parts = ("static", "dynamic")
     for intra, cross in ((2, 0), (0, 4), (2, 4)):
         prompts = FusionPrompts(
-            DIMS, FEATURES, length=2, experts=3, cross_dim=cross, intra_dim=intra, standardise=True
+            DIMS,
+            FEATURES,
+            parts=parts,
+            length=2,
+            experts=3,
+            cross_dim=cross,
+            intra_dim=intra,
+            standardise=True,
         )
-        assert router_begins(prompts)
-    assert not router_begins(FusionPrompts(DIMS, FEATURES, length=2, experts=3))
+        assert prompts_begin(prompts)
+    assert not prompts_begin(FusionPrompts(DIMS, FEATURES, parts=parts, length=2, experts=3))
+    assert prompts_begin(FusionPrompts(DIMS, FEATURES, parts=("mapped",), length=2))
+
+
+@pytest.mark.parametrize(
+    "fusion",
+    [
+        {"method": "sequential", "prompts": ["static", "mapped"]},
+        {"method": "sequential", "experts": 1},
+        {"method": "sequential"},
+        {"method": "mutual", "length": 2},
+    ],
+    ids=["no experts", "one expert", "routed", "mutual"],
+)
+def test_what_a_head_begins_with_is_what_a_training_step_makes_of_the_rows(weights, tables, tmp_path, fusion):
+    """A step norms by its batch; running statistics have to be as if they had seen some already."""
+    config = changed(config_of(weights, tables, tmp_path), fusion={**fusion, "dropout": 0.0})
+    torch.manual_seed(0)
+    model, rows = prepare(config, None, report=lambda line: None)
+    (batch,) = first_batches(rows["train"], 512, 512, 0, model.task)
+    labels = batch.pop("labels")
+    assert len(labels) > 20
+    model.begin(lambda: iter([batch]))
+    for guided in model.fusion.guided.values():
+        assert all(mapper.down[1].running_var.std() > 0 for mapper in guided.mappers.values())
+        if guided.router is not None:
+            guided.router.noise = lambda layer: torch.zeros(1)
+    with torch.no_grad():
+        begun = model.eval().features(batch)
+        model.train()
+        for encoder in model.fusion.encoders:
+            model.fusion.encoder(encoder).eval()  # of its prompts' dropout nothing is asked
+        stepped = model.features(batch)
+    spread = stepped.std(dim=0).mean()
+    assert (begun - stepped).abs().mean() < 0.1 * spread
 
 
 def test_expert_dropout_leaves_a_row_without_some_experts_in_training_only():

@@ -144,12 +144,19 @@ class FusionModel(nn.Module):
         """Whether `begin` is to see training rows before the first step."""
         return self.fusion.begins_from_rows
 
-    def begin(self, batches: Iterable[Mapping[str, Any]]) -> None:
-        """Start from what the encoders make of some training rows; batches are as `forward` takes them."""
+    def begin(self, batches: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
+        """Start from what the encoders make of some training rows.
+
+        Args:
+            batches: gives them, as `forward` takes them, the same ones at each call.
+        """
         training = self.training
         self.eval()
         self.fusion.begin(
-            {name: self._normed(name, batch[name]) for name in self.fusion.encoders} for batch in batches
+            lambda: (
+                {name: self._normed(name, batch[name]) for name in self.fusion.encoders}
+                for batch in batches()
+            )
         )
         self.train(training)
 
@@ -350,7 +357,7 @@ class FusionModel(nn.Module):
         for name in _ADDED:  # fitted to validation rows when that run ended: this one is judged without
             state.pop(name, None)
         for name, part in self.named_modules():
-            if isinstance(part, FusionPrompts) and part.router is not None and f"{name}.router.keys" in state:
+            if isinstance(part, FusionPrompts) and part.router is not None:
                 top = before.fusion.top if isinstance(before.fusion, GuidedConfig) else None
                 state = grow(state, part.router, f"{name}.", top)
         self.load_trained_state(state)

@@ -187,8 +187,12 @@ class Fusion(nn.Module, ABC):
         """Whether `begin` is to see training rows before the first step."""
         return False
 
-    def begin(self, batches: Iterable[Batch]) -> None:
-        """Start from what the encoders make of some training rows, instead of at random."""
+    def begin(self, batches: Callable[[], Iterable[Batch]]) -> None:
+        """Start from what the encoders make of some training rows, instead of at random.
+
+        Args:
+            batches: gives the rows, the same ones at each call.
+        """
 
     @classmethod
     def needs(cls, config: Config) -> list[str]:

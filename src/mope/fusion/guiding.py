@@ -1,6 +1,7 @@
-"""What fusions share in which inputs guide an encoder by prompts: its prompts, and where routers begin."""
+"""What fusions share in which inputs guide an encoder by prompts: its prompts, and where they begin."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from mope.config import GuidedConfig
 from mope.encoders import Encoder
 from mope.fusion.base import Batch, Fusion
 from mope.prompts import FusionPrompts, PromptSource
+from mope.prompts.mapper import Mapper
 
 
 def guiding_prompts(
@@ -43,8 +45,13 @@ def guiding_prompts(
     )
 
 
-def router_begins(prompts: FusionPrompts) -> bool:
-    """Whether the router of some prompts is to see training rows before the first step."""
+def prompts_begin(prompts: FusionPrompts) -> bool:
+    """Whether some prompts are to see training rows before the first step: those with a mapper, whose norm
+    has statistics, and those of a router that begins from rows."""
+    return len(prompts.mappers) > 0 or _router_begins(prompts)
+
+
+def _router_begins(prompts: FusionPrompts) -> bool:
     router = prompts.router
     if router is None:
         return False
@@ -52,34 +59,60 @@ def router_begins(prompts: FusionPrompts) -> bool:
 
 
 @torch.no_grad()
-def begin_routers(fusion: Fusion, guides: Mapping[str, Sequence[str]], batches: Iterable[Batch]) -> None:
-    """Start routers from the features of some rows, see `Router.begin`.
+def begin_prompts(
+    fusion: Fusion, guides: Mapping[str, Sequence[str]], batches: Callable[[], Iterable[Batch]]
+) -> None:
+    """Start mappers and routers from the features of some rows, see `Mapper.begin` and `Router.begin`.
 
     Args:
-        fusion: whose `guided` prompts they are of; those without a router are left as they are.
+        fusion: whose `guided` prompts they are of; those with neither are left as they are.
         guides: names of the inputs that guide an input, by its name.
-        batches: the rows, gone through once.
+        batches: gives the rows, the same ones at each call. Mappers begin first: what enters the layers of a
+            guided encoder depends on the mapped prompts.
     """
-    begun = {name: prompts for name, prompts in fusion.guided.items() if router_begins(prompts)}
-    needed = dict.fromkeys(guide for name in begun for guide in guides[name])
-    found: dict[str, list[Tensor]] = {name: [] for name in needed}
-    entering: dict[str, dict[int, list[Tensor]]] = {name: {} for name in begun}
+    begun = {name: prompts for name, prompts in fusion.guided.items() if prompts_begin(prompts)}
+    found: dict[str, list[Tensor]] = {guide: [] for name in begun for guide in guides[name]}
+    for batch in batches():
+        for name, features in found.items():
+            features.append(fusion.feature(name, batch).float())
+    psi = {name: torch.cat(features) for name, features in found.items()}
+    for prompts in begun.values():
+        for name, mapper in prompts.mappers.items():
+            cast(Mapper, mapper).begin(psi[name])
+    for guided, prompts in begun.items():
+        if _router_begins(prompts):
+            assert prompts.router is not None
+            own = {name: psi[name] for name in guides[guided]}
+            prompts.router.begin(own, _entering(fusion, guided, prompts, own, batches()))
+
+
+def _entering(
+    fusion: Fusion,
+    guided: str,
+    prompts: FusionPrompts,
+    psi: Mapping[str, Tensor],
+    batches: Iterable[Batch],
+) -> list[Tensor]:
+    """What enters each layer of a guided encoder for some rows, (N, d_i) each.
+
+    Args:
+        fusion: whose it is.
+        guided: the encoder's input.
+        prompts: its prompts.
+        psi: features (N, d_y) of the inputs that guide it, by name.
+        batches: the rows.
+    """
+    found: dict[int, list[Tensor]] = {}
+    row = 0
     for batch in batches:
-        psi = {name: fusion.feature(name, batch) for name in needed}
-        for name, feature in psi.items():
-            found[name].append(feature.float())
-        for name, prompts in begun.items():
-            own = {guide: psi[guide] for guide in guides[name]}
-            source = _Listening(prompts.bind(own, fusion.missing(batch)))
-            fusion.encoder(name)(batch[name], prompts=source)
-            for layer, x0 in source.heard.items():
-                entering[name].setdefault(layer, []).append(x0.float())
-    for name, prompts in begun.items():
-        assert prompts.router is not None
-        prompts.router.begin(
-            {guide: torch.cat(found[guide]) for guide in guides[name]},
-            [torch.cat(entering[name][layer]) for layer in range(prompts.router.layers)],
-        )
+        count = len(next(iter(batch[guided].values())))
+        features = {name: feature[row : row + count] for name, feature in psi.items()}
+        source = _Listening(prompts.bind(features, fusion.missing(batch)))
+        fusion.encoder(guided)(batch[guided], prompts=source)
+        for layer, x0 in source.heard.items():
+            found.setdefault(layer, []).append(x0.float())
+        row += count
+    return [torch.cat(found[layer]) for layer in sorted(found)]
 
 
 class _Listening(PromptSource):

@@ -1,6 +1,6 @@
 """Fusion in both directions: every encoder is guided by the others, and the head is given all of them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mope.config import Config, MutualConfig
 from mope.encoders import Encoder, EncoderOutput, TunedEncoder
 from mope.fusion.base import Batch, FusionOutput, InRounds, Last, require_guided, tune
-from mope.fusion.guiding import begin_routers, guiding_prompts, router_begins
+from mope.fusion.guiding import begin_prompts, guiding_prompts, prompts_begin
 from mope.prompts import FusionPrompts
 
 
@@ -91,11 +91,11 @@ class Mutual(InRounds):
 
     @property
     def begins_from_rows(self) -> bool:
-        return any(map(router_begins, self.guided.values()))
+        return any(map(prompts_begin, self.guided.values()))
 
-    def begin(self, batches: Iterable[Batch]) -> None:
-        """Start the routers from the features of some rows, see `Router.begin`."""
-        begin_routers(self, self._guides_of, batches)
+    def begin(self, batches: Callable[[], Iterable[Batch]]) -> None:
+        """Start the mappers and routers from the features of some rows, see `begin_prompts`."""
+        begin_prompts(self, self._guides_of, batches)
 
 
 def _leave_out_own(encoder: TunedEncoder) -> None:

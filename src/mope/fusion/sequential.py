@@ -1,6 +1,6 @@
 """Sequential fusion: complementary inputs first, whose features guide the main encoder (section III-B)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mope.config import Config, SequentialConfig
 from mope.encoders import Encoder, EncoderOutput, TunedEncoder
 from mope.fusion.base import Batch, FusionOutput, InRounds, Last, require_guided, tune
-from mope.fusion.guiding import begin_routers, guiding_prompts, router_begins
+from mope.fusion.guiding import begin_prompts, guiding_prompts, prompts_begin
 from mope.prompts import FusionPrompts
 
 
@@ -84,8 +84,8 @@ class Sequential(InRounds):
 
     @property
     def begins_from_rows(self) -> bool:
-        return router_begins(self.prompts)
+        return prompts_begin(self.prompts)
 
-    def begin(self, batches: Iterable[Batch]) -> None:
-        """Start the router from the features of some rows, see `Router.begin`."""
-        begin_routers(self, {self.main: self.guides}, batches)
+    def begin(self, batches: Callable[[], Iterable[Batch]]) -> None:
+        """Start the mappers and the router from the features of some rows, see `begin_prompts`."""
+        begin_prompts(self, {self.main: self.guides}, batches)

@@ -2,7 +2,6 @@
 
 from html import escape
 
-from mope.config import GuidedConfig
 from mope.insight import figures
 from mope.insight.explanation import Experts, Explanation
 from mope.insight.pictures import Pictures
@@ -26,7 +25,7 @@ def add_experts(page: Page, predictor: Predictor, found: Explanation, pictures: 
     page.parts.append("<h3>The experts that are easiest to describe</h3>")
     for layer, expert in experts.clearest():
         page.parts.append(_expert(experts, layer, expert, pictures))
-    _figures(page, predictor, found, experts)
+    _figures(page, found, experts)
     _by_layer(page, experts)
     page.parts.append("<h3>Every layer</h3>")
     for layer in range(len(experts.importance)):
@@ -38,23 +37,18 @@ def add_experts(page: Page, predictor: Predictor, found: Explanation, pictures: 
         page.figures["gallery"] = _gallery(experts, pictures)
 
 
-def _figures(page: Page, predictor: Predictor, found: Explanation, experts: Experts) -> None:
+def _figures(page: Page, found: Explanation, experts: Experts) -> None:
     """How much each is used, at the end and over training, and how alike they are."""
-    fusion = predictor.settings.fusion
     count = experts.importance.shape[1]
     page.figure(
         "importance",
         figures.importance_map(experts.importance, experts.names),
         f"How much each expert is used: its part of its layer's routing. {1 / count:.0%} each is even use.",
     )
-    threshold = None
-    if isinstance(fusion, GuidedConfig) and fusion.importance_weight:
-        threshold = fusion.importance_threshold
-    if (course := figures.training_course(found.history, threshold)) is not None:
-        fine = "" if threshold is None else "; below the dashed line is fine"
+    if (course := figures.training_course(found.history, experts.names)) is not None:
         caption = (
-            f"Over training. Left: how unevenly batches use the experts of each layer (0: all alike{fine}; "
-            "small batches are uneven by chance alone). Right: how much each of the last layer's is used."
+            f"Over training. Left: how many experts each layer uses, from 1 (one does everything) to {count} "
+            "(all alike); well above the dashed line is good. Right: how much each of the last layer's is."
         )
         page.figure("training", course, caption)
     if len(experts.similarity):

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from mope.config import InputConfig
 from mope.errors import UserError
-from mope.insight.routing import Floats
+from mope.insight.routing import Floats, effective_experts, routing_course
 from mope.insight.shuffle import Loss
 
 Figure = tuple[bytes, Any]
@@ -66,42 +66,45 @@ def importance_map(importance: Floats, names: Sequence[str]) -> Figure:
     return png(plot), {"importance": importance.tolist()}
 
 
-def training_course(history: Sequence[Mapping[str, Any]], threshold: float | None) -> Figure | None:
-    """Imbalance of each layer over training beside the loss's threshold; the last layer's shares.
+def training_course(history: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Figure | None:
+    """How many experts each layer uses over training, beside half of them; the last layer's shares.
 
-    The paper has such a figure of one layer (Fig. 7).
+    The paper has such a figure of one layer's shares (Fig. 7).
 
     Args:
-        history: a run's, an entry per epoch. Imbalance is of each batch, as the loss sees it, on average.
-        threshold: the loss's; None without that loss.
+        history: a run's, an entry per epoch; shares are of windows of batches within it, where it has them.
+        names: of the layers.
     """
-    entries = [entry for entry in history if "imbalance" in entry]
+    entries = [entry for entry in history if "importance" in entry]
     if not entries:
         return None
-    epochs = [float(entry["epoch"]) for entry in entries]
-    shares = numpy.array([entry["importance"] for entry in entries])
-    uneven = numpy.array([entry["imbalance"] for entry in entries])
+    steps, shares = routing_course(entries)
+    used = effective_experts(shares)
+    count = shares.shape[2]
     plot = canvas(9, 3.2)
     left, right = plot.subplots(1, 2)
-    for layer in range(uneven.shape[1]):
-        left.plot(
-            epochs, uneven[:, layer], color=_BLUE, alpha=0.25 + 0.7 * layer / uneven.shape[1], marker="."
-        )
+    for layer in range(used.shape[1]):
+        shade = 0.25 + 0.7 * layer / used.shape[1]
+        left.plot(steps, used[:, layer], color=_BLUE, alpha=shade, marker=".")
+    left.axhline(count / 2, color=_RED, linestyle="--", label="half of them")
     left.set(
-        xlabel="epoch", ylabel="unevenness in a batch (0: all alike)", title="each layer; later ones darker"
+        xlabel="step",
+        ylabel=f"experts used, of {count}",
+        title="each layer; later ones darker",
+        ylim=(0.9, count * 1.03),
     )
-    if threshold is not None:
-        left.axhline(threshold, color=_RED, linestyle="--", label=f"fine below {threshold:g}")
-        left.legend(fontsize=8)
-    left.set_ylim(bottom=0)  # where good ends
-    for expert in range(shares.shape[2]):
-        right.plot(epochs, shares[:, -1, expert], marker=".", label=f"expert {expert + 1}")
+    left.legend(fontsize=8)
+    for expert in range(count):
+        right.plot(steps, shares[:, -1, expert], marker=".", label=f"expert {expert + 1}")
     right.set(
-        xlabel="epoch", ylabel="part of the layer's routing", title="the last layer's experts", ylim=(0, 1)
+        xlabel="step",
+        ylabel="part of the layer's routing",
+        title=f"the experts of layer {names[-1]}",
+        ylim=(0, 1),
     )
-    if shares.shape[2] <= 8:
+    if count <= 8:
         right.legend(fontsize=8)
-    return png(plot), {"epochs": epochs, "importance": shares.tolist(), "imbalance": uneven.tolist()}
+    return png(plot), {"steps": steps, "importance": shares.tolist(), "effective_experts": used.tolist()}
 
 
 def confusion(found: NDArray[numpy.integer], labels: Sequence[str]) -> Figure:

@@ -1,7 +1,7 @@
 """How experts share the work, from routing scores (section V-D): plain arrays in, plain arrays out."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy
 from numpy.typing import NDArray
@@ -41,6 +41,26 @@ def importance(scores: Floats) -> Floats:
 def effective_experts(shares: Floats) -> Floats:
     """Exponential of the entropy of importance: k if all are used alike, 1 if one is; (..., k) -> (...)."""
     return numpy.exp(_entropy(shares))
+
+
+def routing_course(history: Sequence[Mapping[str, Any]]) -> tuple[list[float], Floats]:
+    """Steps, at the ends of windows, and the experts' shares of the routing in them (W, L, k).
+
+    Of a run that kept nothing within its epochs these are the epochs' ends and shares.
+
+    Args:
+        history: a run's, an entry per epoch.
+    """
+    steps: list[float] = []
+    shares: list[Any] = []
+    before = 0.0
+    for entry in history:
+        course = entry.get("course") or {"batches": [1], "importance": [entry["importance"]]}
+        ends = numpy.cumsum(course["batches"]) / sum(course["batches"])
+        steps += [before + float(end) * (entry["step"] - before) for end in ends]
+        shares += course["importance"]
+        before = entry["step"]
+    return steps, numpy.array(shares)
 
 
 def score_entropy(scores: Floats) -> Floats:

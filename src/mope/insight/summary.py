@@ -146,7 +146,7 @@ def _verdict(found: Explanation, experts: Experts, greater: bool) -> str:
         hedge = ", or these rows are too few to tell" if loss.low or loss.high else ""
         return f"{same} {_no_change(loss)}: the experts do nothing that one prompt wouldn't{hedge}."
     if _is_worse(loss, greater):
-        return f"{same} {_change(loss)}: the experts matter."
+        return f"{same} {_change(loss)}: its answers depend on the experts."
     return f"{same} {_change(loss)}: one prompt would do better on these rows."
 
 

@@ -34,7 +34,10 @@ def grow(
     """
     keys = f"{prefix}router.keys"
     if keys not in state:
-        raise UserError("A run without a router has no experts to be grown: train anew.")
+        raise UserError(
+            "training.begin_from: a run of fewer than two experts has no router, and nothing to be grown: "
+            "train anew."
+        )
     there, experts = state[keys].shape[1], router.experts
     if experts % there:
         raise UserError(

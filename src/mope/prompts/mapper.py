@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -25,6 +26,14 @@ class Mapper(nn.Module):
         self.layer_dims = list(layer_dims)
         self.down = nn.Sequential(nn.Linear(feature_dim, bottleneck), BatchNorm(bottleneck), nn.GELU())
         self.up = nn.ModuleDict({str(dim): nn.Linear(bottleneck, dim) for dim in sorted(set(layer_dims))})
+
+    def begin(self, psi: Tensor) -> None:
+        """Start from the features of some rows (N, d_y): their statistics are the norm's running ones.
+
+        A training step norms by its batch. Whatever looks at the mapper before the first steps have moved the
+        running statistics, as a head that begins as a probe does, would else see other prompts.
+        """
+        cast(BatchNorm, self.down[1]).begin(self.down[0](psi))
 
     def forward(self, psi: Tensor) -> list[Tensor]:
         """Map psi_y (B, d_y) to the mapped prompt P_m of every layer, a list of (B, 1, d_i)."""

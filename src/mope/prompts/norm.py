@@ -47,6 +47,14 @@ class BatchNorm(nn.BatchNorm1d):
         normed = (values - mean.view(shape)) * scale.view(shape)
         return (normed if self.bias is None else normed + self.bias.view(shape)).to(input.dtype)
 
+    @torch.no_grad()
+    def begin(self, features: Tensor) -> None:
+        """Let the running statistics be those of some rows (N, C); one row alone has none."""
+        if len(features) > 1:
+            variance, mean = torch.var_mean(features.float(), dim=0)
+            cast(Tensor, self.running_mean).copy_(mean)
+            cast(Tensor, self.running_var).copy_(variance)
+
     def _follow(self, running: Any, found: Tensor) -> None:
         """Move a running statistic towards what was found."""
         running.lerp_(found.to(running.dtype), self.momentum)

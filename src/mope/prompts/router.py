@@ -253,7 +253,6 @@ def _norm(dim: int) -> BatchNorm:
 def _begin_norm(norm: nn.Module, features: Tensor) -> Tensor:
     """Let a norm's running statistics be those of some rows (N, D), and norm these by them."""
     assert isinstance(norm, BatchNorm)
-    variance, mean = torch.var_mean(features, dim=0)
-    norm.running_mean.copy_(mean)  # type: ignore[union-attr]
-    norm.running_var.copy_(variance)  # type: ignore[union-attr]
+    norm.begin(features)
+    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
     return (features - mean) * (variance + norm.eps).rsqrt()

@@ -1,13 +1,12 @@
 """A study's picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy
-
 from mope.errors import UserError
 from mope.files import replacing, write_json
+from mope.insight.routing import effective_experts, routing_course
 from mope.run import read_run
 from mope.studies.study import Study
 
@@ -36,7 +35,11 @@ def plot(study: Study, table: Mapping[str, Any], done: Any, file: Path) -> None:
         figure.savefig(draft, dpi=150, format="png")
     if study.plot.kind == "importance":
         content = {
-            label: {"steps": steps, "importance": shares.tolist(), "effective_experts": _effective(shares)}
+            label: {
+                "steps": steps,
+                "importance": shares.tolist(),
+                "effective_experts": effective_experts(shares).round(3).tolist(),
+            }
             for label, (steps, shares) in _courses(study, done).items()
         }
         write_json(file.with_name("importance.json"), content)
@@ -102,26 +105,6 @@ def _training_rows(done: Any) -> dict[str, int]:
     return {label: run["train_rows"] for label, run in runs if "train_rows" in run}
 
 
-def routing_course(history: Sequence[Mapping[str, Any]]) -> tuple[list[float], Any]:
-    """Steps, at the ends of windows, and the experts' shares of the routing in them (W, L, k).
-
-    Of a run that kept nothing within its epochs these are the epochs' ends and shares.
-
-    Args:
-        history: a run's, an entry per epoch.
-    """
-    steps: list[float] = []
-    shares: list[Any] = []
-    before = 0.0
-    for entry in history:
-        course = entry.get("course") or {"batches": [1], "importance": [entry["importance"]]}
-        ends = numpy.cumsum(course["batches"]) / sum(course["batches"])
-        steps += [before + float(end) * (entry["step"] - before) for end in ends]
-        shares += course["importance"]
-        before = entry["step"]
-    return steps, numpy.array(shares)
-
-
 def _courses(study: Study, done: Any) -> dict[str, tuple[list[float], Any]]:
     """`routing_course` of each row's first run that has experts."""
     found = {}
@@ -131,12 +114,6 @@ def _courses(study: Study, done: Any) -> dict[str, tuple[list[float], Any]]:
         if history:
             found[row.label] = routing_course(history)
     return found
-
-
-def _effective(shares: Any) -> list[list[float]]:
-    """How many experts each layer uses, (W, L, k) -> (W, L): the exponential of the entropy of its shares."""
-    logs = numpy.log(numpy.where(shares > 0, shares, 1.0))
-    return numpy.exp(-(shares * logs).sum(axis=2)).round(3).tolist()
 
 
 def _importance(figure: Any, study: Study, table: Mapping[str, Any], done: Any) -> None:

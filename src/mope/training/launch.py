@@ -4,7 +4,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -197,12 +197,15 @@ class _Job:
     def _begin(self) -> None:
         """Let the model start from some training rows, the same in every process."""
         settings = self.config.training
-        batches = first_batches(
-            self.datasets["train"], _BEGINS_FROM, 2 * settings.batch_size, settings.seed, self.model.task
-        )
+        rows, size = self.datasets["train"], 2 * settings.batch_size
+
+        def batches() -> Iterator[Any]:
+            for batch in first_batches(rows, _BEGINS_FROM, size, settings.seed, self.model.task):
+                yield send_to_device(batch, self.device)
+
         self.model.to(self.device)
         with autocast(settings.precision, self.device):
-            self.model.begin(send_to_device(batch, self.device) for batch in batches)
+            self.model.begin(batches)
 
     def _start_head(self) -> None:
         """Fit a linear head to what some training rows' features say, before anything else learns."""
