@@ -64,6 +64,7 @@ def main() -> None:
         "machine": describe_machine(device),
         "size": config.inputs["image"].size,
         "rows": {name: len(split[3]) for name, split in splits.items()},
+        "majority": {name: majority(split[3]) for name, split in splits.items()},
         "runs": found,
     }
     write(result, Path(options.out))
@@ -86,12 +87,20 @@ def write(result: dict[str, Any], folder: Path) -> None:
             f"{seed} | {best['rate']:g} | {best['epoch']} | {best['last_training_loss']:.3f} | {accuracies}"
         )
         lines.append(f"| {values} |")
-    rows = ", ".join(f"{count:,} {name}" for name, count in result["rows"].items())
+    rows = ", ".join(
+        f"{count:,} {name} ({result['majority'][name]:.3f} the majority)"
+        for name, count in result["rows"].items()
+    )
     where = f"{result['date']}, {result['machine']}"
-    lines += ["", f"Pictures of {result['size'][0]} x {result['size'][1]} pixels; {rows} rows. {where}."]
+    lines += ["", f"Pictures of {result['size'][0]} x {result['size'][1]} pixels; rows: {rows}. {where}."]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def majority(labels: Tensor) -> float:
+    """The accuracy of the most frequent label."""
+    return float(labels.bincount().max() / len(labels))
 
 
 @torch.inference_mode()
