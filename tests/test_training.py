@@ -35,10 +35,9 @@ def trained_parts(model: FusionModel) -> set[str]:
 
 
 def test_mope_learns_only_what_it_declares_and_keeps_the_rest_bit_for_bit(config):
-    config = changed(
-        config,
-        training={"epochs": 20, "learning_rate": 5e-3, "complementary_learning_rate": 5e-3, "patience": 20},
-    )
+    # A head that begins as a probe knows most of so few rows already.
+    rates = {"learning_rate": 5e-3, "complementary_learning_rate": 5e-3}
+    config = changed(config, training={"epochs": 20, "patience": 20, "head_start": "random", **rates})
     torch.manual_seed(config.training.seed)
     before = FusionModel.build(config, ["blue", "green", "red"])
     frozen = {n: p.clone() for n, p in before.named_parameters() if not p.requires_grad}
@@ -257,6 +256,7 @@ def test_text_may_be_main(config):
         inputs__image__encoder={"tuning": "prompt", "prompt_length": 2},
         training={"epochs": 8, "learning_rate": 5e-3, "complementary_learning_rate": 5e-3, "patience": 9},
     )
+    config = changed(config, training={"head_start": "random"})
     history = losses(train(config, report=quiet))
     assert history[-1] < history[0]
     model = FusionModel.from_pretrained(config.output)
@@ -295,7 +295,13 @@ def test_what_saves_memory_or_time_leaves_the_losses_as_they_are(config, tmp_pat
     found = train(other, report=quiet)
     close = 1e-4 if setting == "compile" else 1e-6  # a graph's operations are rounded otherwise
     assert losses(found) == pytest.approx(losses(plain), rel=close)
-    assert found["history"][0]["eval_loss"] == pytest.approx(plain["history"][0]["eval_loss"], rel=close)
+    # A bias in front of a norm has no gradient but roundings, of which Adam makes whole steps.
+    moved = ("down.0.bias", "down.1.running_mean", "task.temperature")
+    weights, others = (load_file(Path(run.output) / "model.safetensors") for run in (config, other))
+    assert weights.keys() == others.keys()
+    for name in weights:
+        if not name.endswith(moved):
+            torch.testing.assert_close(others[name], weights[name], atol=close, rtol=close)
     assert len(compiled) == (setting == "compile")
 
 
