@@ -1,11 +1,28 @@
 """Configs of tiny runs, which tests change as they need."""
 
+import shutil
 from pathlib import Path
 from typing import Any
+
+import torch
+from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model
 
 from mope.config import Config
 
 SPLITS = ("train", "validation", "test")
+
+
+def enlarged(weights: dict[str, str], folder: Path) -> dict[str, str]:
+    """The tiny encoders anew, random on such a scale that features differ between rows as real ones do.
+
+    Those of the fixture hardly differ between texts, so that what norms them makes much of roundings.
+    """
+    torch.manual_seed(0)
+    for kind, settings, model in (("image", Dinov2Config, Dinov2Model), ("text", BertConfig, BertModel)):
+        shutil.copytree(weights[kind], folder / kind)
+        large = settings.from_pretrained(weights[kind], initializer_range=0.3)
+        model(large).save_pretrained(folder / kind)
+    return {kind: str(folder / kind) for kind in weights}
 
 
 def tiny_run(weights: dict[str, str], tables: Path, output: Path, **training: Any) -> dict[str, Any]:

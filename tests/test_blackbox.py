@@ -9,6 +9,7 @@ import numpy
 import pytest
 import torch
 import transformers as hf
+from run_tester import enlarged
 from torch import nn
 from torch.nn import functional
 
@@ -172,9 +173,11 @@ def text_passes(monkeypatch) -> list[bool]:
     return calls
 
 
-def test_training_keeps_features_and_reads_them_again(config: Config, tmp_path, monkeypatch):
+def test_training_keeps_features_and_reads_them_again(config: Config, weights, tmp_path, monkeypatch):
     from mope.training import train
 
+    for name, folder in enlarged(weights, tmp_path).items():
+        config.inputs[name].encoder.weights = folder
     monkeypatch.setenv("MOPE_CACHE", str(tmp_path / "cache"))
     config.inputs["text"].encoder.tuning = "frozen"
     config.training.head_start = "random"  # a probe would make more of roundings

@@ -8,11 +8,9 @@ from pathlib import Path
 import httpx
 import numpy
 import pytest
-import torch
 from PIL import Image
-from run_tester import tiny_run
+from run_tester import enlarged, tiny_run
 from serve_tester import running, serving
-from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model
 
 from mope.config import Config, InputConfig
 from mope.data.table import open_table
@@ -31,13 +29,7 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromiu
 def run(weights, tables, tmp_path_factory):
     """A run whose encoders are random on such a scale that texts differ much, and attention with them."""
     folder = tmp_path_factory.mktemp("page")
-    torch.manual_seed(0)
-    for kind, settings, model in (("image", Dinov2Config, Dinov2Model), ("text", BertConfig, BertModel)):
-        shutil.copytree(weights[kind], folder / kind)
-        large = settings.from_pretrained(weights[kind], initializer_range=0.3)
-        model(large).save_pretrained(folder / kind)
-    own = {kind: str(folder / kind) for kind in weights}
-    config = tiny_run(own, tables, folder / "run", epochs=8, learning_rate=2e-2)
+    config = tiny_run(enlarged(weights, folder), tables, folder / "run", epochs=8, learning_rate=2e-2)
     config["fusion"] |= {"length": 4, "temperature": 1.0}
     train(Config.parse(config), report=lambda line: None)
     return folder / "run"

@@ -139,7 +139,7 @@ def test_a_page_says_what_its_units_mean_and_where_good_ends(config, tables):
         "How accuracy changes with another row's input: the further to the left, the more it matters.",
         "Blue words are far more frequent in the texts of the rows that it takes than in the others",
         "33% each is even use.",
-        "(0: all alike; below the dashed line is fine; small batches are uneven by chance alone)",
+        "from 1 (one does everything) to 3 (all alike); well above the dashed line is good",
         "1 the same, 0 unrelated, -1 opposite; lower is better",
         "layer experts used experts in a row's mixture tells of the label",
         "from 1 (one does everything) to 3 (all alike): near 3 is good, below 1.5 most were trained for",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from run_tester import tiny_run
+from run_tester import enlarged, tiny_run
 
 from mope.config import Config, FieldConfig, InputConfig
 from mope.data.fields import find_fields, kind_of
@@ -191,7 +191,7 @@ def with_facts(weights, tables, tmp_path) -> Config:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-    content = tiny_run(weights, folder, tmp_path / "run")
+    content = tiny_run(enlarged(weights, tmp_path), folder, tmp_path / "run")
     content["inputs"]["facts"] = {
         "kind": "table",
         "columns": ["price", "brand", "since"],

@@ -83,10 +83,12 @@ def begin_prompts(
         if _router_begins(prompts):
             assert prompts.router is not None
             own = {name: psi[name] for name in guides[guided]}
-            prompts.router.begin(own, _entering(fusion, guided, prompts, own, batches()))
+            prompts.router.begin(own, entering(fusion, guided, prompts, own, batches()))
+            if prompts.router.intra_norms:  # rows get other prompts now, so that other features enter
+                prompts.router.begin_norms(entering(fusion, guided, prompts, own, batches()))
 
 
-def _entering(
+def entering(
     fusion: Fusion,
     guided: str,
     prompts: FusionPrompts,

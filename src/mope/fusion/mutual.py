@@ -57,12 +57,13 @@ class Mutual(InRounds):
         assert isinstance(settings, MutualConfig)
         require_guided(config, encoders, guides_too=True)
         order = [settings.main, *config.complementary]
+        tuned = tune(config, encoders)  # first, as in `Sequential`
         prompts = {
             name: guiding_prompts(settings, encoders, name, [other for other in encoders if other != name])
             for name in order
             if encoders[name].layer_dims
         }
-        return cls(tune(config, encoders), settings.main, prompts)
+        return cls(tuned, settings.main, prompts)
 
     @property
     def feature_dim(self) -> int:

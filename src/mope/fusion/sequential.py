@@ -57,8 +57,9 @@ class Sequential(InRounds):
         assert isinstance(settings, SequentialConfig)
         main = settings.main
         require_guided(config, encoders)
-        prompts = guiding_prompts(settings, encoders, main, config.complementary)
+        # Drawn in this order, methods that differ in their experts begin alike in all else.
         tuned = tune(config, encoders, without_stand_in=[main])
+        prompts = guiding_prompts(settings, encoders, main, config.complementary)
         return cls(tuned, main, prompts, settings.head_sees == "all")
 
     @property

@@ -1,5 +1,6 @@
 """The linear head of classification and regression (section IV-B)."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -11,4 +12,5 @@ class LinearHead(nn.Module):
         self.linear = nn.Linear(feature_dim, outputs)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.linear(features.to(self.linear.weight.dtype)).float()
+        with torch.autocast(features.device.type, enabled=False):
+            return self.linear(features.to(self.linear.weight.dtype)).float()

@@ -20,13 +20,14 @@ from mope.data.splits import Report
 from mope.data.table import Table, open_table
 from mope.device import autocast, frozen_dtype, pick_device
 from mope.errors import UserError
+from mope.heads import LinearHead
 from mope.logs import say
 from mope.media.cells import is_missing
 from mope.planning.columns import look
 from mope.planning.plan import Plan, make_config, rows_per_batch
 from mope.predictor import Predictor
 from mope.training import train
-from mope.training.launch import HEAD_BEGINS_FROM
+from mope.training.launch import BEGINS_FROM, HEAD_BEGINS_FROM
 from mope.training.rows import prepare
 
 _STEPS = 4  # measured, after one that isn't
@@ -196,6 +197,8 @@ def estimate(config: Config, tables: Mapping[str, Any] | None = None) -> float:
     # An evaluation's step is a forward pass alone, which is about a third, of twice as many rows.
     steps = math.ceil(len(rows["train"]) / size)
     evaluation = math.ceil(len(rows["validation"]) / (2 * size)) * 2 / 3
-    begins = config.training.head_start == "probe"
-    begin = min(len(rows["train"]), HEAD_BEGINS_FROM) / size / 3 if begins else 0
+    count = len(rows["train"])
+    begin = min(count, BEGINS_FROM) / size / 3 if model.begins_from_rows else 0.0
+    if config.training.head_start == "probe" and isinstance(model.head, LinearHead):
+        begin += min(count, HEAD_BEGINS_FROM) / size / 3
     return 2 * before + step * (begin + config.training.epochs * (steps + evaluation))

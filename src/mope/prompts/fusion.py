@@ -63,6 +63,10 @@ class FusionPrompts(nn.Module):
         super().__init__()
         self.length = length
         bound = prompt_bound(layer_dims[0], patch_area)
+        # Drawn first: how many experts there are, and how long prompts, leaves mappers as they are.
+        mappers = nn.ModuleDict(
+            {name: Mapper(dim, layer_dims) for name, dim in features.items()} if "mapped" in parts else {}
+        )
         dynamic = "dynamic" in parts and experts > 0
         self.added = dynamic and joining == "added" and "static" in parts
         self.static = (
@@ -92,9 +96,7 @@ class FusionPrompts(nn.Module):
             if dynamic and experts > 1
             else None
         )
-        self.mappers = nn.ModuleDict(
-            {name: Mapper(dim, layer_dims) for name, dim in features.items()} if "mapped" in parts else {}
-        )
+        self.mappers = mappers
         self.dropout = nn.Dropout(dropout)
         self.lengths = [length] * self._own + [1] * len(self.mappers)
         self.offsets = make_offsets(start, len(layer_dims), self.lengths)

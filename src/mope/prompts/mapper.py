@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from mope.prompts.norm import BatchNorm
@@ -25,6 +26,9 @@ class Mapper(nn.Module):
         bottleneck = math.ceil(feature_dim / 2) if bottleneck is None else bottleneck
         self.layer_dims = list(layer_dims)
         self.down = nn.Sequential(nn.Linear(feature_dim, bottleneck), BatchNorm(bottleneck), nn.GELU())
+        # A norm takes its bias away again: its gradient is zero but for roundings, of which Adam makes whole
+        # steps, and an evaluation, whose running mean lags behind, would see them.
+        cast(nn.Linear, self.down[0]).bias.register_hook(torch.zeros_like)
         self.up = nn.ModuleDict({str(dim): nn.Linear(bottleneck, dim) for dim in sorted(set(layer_dims))})
 
     def begin(self, psi: Tensor) -> None:

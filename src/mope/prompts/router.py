@@ -237,12 +237,21 @@ class Router(nn.Module):
     def _begin(self, psi: Mapping[str, Tensor], x0: Sequence[Tensor]) -> None:
         if self.cross_norms:
             psi = {name: _begin_norm(self.cross_norms[name], feature) for name, feature in psi.items()}
-        if self.intra_norms:
-            x0 = [_begin_norm(norm, feature) for norm, feature in zip(self.intra_norms, x0, strict=True)]
+        x0 = self.begin_norms(x0)
         if self.by_clusters:
             cross = [(psi[name], self.cross[name].weight) for name in self.cross]
             intra = [(x0[layer], project.weight) for layer, project in enumerate(self.intra)]
             place_keys(self.keys, cross, intra)  # type: ignore[arg-type]
+
+    def begin_norms(self, x0: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Let the running statistics of what enters each layer be those of some rows, (N, d_i) each.
+
+        Returns:
+            The features, standardised where the router standardises them.
+        """
+        if not self.intra_norms:
+            return x0
+        return [_begin_norm(norm, feature) for norm, feature in zip(self.intra_norms, x0, strict=True)]
 
 
 def _norm(dim: int) -> BatchNorm:

@@ -43,7 +43,7 @@ from mope.training.sharding import check_sharding, whole_state
 from mope.training.stopping import Saver
 from mope.training.trainer import FusionTrainer
 
-_BEGINS_FROM = 512
+BEGINS_FROM = 512
 """Rows that a model which begins from rows is shown."""
 
 HEAD_BEGINS_FROM = 1024
@@ -200,7 +200,7 @@ class _Job:
         rows, size = self.datasets["train"], 2 * settings.batch_size
 
         def batches() -> Iterator[Any]:
-            for batch in first_batches(rows, _BEGINS_FROM, size, settings.seed, self.model.task):
+            for batch in first_batches(rows, BEGINS_FROM, size, settings.seed, self.model.task):
                 yield send_to_device(batch, self.device)
 
         self.model.to(self.device)

@@ -19,7 +19,7 @@ from mope.model import FusionModel
 from mope.tasks import Classification, MultiLabel, Task
 from mope.tasks.metrics import compute_metrics
 
-STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
+STRENGTHS = (1.0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
 """Weights of the squared norm, of which the one with the best validation metric is taken; strongest first:
 each fit goes on from the one before."""
 

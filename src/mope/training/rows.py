@@ -1,5 +1,6 @@
 """The rows of a training: opened, checked, drawn, and the model that their labels ask for."""
 
+import random
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any
@@ -104,17 +105,20 @@ def _required(inputs: Iterable[InputConfig]) -> Iterator[str]:
 
 
 def drawn(rows: int, count: int, seed: int) -> list[int]:
-    """Places of so many rows, by seed."""
-    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    """Places of so many rows, by seed: other ones than those that the first steps take."""
+    own = random.Random(f"what begins, {seed}").getrandbits(63)
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(own))[:count].tolist()
 
 
 def first_batches(rows: Rows, count: int, size: int, seed: int, task: Task) -> Iterator[dict[str, Any]]:
     """Batches of so many training rows: of a table drawn by seed, of a stream its first."""
     rows = rows.apart()
     if isinstance(rows, RowDataset):
-        samples: Iterator[Any] = (rows[index] for index in drawn(len(rows), count, seed))
-    else:
-        samples = islice(chain.from_iterable(part.samples for part in rows), count)
+        places = drawn(len(rows), count, seed)
+        for start in range(0, len(places), size):
+            yield collate(rows.__getitems__(places[start : start + size]), rows.readers, task)
+        return
+    samples = islice(chain.from_iterable(part.samples for part in rows), count)
     while chunk := list(islice(samples, size)):
         yield collate(chunk, rows.readers, task)
 
