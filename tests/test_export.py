@@ -67,6 +67,11 @@ def test_quiet_prompts_and_a_head_that_sees_all(config):
 
 
 @pytest.mark.slow
+def test_experts_added_to_the_static_prompt(config):
+    check(config.with_settings({"fusion.joining": "added"}))
+
+
+@pytest.mark.slow
 def test_text_as_the_main_input_with_hard_routing(config):
     changes = {"fusion.main": "text", "inputs.text.encoder.tuning": "frozen", "fusion.top": 2}
     check(config.with_settings(changes))
