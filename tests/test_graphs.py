@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from run_tester import tiny_run
+from run_tester import enlarged, tiny_run
 from test_kept import encoder_of, features, inputs_of, prompts_of, settle
 
 from mope.cli import main
@@ -21,7 +21,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def run(weights, tables, tmp_path_factory):
     folder = tmp_path_factory.mktemp("graphs") / "run"
-    train(Config.parse(tiny_run(weights, tables, folder, epochs=1)), report=lambda line: None)
+    config = tiny_run(enlarged(weights, folder.parent), tables, folder, epochs=1)
+    train(Config.parse(config), report=lambda line: None)
     return folder
 
 
