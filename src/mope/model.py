@@ -145,19 +145,11 @@ class FusionModel(nn.Module):
         return self.fusion.begins_from_rows
 
     def begin(self, batches: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
-        """Start from what the encoders make of some training rows.
-
-        Args:
-            batches: gives them, as `forward` takes them, the same ones at each call.
-        """
-        training = self.training
+        """Start from what the encoders make of some training rows: `batches` gives them, as `forward` takes
+        them, the same ones at each call."""
+        training, names = self.training, list(self.fusion.encoders)
         self.eval()
-        self.fusion.begin(
-            lambda: (
-                {name: self._normed(name, batch[name]) for name in self.fusion.encoders}
-                for batch in batches()
-            )
-        )
+        self.fusion.begin(lambda: (self.normed({n: batch[n] for n in names}) for batch in batches()))
         self.train(training)
 
     def _normed(self, name: str, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
