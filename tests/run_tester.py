@@ -25,6 +25,20 @@ def enlarged(weights: dict[str, str], folder: Path) -> dict[str, str]:
     return {kind: str(folder / kind) for kind in weights}
 
 
+def enlarge(config: Config, folder: Path) -> None:
+    """Let a tiny run's encoders be enlarged ones, see `enlarged`."""
+    weights = {name: str(config.inputs[name].encoder.weights) for name in ("image", "text")}
+    for name, large in enlarged(weights, folder).items():
+        config.inputs[name].encoder.weights = large
+
+
+def config_of(weights: dict[str, str], tables: Path, tmp_path: Path, **fusion: Any) -> Config:
+    """The tiny run's config, with settings of its fusion."""
+    content = tiny_run(weights, tables, tmp_path / "run")
+    content["fusion"] |= fusion
+    return Config.parse(content, "a test")
+
+
 def tiny_run(weights: dict[str, str], tables: Path, output: Path, **training: Any) -> dict[str, Any]:
     """MoPE over the tiny encoders and the tiny table, in float32 on the CPU.
 

@@ -4,9 +4,8 @@ import re
 
 import pytest
 import torch
-from run_tester import changed, enlarged, tiny_run
+from run_tester import changed, config_of, enlarged
 
-from mope.config import Config
 from mope.fusion.guiding import entering, prompts_begin
 from mope.heads import LinearHead
 from mope.model import FusionModel
@@ -16,12 +15,6 @@ from mope.training.rows import drawn, first_batches, prepare
 from mope.training.steps import StepBatches
 
 DIMS, FEATURES = [8, 8, 12], {"text": 6, "audio": 5}
-
-
-def config_of(weights, tables, tmp_path, **fusion) -> Config:
-    content = tiny_run(weights, tables, tmp_path / "run")
-    content["fusion"] |= fusion
-    return Config.parse(content, "a test")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy
 import pytest
 import torch
 import transformers as hf
-from run_tester import enlarged
+from run_tester import enlarge
 from torch import nn
 from torch.nn import functional
 
@@ -173,11 +173,10 @@ def text_passes(monkeypatch) -> list[bool]:
     return calls
 
 
-def test_training_keeps_features_and_reads_them_again(config: Config, weights, tmp_path, monkeypatch):
+def test_training_keeps_features_and_reads_them_again(config: Config, tmp_path, monkeypatch):
     from mope.training import train
 
-    for name, folder in enlarged(weights, tmp_path).items():
-        config.inputs[name].encoder.weights = folder
+    enlarge(config, tmp_path)
     monkeypatch.setenv("MOPE_CACHE", str(tmp_path / "cache"))
     config.inputs["text"].encoder.tuning = "frozen"
     config.training.head_start = "random"  # a probe would make more of roundings

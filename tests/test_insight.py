@@ -11,7 +11,7 @@ import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from run_tester import enlarged
+from run_tester import enlarge
 
 from mope.cli import main
 from mope.config import Config
@@ -210,9 +210,8 @@ def test_attention_that_cannot_be_shown_says_why(config):
 
 
 @pytest.fixture
-def run(config: Config, weights, tmp_path) -> Config:
-    for name, folder in enlarged(weights, tmp_path).items():
-        config.inputs[name].encoder.weights = folder
+def run(config: Config, tmp_path) -> Config:
+    enlarge(config, tmp_path)
     config.training.epochs = 2
     train(config, report=lambda line: None)
     return config

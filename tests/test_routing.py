@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_tester import changed, tiny_run
+from run_tester import changed, config_of, tiny_run
 from torch.nn import functional
 
 from mope.config import Config
@@ -162,12 +162,6 @@ def test_added_experts_begin_as_the_static_prompt_alone():
     alone = FusionPrompts(DIMS, FEATURES, parts=["dynamic"], length=2, experts=3, joining="added")
     assert not alone.added
     assert alone.experts.prompts[0].any()
-
-
-def config_of(weights, tables, tmp_path, **fusion) -> Config:
-    content = tiny_run(weights, tables, tmp_path / "run")
-    content["fusion"] |= fusion
-    return Config.parse(content, "a test")
 
 
 def test_training_begins_from_rows_and_a_run_holds_what_it_found(weights, tables, tmp_path):

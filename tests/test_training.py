@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 import yaml
-from run_tester import changed, enlarged, losses, quiet
+from run_tester import changed, enlarge, losses, quiet
 from safetensors.torch import load_file
 
 from mope.bulk import evaluate
@@ -282,9 +282,7 @@ def test_only_weights_of_encoders_tuned_in_full_have_their_rate(config, method):
 
 
 @pytest.mark.parametrize("setting", ["gradient_checkpointing", "compile"])
-def test_what_saves_memory_or_time_leaves_the_losses_as_they_are(
-    config, weights, tmp_path, monkeypatch, setting
-):
+def test_what_saves_memory_or_time_leaves_the_losses_as_they_are(config, tmp_path, monkeypatch, setting):
     """The graph is captured as for any backend; making machine code of it takes minutes."""
     compiled, build = [], torch.nn.Module.compile
 
@@ -294,8 +292,7 @@ def test_what_saves_memory_or_time_leaves_the_losses_as_they_are(
 
     monkeypatch.setattr(torch.nn.Module, "compile", capture)
     config = changed(config, training={"epochs": 1, "batch_size": 16})
-    for name, folder in enlarged(weights, tmp_path).items():
-        config.inputs[name].encoder.weights = folder
+    enlarge(config, tmp_path)
     plain = train(config, report=quiet)
     other = config.with_settings({f"training.{setting}": True, "output": str(tmp_path / "other")})
     found = train(other, report=quiet)

@@ -61,12 +61,10 @@ class FusionPrompts(nn.Module):
         expert_dropout: float = 0.0,
     ):
         super().__init__()
-        self.length = length
-        bound = prompt_bound(layer_dims[0], patch_area)
+        self.length, bound = length, prompt_bound(layer_dims[0], patch_area)
         # Drawn first: how many experts there are, and how long prompts, leaves mappers as they are.
-        mappers = nn.ModuleDict(
-            {name: Mapper(dim, layer_dims) for name, dim in features.items()} if "mapped" in parts else {}
-        )
+        mapped = features if "mapped" in parts else {}
+        mappers = nn.ModuleDict({name: Mapper(dim, layer_dims) for name, dim in mapped.items()})
         dynamic = "dynamic" in parts and experts > 0
         self.added = dynamic and joining == "added" and "static" in parts
         self.static = (
